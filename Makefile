@@ -1,0 +1,47 @@
+# SPDX-License-Identifier: MIT
+# Thin wrappers over meson; `make help` lists them. Anything longer lives in scripts/.
+BUILD ?= build
+ARGS  ?=
+
+.DEFAULT_GOAL := build
+.PHONY: help deps build demo test asan tsan fuzz bench check install clean
+
+help: ## Show this list.
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## Install the Debian packages that are missing (does nothing when none is).
+	@scripts/deps.sh build
+
+$(BUILD)/build.ninja:
+	@scripts/deps.sh build
+	meson setup $(BUILD) $(ARGS)
+
+build: $(BUILD)/build.ninja ## Build the library, the tool and the tests.
+	@ninja -C $(BUILD)
+
+demo: build ## Move a running guest to a second process while its RAM is plugged and unplugged.
+	@$(BUILD)/tool/guestram demo
+
+test: ## All tests (with CI=true also under ASan+UBSan and TSan).
+	@scripts/test.sh
+
+asan: ## All tests under ASan+UBSan.
+	@scripts/test.sh asan
+
+tsan: ## All tests under ThreadSanitizer.
+	@scripts/test.sh tsan
+
+fuzz: ## Fuzz every parser for FUZZ_SECONDS (60) each.
+	@scripts/fuzz.sh
+
+bench: ## Build and run the benchmarks against their peers.
+	@scripts/bench.sh
+
+check: ## Static checks: layers, headers alone, exported symbols, documents, format.
+	@scripts/check.sh
+
+install: build ## Install library, tool, headers, pkg-config file and man pages.
+	meson install -C $(BUILD)
+
+clean: ## Remove every build folder.
+	rm -rf build build-*

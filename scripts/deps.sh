@@ -1,0 +1,31 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Install what a purpose needs and this machine lacks: deps.sh [build|test|fuzz|bench|check]...
+# Does nothing, offline and fast, when all is there.
+set -eu
+
+build="gcc libc6-dev meson ninja-build pkg-config scdoc python3 libjansson-dev"
+need=
+for purpose in "${@:-build}"; do
+	case "$purpose" in
+	build) need="$need $build" ;;
+	test) need="$need $build qemu-system-x86" ;;
+	asan | tsan) need="$need $build qemu-system-x86" ;;
+	fuzz) need="$need $build clang libclang-rt-14-dev llvm" ;;
+	bench) need="$need $build qemu-system-x86" ;;
+	check) need="$need $build clang clang-format-14 shellcheck codespell" ;;
+	*) echo "deps.sh: unknown purpose '$purpose'" >&2; exit 2 ;;
+	esac
+done
+
+missing=
+for p in $need; do
+	dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing="$missing $p"
+done
+[ -z "$missing" ] && exit 0
+echo "installing:$missing" >&2
+sudo=
+[ "$(id -u)" -eq 0 ] || sudo=sudo
+export DEBIAN_FRONTEND=noninteractive
+# shellcheck disable=SC2086  # a list of words on purpose
+$sudo apt-get update -qq && $sudo apt-get install -y -qq --no-install-recommends $missing >&2

@@ -1,0 +1,126 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The test harness: TAP out, assertions that print both values and work from any
+ * thread, skips that say why, seeds that replay.
+ *
+ *     TEST(mark_sets_both_ends_of_a_range)
+ *     {
+ *             ASSERT_EQ(a, b);
+ *             if (!have_kvm)
+ *                     SKIP("no /dev/kvm: %s", strerror(errno));
+ *     }
+ *     TEST_MAIN()
+ *
+ * Every test runs in a child process of its own, so that a crash, a hang (after
+ * GR_TEST_TIMEOUT seconds, default 60) or an abort fails that test alone. Arguments of
+ * the program select tests by name; GR_SEED replays a random test; GR_TEST_SECONDS
+ * sets how long torture tests run.
+ */
+#ifndef HARNESS_H
+#define HARNESS_H
+
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+struct test_case {
+	const char *name;
+	void (*fn)(void);
+	struct test_case *next;
+};
+
+void test_register(struct test_case *t);
+int test_main(int argc, char **argv);
+void test_fail(const char *file, int line, const char *fmt, ...)
+	__attribute__((noreturn, format(printf, 3, 4)));
+void test_skip(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
+
+/* The run's seed (printed as a diagnostic) and a small generator on top of it. */
+uint64_t test_seed(void);
+uint64_t test_rand(uint64_t *state);
+/* Seconds a torture test should take: GR_TEST_SECONDS or the given default. */
+double test_seconds(double by_default);
+/* True under ThreadSanitizer / AddressSanitizer: scale counts down, never skip silently. */
+bool test_under_tsan(void);
+bool test_under_asan(void);
+/* Runs fn(arg) in a child; returns its wait status and what it wrote to stderr. */
+int test_in_child(void (*fn)(void *), void *arg, char *err_text, size_t err_bytes);
+void test_diag(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+
+#define TEST(ident)                                                                                \
+	static void test_##ident(void);                                                            \
+	__attribute__((constructor)) static void register_##ident(void)                            \
+	{                                                                                          \
+		static struct test_case t = { #ident, test_##ident, NULL };                        \
+		test_register(&t);                                                                 \
+	}                                                                                          \
+	static void test_##ident(void)
+
+#define TEST_MAIN()                                                                                \
+	int main(int argc, char **argv)                                                            \
+	{                                                                                          \
+		return test_main(argc, argv);                                                      \
+	}
+
+#define SKIP(...) test_skip(__VA_ARGS__)
+#define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)
+
+#define ASSERT(e)                                                                                  \
+	do {                                                                                       \
+		if (!(e))                                                                          \
+			test_fail(__FILE__, __LINE__, "%s", #e);                                   \
+	} while (0)
+
+#define ASSERT_CMP_(a, op, b)                                                                      \
+	do {                                                                                       \
+		__typeof__(a) a_ = (a);                                                            \
+		__typeof__(b) b_ = (b);                                                            \
+		if (!(a_ op b_))                                                                   \
+			test_fail(__FILE__, __LINE__, "%s %s %s: %lld (%#llx) against %lld (%#llx)",  \
+				  #a, #op, #b, (long long)a_, (unsigned long long)a_,              \
+				  (long long)b_, (unsigned long long)b_);                          \
+	} while (0)
+#define ASSERT_EQ(a, b) ASSERT_CMP_(a, ==, b)
+#define ASSERT_NE(a, b) ASSERT_CMP_(a, !=, b)
+#define ASSERT_LT(a, b) ASSERT_CMP_(a, <, b)
+#define ASSERT_LE(a, b) ASSERT_CMP_(a, <=, b)
+#define ASSERT_GT(a, b) ASSERT_CMP_(a, >, b)
+#define ASSERT_GE(a, b) ASSERT_CMP_(a, >=, b)
+
+#define ASSERT_PTR_EQ(a, b)                                                                        \
+	do {                                                                                       \
+		const void *a_ = (a), *b_ = (b);                                                   \
+		if (a_ != b_)                                                                      \
+			test_fail(__FILE__, __LINE__, "%s == %s: %p against %p", #a, #b, a_, b_);  \
+	} while (0)
+
+#define ASSERT_STR_EQ(a, b)                                                                        \
+	do {                                                                                       \
+		const char *a_ = (a), *b_ = (b);                                                   \
+		if (strcmp(a_, b_) != 0)                                                           \
+			test_fail(__FILE__, __LINE__, "%s == %s: \"%s\" against \"%s\"", #a, #b,   \
+				  a_, b_);                                                         \
+	} while (0)
+
+/* The text must contain the words: for error messages. */
+#define ASSERT_HAS(text, words)                                                                    \
+	do {                                                                                       \
+		const char *t_ = (text), *w_ = (words);                                            \
+		if (!strstr(t_, w_))                                                               \
+			test_fail(__FILE__, __LINE__, "\"%s\" does not say \"%s\"", t_, w_);       \
+	} while (0)
+
+#define ASSERT_MEM_EQ(a, b, n)                                                                     \
+	do {                                                                                       \
+		const unsigned char *a_ = (const void *)(a), *b_ = (const void *)(b);              \
+		for (size_t i_ = 0, n_ = (n); i_ < n_; i_++)                                       \
+			if (a_[i_] != b_[i_])                                                      \
+				test_fail(__FILE__, __LINE__,                                      \
+					  "%s and %s differ at byte %zu: %#x against %#x", #a, #b, \
+					  i_, a_[i_], b_[i_]);                                     \
+	} while (0)
+
+#endif
