@@ -1,0 +1,290 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * guestram/migrate.h - move a machine's RAM to another process while it runs.
+ *
+ * The source sends rounds of dirty pages until what is left fits into the downtime allowed,
+ * then has the machine stopped, sends the rest and the devices' state, and is done. The
+ * destination receives into the RAM of a machine of its own. The wire format is QEMU's
+ * (file version 3, ram version 4): a QEMU can be at either end. Between two guestrams, who
+ * find each other in band, blocks may come and go while the migration runs.
+ *
+ *     struct gr_source_params p = { .size = sizeof(p), .downtime_ns_max = 100000000 };
+ *     gr_source_create(ram, track, channel, &p, &ops, &source, &err);
+ *     status = gr_source_run(source, &err);     // or gr_source_step() from a loop
+ *     gr_source_stats(source, &stats);
+ *     gr_source_free(source);
+ *
+ * Threads: one thread drives a source or destination (run or step); cancel and stats from
+ * any thread. The machine's own threads go on meanwhile.
+ *
+ * Caveats: a failed or cancelled source leaves the guest running (it is resumed if it had
+ * been stopped), and every other consumer of the dirty memory as if nothing had been. A
+ * destination that fails never starts the guest; its RAM is then undefined.
+ */
+#ifndef GUESTRAM_MIGRATE_H
+#define GUESTRAM_MIGRATE_H
+
+#include <guestram/channel.h>
+#include <guestram/error.h>
+#include <guestram/ram.h>
+#include <guestram/track.h>
+#include <guestram/types.h>
+
+GR_BEGIN_DECLS
+
+struct gr_source;
+struct gr_destination;
+
+/** Where a migration is; the names are QEMU's. */
+enum gr_migrate_state {
+	GR_MIGRATE_NONE,
+	GR_MIGRATE_SETUP,
+	GR_MIGRATE_ACTIVE,     /**< rounds are being sent or received */
+	GR_MIGRATE_DEVICE,     /**< the guest is stopped, the rest is on its way */
+	GR_MIGRATE_COMPLETED,
+	GR_MIGRATE_FAILED,
+	GR_MIGRATE_CANCELLING,
+	GR_MIGRATE_CANCELLED,
+};
+
+/** @param state A state. @return QEMU's name of it. @context Any. */
+GR_EXPORT const char *gr_migrate_state_name(enum gr_migrate_state state);
+
+/** How a migration does. Times are of CLOCK_MONOTONIC. */
+struct gr_migrate_stats {
+	enum gr_migrate_state state;
+	bool peer_is_guestram;        /**< found in band; otherwise the stream is QEMU's */
+	uint64_t total_bytes;         /**< RAM to move, as of the current block list */
+	uint64_t remaining_bytes;     /**< known to be left */
+	uint64_t transferred_bytes;   /**< on the wire */
+	uint64_t normal_pages;        /**< sent or received with their bytes */
+	uint64_t zero_pages;          /**< sent or received as zero, records or ranges */
+	uint64_t untouched_pages;     /**< of those: known as holes, never read */
+	uint64_t xbzrle_pages;        /**< received as differences */
+	uint64_t rounds;              /**< QEMU's dirty-sync-count */
+	uint64_t dirty_pages_per_s;   /**< of the last round */
+	uint64_t bandwidth_bytes_per_s; /**< measured */
+	uint64_t expected_downtime_ns;
+	uint64_t downtime_ns;         /**< source: from pause to the last byte acknowledged */
+	uint64_t setup_time_ns;
+	uint64_t total_time_ns;
+	uint64_t final_pages;         /**< sent after the guest was stopped */
+	uint64_t blocks_announced;    /**< how often the block list was sent again */
+	uint64_t section_ns_max;      /**< longest read-side section of ours */
+};
+
+/** Collects the state of vCPUs and devices; see gr_source_ops.save. */
+struct gr_state_writer;
+
+/**
+ * Add one device's state to what is being saved.
+ *
+ * @param writer   From gr_source_ops.save.
+ * @param id       Name, 1 to 255 bytes, e.g. "guestram/cpu".
+ * @param instance Which of that name.
+ * @param version  Of the layout of data.
+ * @param data     The bytes; copied.
+ * @param bytes    How many.
+ * @param err      May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EINVAL, -ENOMEM.
+ * @context Within gr_source_ops.save only.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_state_put(struct gr_state_writer *writer, const char *id,
+					 uint32_t instance, uint32_t version, const void *data,
+					 size_t bytes, struct gr_error *err);
+
+/** What the source asks of the machine. */
+struct gr_source_ops {
+	/**
+	 * Stop the machine (ordering O6): vCPUs out of the guest with pending exits
+	 * completed, device threads and submitted I/O drained, iovecs put back. When it
+	 * returns 0 nothing writes guest memory any more.
+	 */
+	int (*pause)(void *opaque, struct gr_error *err);
+	/** Let it run again: the move failed or was cancelled after pause(). */
+	void (*resume)(void *opaque);
+	/** Save vCPUs and devices with gr_state_put(), after the last harvest. */
+	int (*save)(void *opaque, struct gr_state_writer *writer, struct gr_error *err);
+	/** A round ended, or some time passed: for progress lines. May be NULL. */
+	void (*progress)(void *opaque, const struct gr_migrate_stats *stats);
+	void *opaque;
+};
+
+/** Damage done on purpose, so that a checker can be shown to find it. */
+enum gr_source_fault {
+	GR_FAULT_NONE,
+	GR_FAULT_LOSE_PAGE,       /**< one dirty page of each round is not sent */
+	GR_FAULT_EARLY_READ,      /**< pages are read before they are harvested (against O2) */
+	GR_FAULT_SKIP_FINAL_SYNC, /**< no harvest after the guest was stopped (against O6) */
+};
+
+/** How to move. Zero what you do not set. */
+struct gr_source_params {
+	size_t size;                  /**< sizeof(struct gr_source_params) */
+	const char *machine;          /**< machine name in the stream; NULL: "guestram" */
+	unsigned int writers;         /**< enum gr_writers: who writes this machine's memory;
+				       *   0: GR_WRITERS_MARKED */
+	uint64_t bandwidth_bytes_per_s_max; /**< 0: no limit */
+	uint64_t downtime_ns_max;     /**< 0: 300 ms */
+	uint64_t rounds_max;          /**< switch over at the latest after so many rounds even
+				       *   if the downtime limit cannot be kept; 0: never */
+	bool plain;                   /**< speak QEMU's dialect only, do not look for a guestram */
+	enum gr_source_fault fault;   /**< for tests of checkers only */
+};
+
+/**
+ * Create a source.
+ *
+ * @param ram        The machine's RAM.
+ * @param track      Its trackers, in use already; started and stopped by the source. NULL:
+ *                   the machine is stopped or all its writers mark.
+ * @param channel    An open outgoing channel; borrowed.
+ * @param params     May be NULL; copied.
+ * @param ops        What to ask of the machine; copied. NULL: it is stopped already and has
+ *                   no state to save.
+ * @param ret_source Set on success only.
+ * @param err        May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EINVAL, -ENOMEM, -ENOSPC no dirty consumer free.
+ * @context Any thread, outside a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_source_create(struct gr_ram *ram, struct gr_track *track,
+					     struct gr_channel *channel,
+					     const struct gr_source_params *params,
+					     const struct gr_source_ops *ops,
+					     struct gr_source **ret_source, struct gr_error *err);
+
+/**
+ * Move everything: from setup to completed, failed or cancelled.
+ * @param source The source.
+ * @param err    May be NULL.
+ * @return 0 when the destination has all (and, if it is a guestram, said so), or a
+ *         negative errno.
+ * @errors  -ECANCELED; what the channel, the
+ *          trackers or the ops returned, with the block and page where it happened.
+ * @context One thread. Blocks. Outside a read-side section.
+ * @source  Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_source_run(struct gr_source *source, struct gr_error *err);
+
+/**
+ * Do a bounded piece of the work (a batch of pages, or one of the steps between rounds).
+ * @param source The source.
+ * @param err    May be NULL.
+ * @return 1 there is more, 0 done as gr_source_run(), or a negative errno.
+ * @context As gr_source_run(); blocks at most for one batch on the channel, or as long as
+ *          the bandwidth limit asks for (20 ms at most).
+ */
+GR_EXPORT GR_MUST_CHECK int gr_source_step(struct gr_source *source, struct gr_error *err);
+
+/** Ask a source to end. @param source The source. @context Any thread; returns at once. */
+GR_EXPORT void gr_source_cancel(struct gr_source *source);
+
+/**
+ * @param source    The source.
+ * @param ret_stats Filled.
+ * @context Any thread.
+ */
+GR_EXPORT void gr_source_stats(struct gr_source *source, struct gr_migrate_stats *ret_stats);
+
+/** Free it; cancels if it has not ended. @param source May be NULL. @context Its thread. */
+GR_EXPORT void gr_source_free(struct gr_source *source);
+
+/** A block that the source announced and this machine does not have. */
+struct gr_block_announcement {
+	const char *id;
+	uint64_t used_bytes;
+	uint64_t max_bytes;
+	uint64_t incarnation;  /**< 0: from a QEMU, which has none */
+	uint32_t page_bytes;
+	unsigned int flags;    /**< enum gr_ram_block_flags */
+	bool mapped;
+	gr_gpa_t gpa;
+};
+
+/** What the destination asks of the machine. Any may be NULL. */
+struct gr_destination_ops {
+	/**
+	 * Load one device's state. Called in the order in which it was saved, after all RAM
+	 * has arrived.
+	 */
+	int (*load)(void *opaque, const char *id, uint32_t instance, uint32_t version,
+		    const void *data, size_t bytes, struct gr_error *err);
+	/**
+	 * Make a block that was announced, with gr_ram_block_add(). NULL: the destination adds
+	 * a memfd block. Refusing ends the migration.
+	 */
+	int (*block_add)(void *opaque, const struct gr_block_announcement *what,
+			 struct gr_error *err);
+	/** Some time passed: for progress lines. */
+	void (*progress)(void *opaque, const struct gr_migrate_stats *stats);
+	void *opaque;
+};
+
+/** How to receive. Zero what you do not set. */
+struct gr_destination_params {
+	size_t size;             /**< sizeof(struct gr_destination_params) */
+	const char *machine;     /**< expected machine name; NULL: any */
+	bool allow_unterminated; /**< accept a stream without the closing description */
+	bool plain;              /**< do not answer a guestram: behave as a QEMU does */
+};
+
+/**
+ * Create a destination. Blocks that ram has already are filled (their sizes must agree);
+ * others are created.
+ * @param ram      The RAM of a machine that does not run.
+ * @param channel  An open incoming channel; borrowed.
+ * @param params   May be NULL; copied.
+ * @param ops      May be NULL; copied.
+ * @param ret_destination Set on success only.
+ * @param err      May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EINVAL, -ENOMEM.
+ * @context Any thread, outside a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_destination_create(struct gr_ram *ram, struct gr_channel *channel,
+						  const struct gr_destination_params *params,
+						  const struct gr_destination_ops *ops,
+						  struct gr_destination **ret_destination,
+						  struct gr_error *err);
+
+/**
+ * Receive everything.
+ * @param destination The destination.
+ * @param err         May be NULL.
+ * @return 0 when all is here, loaded and acknowledged: the guest may run; or a negative
+ *         errno: it must not.
+ * @errors  -EBADMSG the stream is wrong (block, page and byte offset are named);
+ *          -ECANCELED; what the channel or the ops returned.
+ * @context One thread. Blocks. Outside a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_destination_run(struct gr_destination *destination,
+					       struct gr_error *err);
+
+/**
+ * Do a bounded piece of the work: a few records.
+ * @param destination The destination.
+ * @param err         May be NULL.
+ * @return 1 there is more, 0 done, or a negative errno.
+ * @context As gr_destination_run(); blocks while the channel has nothing.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_destination_step(struct gr_destination *destination,
+						struct gr_error *err);
+
+/** Ask it to end. @param destination The destination. @context Any thread. */
+GR_EXPORT void gr_destination_cancel(struct gr_destination *destination);
+
+/**
+ * @param destination The destination.
+ * @param ret_stats   Filled.
+ * @context Any thread.
+ */
+GR_EXPORT void gr_destination_stats(struct gr_destination *destination,
+				    struct gr_migrate_stats *ret_stats);
+
+/** Free it. @param destination May be NULL. @context Its thread. */
+GR_EXPORT void gr_destination_free(struct gr_destination *destination);
+
+GR_END_DECLS
+#endif

@@ -1,0 +1,475 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * guestram/ram.h - the RAM of one machine: blocks, lookups, hotplug, access.
+ *
+ * A machine's RAM is a list of blocks that threads read without any lock while others
+ * add and remove blocks. A block has a place in the flat RAM address space, memory in
+ * this process, and (usually) a region: where the guest sees it. Removing a block takes it
+ * off the list at once; its memory goes when a grace period is over and every iovec taken
+ * from it was put back.
+ *
+ *     struct gr_ram_block_desc desc = {
+ *             .size = sizeof(desc), .id = "ram", .used_bytes = 512 << 20,
+ *             .mapped = true, .gpa = gr_gpa(0),
+ *     };
+ *     gr_ram_create(NULL, &ram, &err);
+ *     gr_ram_block_add(ram, &desc, &block, &err);
+ *     gr_ram_write(ram, gr_gpa(0x1000), bytes, sizeof(bytes), &err);
+ *
+ *     gr_rcu_read_lock();
+ *     block = gr_ram_block_by_gpa_rcu(ram, gr_gpa(0x1000), &offset, &len);
+ *     ... use the block ...
+ *     gr_rcu_read_unlock();                      // the block may go from here on
+ *
+ * Threads: writers (add, del, region_add, region_del, listeners) may run at the same time
+ * from any threads: they take the list's own mutex and need no outer lock. Readers take
+ * nothing; functions that end in _rcu are called within a read-side section and what they
+ * return dies with it. To walk on after a change, enter a section before dropping your own
+ * lock, then walk: the downgrade idiom of docs/architecture.md.
+ *
+ * Caveats: gr_ram_write() and iovecs mark what they change. A thread that stores through
+ * a host pointer marks with gr_ram_mark() after the store, or a tracker that sees such
+ * stores must be running (guestram/track.h).
+ */
+#ifndef GUESTRAM_RAM_H
+#define GUESTRAM_RAM_H
+
+#include <guestram/dirty.h>
+#include <guestram/error.h>
+#include <guestram/rcu.h>
+#include <guestram/types.h>
+#include <sys/uio.h>
+
+GR_BEGIN_DECLS
+
+enum {
+	GR_RAM_ID_BYTES_MAX = 255,  /**< longest block id, as on the wire */
+	GR_RAM_BLOCKS_MAX = 65536,  /**< most blocks of one machine */
+};
+
+struct gr_ram;
+
+/** Where a block's memory comes from. */
+enum gr_ram_backing {
+	GR_RAM_MEMFD,     /**< a sealed memfd: has an fd for other processes (the default) */
+	GR_RAM_ANONYMOUS, /**< private anonymous memory */
+	GR_RAM_CALLER,    /**< the caller's memory, given back by release() */
+};
+
+/** Properties of a block. */
+enum gr_ram_block_flags {
+	GR_RAM_READONLY = 1 << 0,     /**< the guest may not write it (ROM) */
+	GR_RAM_NO_MIGRATE = 1 << 1,   /**< not part of a migration */
+};
+
+/**
+ * What gr_ram_block_add() shall add. Zero what you do not set.
+ */
+struct gr_ram_block_desc {
+	size_t size;                /**< sizeof(struct gr_ram_block_desc) */
+	const char *id;             /**< unique, 1 to 255 bytes; copied */
+	uint64_t used_bytes;        /**< length now, a multiple of the page size, above 0 */
+	uint64_t max_bytes;         /**< room to grow to; 0 means used_bytes */
+	enum gr_ram_backing backing;
+	unsigned int flags;         /**< enum gr_ram_block_flags */
+	bool mapped;                /**< also add a region that maps the whole block at gpa */
+	gr_gpa_t gpa;               /**< where, if mapped */
+	void *host;                 /**< GR_RAM_CALLER: page-aligned, max_bytes long */
+	int fd;                     /**< GR_RAM_CALLER: fd behind host, or -1 if none; not taken */
+	uint64_t fd_offset;         /**< GR_RAM_CALLER: where host starts in fd, bytes */
+	uint64_t incarnation;       /**< 0: a fresh one is made (the normal case) */
+	/** GR_RAM_CALLER: called once, when nothing in the library uses host any more. */
+	void (*release)(void *host, uint64_t max_bytes, void *opaque);
+	void *opaque;               /**< for release() */
+};
+
+/**
+ * A block, as readers see it. Everything here is constant while the block exists, but
+ * used_bytes, which is read with gr_ram_block_used_bytes().
+ */
+struct gr_ram_block {
+	gr_ram_addr_t offset;       /**< (c) start in RAM address space, a multiple of 64 pages */
+	uint64_t max_bytes;         /**< (c) room in RAM address space */
+	uint64_t used_bytes_atomic; /**< (a) read through gr_ram_block_used_bytes() */
+	uint8_t *host;              /**< (c) where this process has it mapped */
+	struct gr_ram *ram;         /**< (c) the machine */
+	int fd;                     /**< (c) fd behind it, or -1 */
+	unsigned int flags;         /**< (c) enum gr_ram_block_flags */
+	uint64_t fd_offset;         /**< (c) where the block starts in fd, bytes */
+	uint64_t incarnation;       /**< (c) never the same for two blocks, even with one id */
+	uint64_t page_bytes;        /**< (c) page size of the host memory behind it */
+	enum gr_ram_backing backing; /**< (c) */
+	char id[GR_RAM_ID_BYTES_MAX + 1]; /**< (c) */
+};
+
+/** @param block A block. @return Its length now, in bytes. @context Any. */
+static inline uint64_t gr_ram_block_used_bytes(const struct gr_ram_block *block)
+{
+	return __atomic_load_n(&block->used_bytes_atomic, __ATOMIC_ACQUIRE);
+}
+
+/** What gr_ram_create() shall make. Zero what you do not set. */
+struct gr_ram_params {
+	size_t size;                /**< sizeof(struct gr_ram_params) */
+	uint32_t page_bytes;        /**< the guest's page size, a power of two; 0 means 4096 */
+	struct gr_rcu_queue *queue; /**< where reclaim callbacks run; NULL: the default queue */
+};
+
+/**
+ * Create a machine's RAM, without blocks.
+ *
+ * @param params  May be NULL for defaults; copied. A queue must outlive the RAM.
+ * @param ret_ram Set on success only.
+ * @param err     May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EINVAL page size no power of two between 1 KiB and 2 MiB; -ENOMEM.
+ * @context Any thread.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_create(const struct gr_ram_params *params,
+					  struct gr_ram **ret_ram, struct gr_error *err);
+
+/**
+ * Free it with all its blocks. Waits until the last reclaim has run; every taken iovec and
+ * block reference must have been given back, no other thread may use it.
+ * @param ram May be NULL.
+ * @context Outside a read-side section. Sleeps.
+ */
+GR_EXPORT void gr_ram_free(struct gr_ram *ram) GR_EXCLUDES(gr_rcu_section);
+
+/** @param ram The machine's RAM. @return The guest's page size in bytes. @context Any. */
+GR_EXPORT uint32_t gr_ram_page_bytes(const struct gr_ram *ram);
+
+/** @param ram The machine's RAM. @return Its dirty memory (borrowed). @context Any. */
+GR_EXPORT struct gr_dirty *gr_ram_dirty(struct gr_ram *ram);
+
+/**
+ * A number that changes whenever the list of blocks changes. Read it before a walk; if it
+ * is another one afterwards, the walk may have missed a block.
+ * @param ram The machine's RAM.
+ * @return The version, 64 bits, only ever grows.
+ * @context Any.
+ */
+GR_EXPORT uint64_t gr_ram_version(const struct gr_ram *ram);
+
+/**
+ * Add a block of RAM while the guest runs (memory hotplug).
+ *
+ * The dirty memory is grown first and the block is published last (ordering O3): no reader
+ * finds a block whose dirty bits do not exist. All its pages begin dirty, for every consumer.
+ *
+ * @param ram       The machine's RAM.
+ * @param desc      What to add; copied.
+ * @param ret_block Set on success only; may be NULL. Lives until gr_ram_block_del() and a
+ *                  grace period.
+ * @param err       May be NULL.
+ * @return 0 or a negative errno; on failure nothing has changed.
+ * @errors  -EINVAL sizes zero, not page multiples or overflowing, id empty or too long;
+ *          -EEXIST the id is taken or the guest addresses overlap another region;
+ *          -ENOSPC too many blocks; -ENOMEM; what a listener's veto returned.
+ * @context Any thread, outside a read-side section. Takes the list mutex. Sleeps.
+ * @source  QEMU 7.2 ram_block_add(); find_ram_offset(): best fit.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_block_add(struct gr_ram *ram,
+					     const struct gr_ram_block_desc *desc,
+					     struct gr_ram_block **ret_block, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Remove a block and its regions while the guest runs (memory unplug). Readers that found
+ * it go on using it until their section ends; returns without waiting for them.
+ *
+ * @param block The block; it must be on the list.
+ * @param err   May be NULL.
+ * @return 0 or a negative errno; on failure nothing has changed.
+ * @errors  -ENOENT it was removed already (by another thread); -EBUSY removal is frozen
+ *          (gr_ram_freeze()); what a listener's veto returned.
+ * @context Any thread, outside a read-side section. The caller guarantees that the block
+ *          cannot have been reclaimed: it holds a reference or is the one who removes it.
+ */
+GR_EXPORT int gr_ram_block_del(struct gr_ram_block *block, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Remove the block with this id: find and remove in one step, so that of two threads who
+ * try, one wins and the other gets -ENOENT.
+ * @param ram The machine's RAM.
+ * @param id  The id.
+ * @param err May be NULL.
+ * @return 0 or a negative errno, as gr_ram_block_del().
+ * @context As gr_ram_block_del().
+ */
+GR_EXPORT int gr_ram_block_del_by_id(struct gr_ram *ram, const char *id, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Freeze the list: adding and removing blocks fails with -EBUSY and `why` until thawed.
+ * Counted. A migration towards a peer that cannot follow changes does this.
+ * @param ram The machine's RAM.
+ * @param why Goes into the errors of those who are refused; a string that stays.
+ * @context Any thread, outside a read-side section.
+ */
+GR_EXPORT void gr_ram_freeze(struct gr_ram *ram, const char *why) GR_EXCLUDES(gr_rcu_section);
+/** Undo one gr_ram_freeze(). @param ram The machine's RAM. @context As gr_ram_freeze(). */
+GR_EXPORT void gr_ram_thaw(struct gr_ram *ram) GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Keep a block's memory alive beyond the read-side section it was found in.
+ * @param block A block found in this section.
+ * @context In a read-side section, or with a reference held already.
+ */
+GR_EXPORT void gr_ram_block_get(struct gr_ram_block *block);
+/** Give a reference back. @param block May be NULL. @context Any; may release the memory. */
+GR_EXPORT void gr_ram_block_put(struct gr_ram_block *block);
+/**
+ * Whether the block is still on the list.
+ * @param block A block the caller keeps alive.
+ * @return false once gr_ram_block_del() has taken it off.
+ * @context Any.
+ */
+GR_EXPORT bool gr_ram_block_listed(const struct gr_ram_block *block);
+
+/**
+ * Find a free place in the RAM address space: the smallest gap that fits.
+ * @param ram        The machine's RAM.
+ * @param bytes      How much room.
+ * @param ret_offset Set on success only.
+ * @param err        May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EINVAL bytes is zero; -ENOSPC nothing fits.
+ * @context Any thread; the answer may be outdated at once when others add blocks.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_find_offset(struct gr_ram *ram, uint64_t bytes,
+					       gr_ram_addr_t *ret_offset, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Find the block at a RAM address. Costs a compare when it is the thread's last one, and
+ * log2(blocks) otherwise; writes nothing that another thread reads.
+ *
+ * @param ram  The machine's RAM.
+ * @param addr RAM address.
+ * @return The block, or NULL.
+ * @context In a read-side section.
+ */
+GR_EXPORT struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+/**
+ * Find the block that the guest sees at an address.
+ *
+ * @param ram        The machine's RAM.
+ * @param gpa        Guest physical address.
+ * @param ret_offset Set if found: the byte's offset in the block. May be NULL.
+ * @param ret_bytes  Set if found: how many bytes from there on are in the same region. May
+ *                   be NULL.
+ * @return The block, or NULL.
+ * @context In a read-side section.
+ */
+GR_EXPORT struct gr_ram_block *gr_ram_block_by_gpa_rcu(struct gr_ram *ram, gr_gpa_t gpa,
+						       uint64_t *ret_offset, uint64_t *ret_bytes)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+/**
+ * Find the block that a host pointer points into.
+ * @param ram        The machine's RAM.
+ * @param host       Any pointer.
+ * @param ret_offset Set if found: the byte's offset in the block. May be NULL.
+ * @return The block, or NULL.
+ * @context In a read-side section.
+ */
+GR_EXPORT struct gr_ram_block *gr_ram_block_by_host_rcu(struct gr_ram *ram, const void *host,
+							uint64_t *ret_offset)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+/**
+ * Find a block by its id.
+ * @param ram The machine's RAM.
+ * @param id  The id.
+ * @return The block, or NULL.
+ * @context In a read-side section.
+ */
+GR_EXPORT struct gr_ram_block *gr_ram_block_by_id_rcu(struct gr_ram *ram, const char *id)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+/**
+ * Walk the blocks, biggest first (the order in which a migration announces them).
+ * @param ram   The machine's RAM.
+ * @param block The last one, or NULL for the first.
+ * @return The next block, or NULL at the end. A block removed meanwhile still leads on.
+ * @context In a read-side section, the same one for the whole walk.
+ */
+GR_EXPORT struct gr_ram_block *gr_ram_block_next_rcu(struct gr_ram *ram,
+						     struct gr_ram_block *block)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+#define gr_ram_for_each_block_rcu(block, ram)                                                      \
+	for ((block) = gr_ram_block_next_rcu((ram), NULL); (block);                                \
+	     (block) = gr_ram_block_next_rcu((ram), (block)))
+
+/** A piece of guest physical address space that shows a piece of a block. */
+struct gr_ram_region {
+	gr_gpa_t gpa;               /**< where the guest sees it */
+	uint64_t bytes;             /**< how long */
+	struct gr_ram_block *block; /**< what it shows */
+	uint64_t block_offset;      /**< from which byte of the block on */
+	bool readonly;              /**< guest writes are refused */
+};
+
+/**
+ * Map a piece of a block for the guest. (gr_ram_block_add() with .mapped does it for the
+ * usual case.) One block may be mapped more than once.
+ *
+ * @param ram    The machine's RAM.
+ * @param region What to map where; copied.
+ * @param err    May be NULL.
+ * @return 0 or a negative errno; on failure nothing has changed.
+ * @errors  -EINVAL not page multiples, empty, overflowing or beyond the block; -EEXIST
+ *          overlaps another region; -ENOENT the block is not on the list; a listener's veto.
+ * @context Any thread, outside a read-side section. Takes the list mutex.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_region_add(struct gr_ram *ram,
+					      const struct gr_ram_region *region,
+					      struct gr_error *err) GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Unmap the region that starts at an address.
+ * @param ram The machine's RAM.
+ * @param gpa Start of the region.
+ * @param err May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -ENOENT no region starts there.
+ * @context As gr_ram_region_add().
+ */
+GR_EXPORT int gr_ram_region_del(struct gr_ram *ram, gr_gpa_t gpa, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Find the region that starts at or after an address: for walks in address order.
+ * @param ram        The machine's RAM.
+ * @param gpa        Where to look from.
+ * @param ret_region Set if found.
+ * @return Whether there is one.
+ * @context In a read-side section.
+ */
+GR_EXPORT bool gr_ram_region_next_rcu(struct gr_ram *ram, gr_gpa_t gpa,
+				      struct gr_ram_region *ret_region)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+/**
+ * Who wants to know of blocks and regions: KVM's memory slots, a tracker, vhost-user. All
+ * callbacks run under the list mutex in the order of the changes; they may not add or
+ * remove blocks, regions or listeners. Any may be NULL. An _add may refuse (negative
+ * errno): the change is then taken back everywhere and the caller gets the error.
+ */
+struct gr_ram_listener {
+	int (*block_add)(void *opaque, struct gr_ram_block *block, struct gr_error *err);
+	void (*block_del)(void *opaque, struct gr_ram_block *block);
+	int (*region_add)(void *opaque, const struct gr_ram_region *region, struct gr_error *err);
+	void (*region_del)(void *opaque, const struct gr_ram_region *region);
+	void *opaque;
+	struct gr_ram_listener *next; /**< (l) the library's */
+};
+
+/**
+ * Add a listener; what exists is replayed to it first (blocks, then regions).
+ * @param ram      The machine's RAM.
+ * @param listener Stays the caller's; must live until it is removed.
+ * @param err      May be NULL.
+ * @return 0 or what the listener's own replayed callback refused with (it then has seen a
+ *         _del for each _add).
+ * @context Any thread, outside a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_listener_add(struct gr_ram *ram,
+						struct gr_ram_listener *listener,
+						struct gr_error *err) GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Remove a listener; it is told that everything goes (regions, then blocks).
+ * @param ram      The machine's RAM.
+ * @param listener One that was added.
+ * @context As gr_ram_listener_add().
+ */
+GR_EXPORT void gr_ram_listener_del(struct gr_ram *ram, struct gr_ram_listener *listener)
+	GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Mark bytes of a block as written, after storing them through its host pointer (O1).
+ * @param block  The block.
+ * @param offset First byte, in the block.
+ * @param bytes  How many; 0 is allowed.
+ * @context In the read-side section the block was found in, or with a reference held.
+ */
+GR_EXPORT void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t bytes);
+
+/**
+ * Read guest memory, across region and block borders.
+ *
+ * @param ram   The machine's RAM.
+ * @param gpa   From where.
+ * @param buf   To where.
+ * @param bytes How many; 0 is allowed.
+ * @param err   May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EFAULT some address is not mapped; what was read before it is in buf, the
+ *          message names the address.
+ * @context Any thread; enters a read-side section. Concurrent guest stores may be seen in
+ *          part, as on hardware.
+ */
+GR_EXPORT int gr_ram_read(struct gr_ram *ram, gr_gpa_t gpa, void *buf, size_t bytes,
+			  struct gr_error *err);
+
+/**
+ * Write guest memory as a device does, across region and block borders, and mark it.
+ *
+ * @param ram   The machine's RAM.
+ * @param gpa   To where.
+ * @param buf   From where.
+ * @param bytes How many; 0 is allowed.
+ * @param err   May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EFAULT some address is not mapped, -EROFS it is read-only; nothing was written.
+ * @context Any thread; enters a read-side section.
+ */
+GR_EXPORT int gr_ram_write(struct gr_ram *ram, gr_gpa_t gpa, const void *buf, size_t bytes,
+			   struct gr_error *err);
+
+/** A piece of guest memory lent for I/O. */
+struct gr_ram_iov {
+	struct iovec iov;           /**< the bytes in this process */
+	struct gr_ram_block *block; /**< kept alive until put back */
+	uint64_t offset;            /**< where iov starts in the block */
+	bool write;                 /**< will be marked when put back */
+};
+
+/**
+ * Take guest memory as iovecs, for I/O that outlives a read-side section. The blocks stay
+ * until the iovecs are put back, even if they are unplugged meanwhile.
+ *
+ * @param ram     The machine's RAM.
+ * @param gpa     From where.
+ * @param bytes   How many.
+ * @param write   Whether the I/O writes guest memory.
+ * @param iov     Filled, one entry per region crossed.
+ * @param iov_max How many entries it has room for.
+ * @param ret_iov Set on success: entries filled.
+ * @param err     May be NULL.
+ * @return 0 or a negative errno; on failure nothing was taken.
+ * @errors  -EFAULT, -EROFS as gr_ram_write(); -ENOSPC more than iov_max pieces.
+ * @context Any thread; enters a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes,
+					   bool write, struct gr_ram_iov *iov, unsigned int iov_max,
+					   unsigned int *ret_iov, struct gr_error *err);
+
+/**
+ * Put iovecs back. What was written is marked now, not when it was taken (O1).
+ * @param iov        The entries.
+ * @param entries    How many.
+ * @param bytes_done How many bytes, from the first entry on, the I/O has written. Ignored
+ *                   for reads.
+ * @context Any thread; may release the memory of a removed block.
+ */
+GR_EXPORT void gr_ram_iov_put(struct gr_ram_iov *iov, unsigned int entries, uint64_t bytes_done);
+
+GR_END_DECLS
+#endif
