@@ -1,0 +1,229 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A pull parser of QEMU's migration stream. It knows no RAM block of ours, allocates only
+ * for its own tables, and trusts nothing: a record that it delivers has been checked
+ * completely (block known, offset inside the block and aligned, lengths within the named
+ * maxima). What is wrong is said with the block, the page and the byte of the stream.
+ *
+ *     while ((rc = gr_stream_next(r, &rec, err)) > 0)
+ *             switch (rec.kind) { ... }
+ *
+ * Everything a record points to belongs to the reader and dies with the next call.
+ * Not thread-safe: one thread uses a reader.
+ *
+ * Order of the records of a good stream:
+ *
+ *   CONFIG  COMMAND*  RAM_START BLOCKS [ANNOUNCE] EOS(START)
+ *   { { PAGES | ZERO | XBZRLE | ANNOUNCE }* EOS(PART|END)  COMMAND* }*  TAIL+  end
+ */
+#ifndef GR_STREAM_READER_H
+#define GR_STREAM_READER_H
+
+#include "stream/wire.h"
+#include <guestram/channel.h>
+#include <guestram/error.h>
+#include <sys/uio.h>
+
+struct gr_stream_reader;
+
+/* Where bytes come from. readv returns what is there: bytes, 0 at the end, or -errno. */
+struct gr_stream_source {
+	ssize_t (*readv)(void *opaque, const struct iovec *iov, int n, struct gr_error *err);
+	void *opaque;
+};
+
+/* GPA of a block that is not mapped, or of which the stream did not say. */
+#define GR_STREAM_GPA_NONE UINT64_MAX
+
+/*
+ * One entry of the reader's block table. A plain QEMU stream fills id and used_bytes.
+ * ANNOUNCE (own peers) carries the rest, and is the complete new list: blocks that it
+ * does not name are gone (alive = false). The same id with another incarnation is another
+ * block, in another entry.
+ *
+ * An entry that died stays for the consumer to see. Once its user is NULL, the next
+ * ANNOUNCE may use the entry for a new block: so clear user when you have let go of it.
+ */
+struct gr_stream_block {
+	char id[GR_STREAM_ID_BYTES_MAX + 1];
+	uint64_t used_bytes;  /* multiple of the stream's page size, never 0 */
+	uint64_t max_bytes;   /* == used_bytes unless announced */
+	uint64_t incarnation; /* never repeats, never 0; 0 = not announced yet */
+	uint64_t gpa;	      /* GR_STREAM_GPA_NONE */
+	uint32_t page_bytes;  /* of the sender's backing; 0 = not said */
+	uint32_t flags;	      /* the announcing peer's, passed through */
+	bool alive;
+	void *user; /* the consumer's; never touched by the reader, NULL at first */
+};
+
+enum gr_stream_record_kind {
+	GR_STREAM_CONFIG,    /* file header and configuration section; always the first record */
+	GR_STREAM_COMMAND,   /* OPEN_RETURN_PATH, PING, SWITCHOVER_START: the others are refused */
+	GR_STREAM_RAM_START, /* the START of 'ram' */
+	GR_STREAM_BLOCKS,    /* the block table is filled */
+	GR_STREAM_PAGES,     /* a run of pages of one block */
+	GR_STREAM_ZERO,	     /* a range of one block that is filled with one byte */
+	GR_STREAM_XBZRLE,    /* a delta against the page's present content */
+	GR_STREAM_EOS,	     /* end of a 'ram' section, footer checked */
+	GR_STREAM_ANNOUNCE,  /* the block table has changed */
+	GR_STREAM_TAIL,	     /* raw bytes of the device tail, in pieces; only these from now on */
+};
+
+struct gr_stream_record {
+	enum gr_stream_record_kind kind;
+	uint64_t byte_offset; /* where in the stream it starts */
+	union {
+		struct {
+			/* "" if the sender left the section out */
+			char machine[GR_STREAM_MACHINE_BYTES_MAX + 1];
+			uint32_t page_bytes; /* of the target */
+			const uint8_t *raw;  /* header, configuration, subsections: verbatim */
+			size_t raw_bytes;
+		} config;
+		struct {
+			enum gr_command command;
+			uint16_t data_bytes;
+			const uint8_t *data;
+		} command;
+		struct {
+			uint32_t section_id; /* the same in every later 'ram' section */
+		} ram_start;
+		struct {
+			uint64_t total_bytes; /* as sent; equals the sum of used_bytes */
+			uint32_t count;	      /* entries of the table, dead ones included */
+		} blocks;		      /* BLOCKS and ANNOUNCE */
+		struct {
+			uint32_t block;		 /* index of the table */
+			uint32_t count;		 /* 1..GR_STREAM_RUN_PAGES_MAX */
+			const uint64_t *offsets; /* bytes in the block, any order */
+			const uint8_t *data;	 /* count pages, one after the other */
+		} pages;
+		struct {
+			uint32_t block;
+			uint8_t fill;
+			uint64_t offset; /* bytes in the block */
+			uint64_t bytes;	 /* a multiple of the page size */
+		} zero;
+		struct {
+			uint32_t block;
+			uint16_t payload_bytes;
+			uint64_t offset;
+			const uint8_t *payload; /* for gr_xbzrle_decode(); already checked */
+		} xbzrle;
+		struct {
+			enum gr_section section; /* START, PART or END */
+		} eos;
+		struct {
+			const uint8_t *data;
+			size_t bytes;
+		} tail;
+	};
+};
+
+/**
+ * Make a reader.
+ * @param source     Copied.
+ * @param ret_reader The reader.
+ * @param err        May be NULL.
+ * @return 0 or -ENOMEM.
+ */
+GR_MUST_CHECK int gr_stream_reader_create(const struct gr_stream_source *source,
+					  struct gr_stream_reader **ret_reader,
+					  struct gr_error *err);
+
+/** @param r May be NULL. The blocks' user pointers are the consumer's business. */
+void gr_stream_reader_free(struct gr_stream_reader *r);
+
+/**
+ * A source that reads a channel.
+ * @param ch Borrowed.
+ * @return The source.
+ */
+struct gr_stream_source gr_stream_source_channel(struct gr_channel *ch);
+
+/**
+ * Deliver the next record.
+ *
+ * Waits for the bytes that the record still needs and for no others, so a record is
+ * delivered before the peer has to send more.
+ *
+ * @param r   The reader.
+ * @param rec Filled when 1 is returned.
+ * @param err May be NULL.
+ * @return 1, 0 at the end of the tail (whether that is complete, gr_tail_finish() knows),
+ *         or a negative errno, which every later call repeats.
+ * @errors -EBADMSG not a valid stream; -EPIPE the stream ends too early; -EOPNOTSUPP valid
+ *         but not for us (named); -ENOMEM; what the source says.
+ */
+GR_MUST_CHECK int gr_stream_next(struct gr_stream_reader *r, struct gr_stream_record *rec,
+				 struct gr_error *err);
+
+/**
+ * Accept the records of our own peers from now on (ZERO_RANGE comes out as ZERO).
+ * To be called when the peer was told that we do, i.e. when FEATURES is sent.
+ * @param r The reader.
+ */
+void gr_stream_reader_allow_extensions(struct gr_stream_reader *r);
+
+/**
+ * Take the page size from elsewhere: for machines whose configuration section does not
+ * say it and which do not have 4096 bytes. Only before the first gr_stream_next().
+ * @param r          The reader.
+ * @param page_bytes A power of two, 4096..65536.
+ */
+void gr_stream_reader_set_page_bytes(struct gr_stream_reader *r, uint32_t page_bytes);
+
+/**
+ * @param r The reader.
+ * @return The target's page size in bytes; final after CONFIG.
+ */
+uint32_t gr_stream_reader_page_bytes(const struct gr_stream_reader *r);
+
+/**
+ * @param r The reader.
+ * @return Entries of the block table, dead ones included.
+ */
+uint32_t gr_stream_reader_block_count(const struct gr_stream_reader *r);
+
+/**
+ * @param r     The reader.
+ * @param index Below gr_stream_reader_block_count().
+ * @return The entry. The pointer dies with the next gr_stream_next(), the index does not.
+ */
+struct gr_stream_block *gr_stream_reader_block(struct gr_stream_reader *r, uint32_t index);
+
+/**
+ * @param r The reader.
+ * @return Bytes consumed: everything before this was delivered.
+ */
+uint64_t gr_stream_reader_offset(const struct gr_stream_reader *r);
+
+/**
+ * For tests: parse everything from the buffer, never scatter into staged pages.
+ * @param r The reader.
+ */
+void gr_stream_reader_disable_staging(struct gr_stream_reader *r);
+
+/**
+ * Apply an XBZRLE delta to a page. Nothing is written unless all of it is valid.
+ * @param page          page_bytes bytes: the content that the sender's cache holds.
+ * @param payload       The delta.
+ * @param payload_bytes 0 changes nothing.
+ * @param page_bytes    Bytes of the page.
+ * @return 0 or -EBADMSG.
+ * @source Svard et al., "Evaluation of delta compression techniques for efficient live
+ *         migration of large virtual machines", VEE 2011; rules as QEMU 7.2 enforces them.
+ */
+GR_MUST_CHECK int gr_xbzrle_decode(uint8_t *page, const uint8_t *payload, size_t payload_bytes,
+				   size_t page_bytes);
+
+/**
+ * Whether a delta would decode.
+ * @param payload       The delta.
+ * @param payload_bytes Bytes of it.
+ * @param page_bytes    Bytes of the page.
+ * @return 0 or -EBADMSG.
+ */
+GR_MUST_CHECK int gr_xbzrle_check(const uint8_t *payload, size_t payload_bytes, size_t page_bytes);
+
+#endif
