@@ -1,0 +1,132 @@
+/* SPDX-License-Identifier: MIT */
+#include "json.h"
+#include <assert.h>
+#include <inttypes.h>
+#include <math.h>
+
+static void put(struct json *j, const char *text)
+{
+	(void)fputs(text, j->f);
+}
+
+static void new_line(struct json *j)
+{
+	(void)fputc('\n', j->f);
+	for (unsigned i = 0; i < j->depth; i++) {
+		put(j, "  ");
+	}
+}
+
+/* Bytes outside of ASCII are written as \u00XX: a name from a foreign stream need not be
+ * UTF-8, and the output must always be. */
+static void put_quoted(struct json *j, const char *text)
+{
+	(void)fputc('"', j->f);
+	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
+		if (*p == '"' || *p == '\\') {
+			(void)fputc('\\', j->f);
+			(void)fputc(*p, j->f);
+		} else if (*p < 0x20 || *p >= 0x7f) {
+			(void)fprintf(j->f, "\\u%04x", *p);
+		} else {
+			(void)fputc(*p, j->f);
+		}
+	}
+	(void)fputc('"', j->f);
+}
+
+/* Everything that stands before a value. */
+static void begin_value(struct json *j, const char *key)
+{
+	bool in_array = j->array[j->depth - 1];
+
+	assert(in_array == (key == NULL));
+	if (!j->empty[j->depth - 1]) {
+		put(j, ",");
+	}
+	j->empty[j->depth - 1] = false;
+	new_line(j);
+	if (key) {
+		put_quoted(j, key);
+		put(j, ": ");
+	}
+}
+
+static void open_level(struct json *j, bool array)
+{
+	assert(j->depth < JSON_DEPTH_MAX);
+	put(j, array ? "[" : "{");
+	j->array[j->depth] = array;
+	j->empty[j->depth] = true;
+	j->depth++;
+}
+
+void json_begin(struct json *j, FILE *f)
+{
+	j->f = f;
+	j->depth = 0;
+	open_level(j, false);
+}
+
+void json_object(struct json *j, const char *key)
+{
+	begin_value(j, key);
+	open_level(j, false);
+}
+
+void json_array(struct json *j, const char *key)
+{
+	begin_value(j, key);
+	open_level(j, true);
+}
+
+void json_end(struct json *j)
+{
+	assert(j->depth > 0);
+	j->depth--;
+	if (!j->empty[j->depth]) {
+		new_line(j);
+	}
+	put(j, j->array[j->depth] ? "]" : "}");
+	if (j->depth == 0) {
+		put(j, "\n");
+	}
+}
+
+void json_string(struct json *j, const char *key, const char *value)
+{
+	begin_value(j, key);
+	if (value) {
+		put_quoted(j, value);
+	} else {
+		put(j, "null");
+	}
+}
+
+void json_uint(struct json *j, const char *key, uint64_t value)
+{
+	begin_value(j, key);
+	(void)fprintf(j->f, "%" PRIu64, value);
+}
+
+void json_int(struct json *j, const char *key, int64_t value)
+{
+	begin_value(j, key);
+	(void)fprintf(j->f, "%" PRId64, value);
+}
+
+void json_bool(struct json *j, const char *key, bool value)
+{
+	begin_value(j, key);
+	put(j, value ? "true" : "false");
+}
+
+void json_double(struct json *j, const char *key, double value)
+{
+	begin_value(j, key);
+	if (isfinite(value)) {
+		(void)fprintf(j->f, "%.6g", value);
+	} else {
+		put(j, "null");
+	}
+}

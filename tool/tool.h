@@ -1,0 +1,65 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What the verbs of the tool share.
+ *
+ * A verb lives in cmd_<verb>.c, defines `const struct verb verb_<verb>` and has a line in
+ * main.c's table. It gets its own arguments (argv[0] is "guestram VERB", for getopt_long)
+ * and returns one of the exit codes below. `--help` never reaches it.
+ *
+ * The result goes to stdout, everything else to stderr: tool_error(), progress lines. What
+ * is asked for with --json is one object (json.h), names and units as in the library.
+ */
+#ifndef TOOL_TOOL_H
+#define TOOL_TOOL_H
+
+#include <guestram/error.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+/* exit codes */
+enum {
+	TOOL_OK = 0,	/* done */
+	TOOL_NO = 1,	/* done, and the answer is "no", "different" or "failed check" */
+	TOOL_ERROR = 2, /* could not be done, or not asked for correctly */
+};
+
+struct verb {
+	const char *name;
+	const char *help;  /* one line */
+	const char *usage; /* the whole text of `guestram VERB --help` */
+	int (*fn)(int argc, char **argv);
+};
+
+/**
+ * Say what went wrong, on stderr, in one line that begins with the tool's name.
+ * @param fmt printf format.
+ * @return TOOL_ERROR, so that a verb can write `return tool_error(...)`.
+ */
+int tool_error(const char *fmt, ...) GR_PRINTF(1, 2);
+
+/**
+ * Say that the verb was not called correctly, and where its help is.
+ * @param verb The verb.
+ * @param fmt  printf format, or NULL if getopt_long() has said it already.
+ * @return TOOL_ERROR.
+ */
+int tool_usage_error(const struct verb *verb, const char *fmt, ...) GR_PRINTF(2, 3);
+
+/**
+ * Read a size as QEMU does: a number and one of K, M, G, T (powers of 1024) or nothing.
+ * @param text      What was typed.
+ * @param ret_bytes Set on success only.
+ * @return 0, or -EINVAL: no size, or too large for 64 bits.
+ */
+int tool_parse_size(const char *text, uint64_t *ret_bytes);
+
+/**
+ * Write a size for people: "4 KiB", "63.9 MiB".
+ * @param bytes How many.
+ * @param buf   Where to.
+ * @param n     Its length; 16 is enough.
+ * @return buf.
+ */
+const char *tool_format_size(uint64_t bytes, char *buf, size_t n);
+
+#endif
