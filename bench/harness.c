@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+#include "bench/harness.h"
+#include <errno.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+void bench_die(const char *fmt, ...)
+{
+	va_list ap;
+
+	va_start(ap, fmt);
+	(void)vfprintf(stderr, fmt, ap);
+	va_end(ap);
+	(void)fputc('\n', stderr);
+	exit(2);
+}
+
+void bench_options_parse(struct bench_options *o, int argc, char **argv)
+{
+	*o = (struct bench_options){ .runs = 7, .size_mib = 1024 };
+	for (int i = 1; i < argc; i++) {
+		const char *value = i + 1 < argc ? argv[i + 1] : NULL;
+
+		if (strcmp(argv[i], "--json") == 0) {
+			o->json = true;
+			continue;
+		}
+		if (!value) {
+			bench_die("usage: %s [--case CASE] [--json] [--runs N] [--size MIB]", argv[0]);
+		}
+		if (strcmp(argv[i], "--case") == 0) {
+			o->only = value;
+		} else if (strcmp(argv[i], "--runs") == 0) {
+			o->runs = atoi(value);
+		} else if (strcmp(argv[i], "--size") == 0) {
+			o->size_mib = strtoull(value, NULL, 0);
+		} else {
+			bench_die("%s: unknown option '%s'", argv[0], argv[i]);
+		}
+		i++;
+	}
+	if (o->runs < BENCH_RUNS_MIN || o->runs > BENCH_RUNS_MAX || o->size_mib < 1) {
+		bench_die("%s: --runs takes %d to %d, --size at least 1", argv[0], BENCH_RUNS_MIN,
+			  BENCH_RUNS_MAX);
+	}
+}
+
+bool bench_wanted(const struct bench_options *o, const char *name)
+{
+	return !o->only || strcmp(o->only, name) == 0;
+}
+
+void bench_add(struct bench_result *r, double ours, double peer)
+{
+	if (r->runs < BENCH_RUNS_MAX) {
+		r->ours[r->runs] = ours;
+		r->peer[r->runs] = peer;
+		r->runs++;
+	}
+}
+
+static int by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void sorted(double *to, const double *from, int n)
+{
+	memcpy(to, from, (size_t)n * sizeof(*to));
+	qsort(to, (size_t)n, sizeof(*to), by_value);
+}
+
+static double median(const double *v, int n)
+{
+	double s[BENCH_RUNS_MAX];
+
+	sorted(s, v, n);
+	return n % 2 ? s[n / 2] : (s[n / 2 - 1] + s[n / 2]) / 2;
+}
+
+void bench_print(const struct bench_options *o, const struct bench_result *r)
+{
+	double ratios[BENCH_RUNS_MAX], s[BENCH_RUNS_MAX];
+	double ours = median(r->ours, r->runs);
+	double peer = median(r->peer, r->runs);
+	double ratio = r->more_is_better ? ours / peer : peer / ours;
+	double spread;
+
+	for (int i = 0; i < r->runs; i++) {
+		ratios[i] = r->more_is_better ? r->ours[i] / r->peer[i] : r->peer[i] / r->ours[i];
+	}
+	sorted(s, ratios, r->runs);
+	spread = (s[r->runs - 1] - s[0]) / median(ratios, r->runs);
+	if (o->json) {
+		printf("{\"case\":\"%s\",\"unit\":\"%s\",\"ours\":%.6g,\"peer\":%.6g,"
+		       "\"peer_name\":\"%s\",\"ratio\":%.4g,\"spread\":%.3g,\"runs\":%d}\n",
+		       r->name, r->unit, ours, peer, r->peer_name, ratio, spread, r->runs);
+	} else {
+		printf("%-44s ours %10.4g  %-38s %10.4g %-8s  ratio %6.2f (spread %.2f, %d runs)\n",
+		       r->name, ours, r->peer_name, peer, r->unit, ratio, spread, r->runs);
+	}
+	(void)fflush(stdout);
+}
+
+double bench_now_s(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+double bench_cpu_s(pid_t pid)
+{
+	struct timespec t;
+	clockid_t clock;
+
+	if (clock_getcpuclockid(pid, &clock) != 0 || clock_gettime(clock, &t) != 0) {
+		return 0;
+	}
+	return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+void bench_fill_random(void *p, size_t bytes, uint64_t seed)
+{
+	uint64_t *w = p;
+
+	for (size_t i = 0; i < bytes / 8; i++) {
+		uint64_t z = seed += 0x9e3779b97f4a7c15u;
+
+		z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+		w[i] = z ^ (z >> 27);
+	}
+}

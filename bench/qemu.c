@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: MIT */
+#include "bench/qemu.h"
+#include "bench/harness.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define QEMU "qemu-system-x86_64"
+
+struct qemu {
+	pid_t pid;
+	FILE *qmp; /* both directions */
+	int fd;
+};
+
+const char *bench_qemu_version(void)
+{
+	static char version[32];
+	FILE *f = popen(QEMU " --version 2>/dev/null", "r");
+
+	version[0] = '\0';
+	if (f) {
+		if (fscanf(f, "QEMU emulator version %31s", version) != 1) {
+			version[0] = '\0';
+		}
+		(void)pclose(f);
+	}
+	return version[0] ? version : NULL;
+}
+
+static int connect_unix(const char *path)
+{
+	struct sockaddr_un a = { .sun_family = AF_UNIX };
+	int fd = -1;
+
+	(void)snprintf(a.sun_path, sizeof(a.sun_path), "%s", path);
+	for (int i = 0; i < 2500; i++) {
+		fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		if (fd < 0 || connect(fd, (struct sockaddr *)&a, sizeof(a)) == 0) {
+			return fd;
+		}
+		close(fd);
+		usleep(4000);
+	}
+	return -1;
+}
+
+/* Reads lines until one contains any of the two words; returns it. */
+static const char *qmp_wait(struct qemu *q, const char *word, const char *or_word)
+{
+	static char line[65536];
+
+	while (fgets(line, sizeof(line), q->qmp)) {
+		if (strstr(line, "\"error\"") || strstr(line, "\"failed\"")) {
+			bench_die("QEMU says: %s", line);
+		}
+		if (strstr(line, word) || (or_word && strstr(line, or_word))) {
+			return line;
+		}
+	}
+	bench_die("QEMU ended while we waited for %s", word);
+}
+
+static void qmp(struct qemu *q, const char *command)
+{
+	(void)dprintf(q->fd, "%s\n", command);
+	(void)qmp_wait(q, "\"return\"", NULL);
+}
+
+static void qemu_start(struct qemu *q, const char *tmp, const char *name, const char *mem_file,
+		       uint64_t bytes, bool prealloc, bool incoming)
+{
+	char object[512], monitor[256], path[128], memory[64];
+
+	(void)snprintf(path, sizeof(path), "%s/%s.qmp", tmp, name);
+	(void)snprintf(monitor, sizeof(monitor), "unix:%s,server=on,wait=off", path);
+	(void)snprintf(object, sizeof(object),
+		       "memory-backend-file,id=ram,mem-path=%s,size=%llu,share=on,prealloc=%s", mem_file,
+		       (unsigned long long)bytes, prealloc ? "on" : "off");
+	(void)snprintf(memory, sizeof(memory), "%lluM", (unsigned long long)(bytes >> 20));
+	q->pid = fork();
+	if (q->pid == 0) {
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		execlp(QEMU, QEMU, "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-m", memory,
+		       "-object", object, "-nodefaults", "-display", "none", "-S", "-qmp", monitor,
+		       incoming ? "-incoming" : NULL, "defer", NULL);
+		_exit(127);
+	}
+	q->fd = connect_unix(path);
+	if (q->fd < 0 || !(q->qmp = fdopen(dup(q->fd), "r"))) {
+		bench_die("cannot reach QEMU's monitor %s: %s", path, strerror(errno));
+	}
+	(void)qmp_wait(q, "\"QMP\"", NULL);
+	qmp(q, "{\"execute\":\"qmp_capabilities\"}");
+	qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
+	       "[{\"capability\":\"events\",\"state\":true}]}}");
+	qmp(q, "{\"execute\":\"migrate-set-parameters\",\"arguments\":"
+	       "{\"max-bandwidth\":1000000000000}}");
+}
+
+static void qemu_end(struct qemu *q)
+{
+	(void)fclose(q->qmp);
+	close(q->fd);
+	kill(q->pid, SIGKILL);
+	waitpid(q->pid, NULL, 0);
+}
+
+static void compare_files(const char *a, const char *b, uint64_t bytes)
+{
+	int fa = open(a, O_RDONLY | O_CLOEXEC), fb = open(b, O_RDONLY | O_CLOEXEC);
+	const void *ma = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fa, 0);
+	const void *mb = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fb, 0);
+
+	if (ma == MAP_FAILED || mb == MAP_FAILED || memcmp(ma, mb, bytes) != 0) {
+		bench_die("QEMU's destination has other RAM than its source");
+	}
+	munmap((void *)(uintptr_t)ma, bytes);
+	munmap((void *)(uintptr_t)mb, bytes);
+	close(fa);
+	close(fb);
+}
+
+struct bench_move bench_qemu_move(const struct bench_machine *m)
+{
+	struct bench_move move;
+	struct qemu src, dst;
+	char dst_file[128], command[512];
+	double start;
+
+	(void)snprintf(dst_file, sizeof(dst_file), "%s.dst", m->src_file);
+	(void)unlink(dst_file);
+	qemu_start(&dst, m->tmp, "dst", dst_file, m->bytes, m->present, true);
+	qemu_start(&src, m->tmp, "src", m->src_file, m->bytes, false, false);
+	(void)snprintf(command, sizeof(command),
+		       "{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"%s\"}}", m->uri);
+	qmp(&dst, command);
+	(void)snprintf(command, sizeof(command),
+		       "{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"%s\"}}\n", m->uri);
+
+	move.src_cpu_s = -bench_cpu_s(src.pid);
+	move.dst_cpu_s = -bench_cpu_s(dst.pid);
+	start = bench_now_s();
+	(void)!write(src.fd, command, strlen(command));
+	(void)qmp_wait(&src, "\"status\": \"completed\"", "\"status\":\"completed\"");
+	/* The source says so before the destination has loaded; wait for that too. */
+	(void)qmp_wait(&dst, "\"status\": \"completed\"", "\"status\":\"completed\"");
+	move.wall_s = bench_now_s() - start;
+	move.src_cpu_s += bench_cpu_s(src.pid);
+	move.dst_cpu_s += bench_cpu_s(dst.pid);
+	qemu_end(&src);
+	qemu_end(&dst);
+	compare_files(m->src_file, dst_file, m->bytes);
+	(void)unlink(dst_file);
+	return move;
+}

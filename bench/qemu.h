@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT */
+/* A QEMU as a peer: two paused machines over one shared memory file each, moved by QMP. */
+#ifndef BENCH_QEMU_H
+#define BENCH_QEMU_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+struct bench_move {
+	double wall_s;    /* from `migrate` to `completed` */
+	double src_cpu_s; /* CPU seconds of the source process meanwhile */
+	double dst_cpu_s; /* the same of the destination */
+};
+
+/* What to move and how. */
+struct bench_machine {
+	const char *tmp;      /* a private folder for sockets */
+	const char *src_file; /* memory file of the source, filled already */
+	uint64_t bytes;       /* its length */
+	const char *uri;      /* "unix:..." or "tcp:..." */
+	bool present;         /* the destination's memory is allocated before the clock starts */
+};
+
+/* The installed QEMU's version ("7.2.22"), or NULL if there is none. */
+const char *bench_qemu_version(void);
+/* Moves once and compares both memories; exits if anything fails or differs. */
+struct bench_move bench_qemu_move(const struct bench_machine *m);
+
+#endif
