@@ -1,0 +1,259 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * What all channels share. Descriptors are used without blocking and waited for with
+ * poll(2) on two of them, the second an eventfd that gr_channel_shutdown() makes readable:
+ * so a sleeping read or write of any kind can be cancelled, not only one of a socket.
+ */
+#include "stream/channel.h"
+#include "base/atomic.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+enum { WRITE_IOV_MAX = 256 }; /* entries handed to one system call */
+
+int gr_channel_init(struct gr_channel *ch, const struct gr_channel_ops *ops, const char *name,
+		    int fd, struct gr_error *err)
+{
+	memset(ch, 0, sizeof(*ch));
+	ch->ops = ops;
+	ch->fd = fd;
+	ch->name = strdup(name);
+	if (!ch->name) {
+		return gr_error_set(err, -ENOMEM, "%s: out of memory", name);
+	}
+	ch->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (ch->wake_fd < 0) {
+		int code = -errno;
+
+		free(ch->name);
+		return gr_error_set(err, code, "%s: eventfd: %s", name, strerror(-code));
+	}
+	return 0;
+}
+
+int gr_channel_fini(struct gr_channel *ch)
+{
+	int code = 0;
+
+	if (ch->fd >= 0) {
+		if (ch->restore_blocking) {
+			int flags = fcntl(ch->fd, F_GETFL);
+
+			(void)fcntl(ch->fd, F_SETFL, flags & ~O_NONBLOCK);
+		}
+		code = close(ch->fd) == 0 ? 0 : -errno;
+	}
+	close(ch->wake_fd);
+	free(ch->name);
+	return code;
+}
+
+int gr_channel_poll(int fd, short events, int wake_fd, int timeout_ms)
+{
+	struct pollfd p[2] = { { fd, events, 0 }, { wake_fd, POLLIN, 0 } };
+
+	for (;;) {
+		int n = poll(p, 2, timeout_ms);
+
+		if (n < 0 && errno == EINTR) {
+			continue;
+		}
+		if (n < 0) {
+			return -errno;
+		}
+		if (n == 0) {
+			return -ETIMEDOUT;
+		}
+		return p[1].revents ? -ECANCELED : 0;
+	}
+}
+
+static int canceled(const struct gr_channel *ch, struct gr_error *err)
+{
+	return gr_error_set(err, -ECANCELED, "%s: the channel was shut down", ch->name);
+}
+
+/* One attempt or several: until something moved, or it failed for good. */
+static ssize_t attempt(struct gr_channel *ch, bool writing, const struct iovec *iov, int n,
+		       struct gr_error *err)
+{
+	for (;;) {
+		ssize_t done;
+		int rc;
+
+		/* Orders nothing: the eventfd wakes whoever comes too late to see it. */
+		if (gr_load_relaxed(&ch->shut)) {
+			return canceled(ch, err);
+		}
+		done = writing ? ch->ops->writev(ch, iov, n) : ch->ops->readv(ch, iov, n);
+		if (done >= 0 && !gr_load_relaxed(&ch->shut)) {
+			return done;
+		}
+		if (done >= 0) {
+			return canceled(ch, err); /* an end that the shutdown made */
+		}
+		if (done == -EINTR) {
+			continue;
+		}
+		if (done != -EAGAIN) {
+			return gr_load_relaxed(&ch->shut)
+				       ? canceled(ch, err)
+				       : gr_error_set(err, (int)done, "%s: %s: %s", ch->name,
+						      writing ? "write" : "read",
+						      strerror((int)-done));
+		}
+		rc = gr_channel_poll(ch->fd, writing ? POLLOUT : POLLIN, ch->wake_fd, -1);
+		if (rc == -ECANCELED) {
+			return canceled(ch, err);
+		}
+		if (rc < 0) {
+			return gr_error_set(err, rc, "%s: poll: %s", ch->name, strerror(-rc));
+		}
+	}
+}
+
+ssize_t gr_channel_readv(struct gr_channel *ch, const struct iovec *iov, int n,
+			 struct gr_error *err)
+{
+	ssize_t got;
+
+	if (!ch->ops->readv) {
+		return gr_error_set(err, -EBADF, "%s: cannot be read", ch->name);
+	}
+	got = attempt(ch, false, iov, n, err);
+	if (got > 0) {
+		gr_store_relaxed(&ch->bytes_read, ch->bytes_read + (uint64_t)got);
+	}
+	return got;
+}
+
+/* Takes done bytes off the front of the vector; returns its new start. */
+static struct iovec *advance(struct iovec *iov, struct iovec *end, size_t done)
+{
+	while (iov < end && done >= iov->iov_len) {
+		done -= iov->iov_len;
+		iov++;
+	}
+	if (done) {
+		iov->iov_base = (uint8_t *)iov->iov_base + done;
+		iov->iov_len -= done;
+	}
+	return iov;
+}
+
+int gr_channel_writev_all(struct gr_channel *ch, const struct iovec *iov, int n,
+			  struct gr_error *err)
+{
+	struct iovec work[WRITE_IOV_MAX];
+
+	if (!ch->ops->writev) {
+		return gr_error_set(err, -EBADF, "%s: cannot be written", ch->name);
+	}
+	while (n > 0) {
+		int batch = GR_MIN(n, (int)WRITE_IOV_MAX);
+		struct iovec *p = work, *end = work + batch;
+
+		memcpy(work, iov, (size_t)batch * sizeof(*iov));
+		p = advance(p, end, 0); /* leaves out empty entries */
+		while (p < end) {
+			ssize_t done = attempt(ch, true, p, (int)(end - p), err);
+
+			if (done < 0) {
+				return (int)done;
+			}
+			if (done == 0) {
+				return gr_error_set(err, -EIO, "%s: nothing could be written",
+						    ch->name);
+			}
+			gr_store_relaxed(&ch->bytes_written, ch->bytes_written + (uint64_t)done);
+			p = advance(p, end, (size_t)done);
+		}
+		iov += batch;
+		n -= batch;
+	}
+	return 0;
+}
+
+int gr_channel_write_all(struct gr_channel *ch, const void *data, size_t n, struct gr_error *err)
+{
+	struct iovec iov = { (void *)(uintptr_t)data, n };
+
+	return gr_channel_writev_all(ch, &iov, 1, err);
+}
+
+bool gr_channel_is_duplex(const struct gr_channel *ch)
+{
+	return ch->duplex;
+}
+
+int gr_channel_fd(const struct gr_channel *ch)
+{
+	return ch->fd;
+}
+
+const char *gr_channel_name(const struct gr_channel *ch)
+{
+	return ch->name;
+}
+
+uint64_t gr_channel_bytes_read(const struct gr_channel *ch)
+{
+	return gr_load_relaxed(&ch->bytes_read);
+}
+
+uint64_t gr_channel_bytes_written(const struct gr_channel *ch)
+{
+	return gr_load_relaxed(&ch->bytes_written);
+}
+
+void gr_channel_shutdown(struct gr_channel *ch)
+{
+	uint64_t one = 1;
+	int saved = errno;
+
+	gr_store_relaxed(&ch->shut, true);
+	(void)!write(ch->wake_fd, &one, sizeof(one));
+	if (ch->is_socket) {
+		(void)shutdown(ch->fd, SHUT_RDWR);
+	}
+	errno = saved;
+}
+
+void gr_channel_end_writing(struct gr_channel *ch)
+{
+	if (ch->is_socket) {
+		(void)shutdown(ch->fd, SHUT_WR);
+	}
+}
+
+int gr_channel_close(struct gr_channel *ch, struct gr_error *err)
+{
+	const struct gr_channel_ops *ops;
+	int code, later = 0;
+	char *name;
+
+	if (!ch) {
+		return 0;
+	}
+	ops = ch->ops;
+	name = ch->name;
+	ch->name = NULL;
+	if (ops->before_close) {
+		ops->before_close(ch);
+	}
+	code = gr_channel_fini(ch);
+	ch->name = name;
+	if (code < 0) {
+		(void)gr_error_set(err, code, "%s: close: %s", name, strerror(-code));
+	}
+	if (ops->after_close) {
+		later = ops->after_close(ch, code < 0 ? NULL : err);
+	}
+	free(name);
+	free(ch);
+	return code < 0 ? code : later;
+}

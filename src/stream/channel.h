@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The insides of a channel. Each kind supplies single attempts (one system call, nothing
+ * retried); channel.c turns those into the public calls: retries after EINTR, waiting
+ * after EAGAIN, going on after short writes, cancelling, counting.
+ */
+#ifndef GR_STREAM_CHANNEL_H
+#define GR_STREAM_CHANNEL_H
+
+#include "base/compiler.h"
+#include <guestram/channel.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+struct gr_channel_ops {
+	/* One attempt: bytes, 0 at the end, or a negative errno. NULL: not in this direction. */
+	ssize_t (*readv)(struct gr_channel *ch, const struct iovec *iov, int n);
+	ssize_t (*writev)(struct gr_channel *ch, const struct iovec *iov, int n);
+	/* Last words before the fd is closed and the memory freed; may be NULL. */
+	void (*before_close)(struct gr_channel *ch);
+	/* After the fd was closed; may be NULL. */
+	int (*after_close)(struct gr_channel *ch, struct gr_error *err);
+};
+
+struct gr_channel {
+	const struct gr_channel_ops *ops; /* (c) */
+	char *name;			  /* (c) for messages */
+	int fd;				  /* (c) -1: a memory channel */
+	int wake_fd;			  /* (c) eventfd: readable for ever once shut down */
+	bool duplex;			  /* (c) */
+	bool is_socket;			  /* (c) */
+	bool restore_blocking;		  /* (c) clear O_NONBLOCK again when closing */
+	bool shut;			  /* (a) */
+	uint64_t bytes_read;		  /* (a) written by the reading thread */
+	uint64_t bytes_written;		  /* (a) written by the writing thread */
+};
+
+/*
+ * Frame of every constructor: fills the common part. On failure the caller frees its memory.
+ * name is copied.
+ */
+int gr_channel_init(struct gr_channel *ch, const struct gr_channel_ops *ops, const char *name,
+		    int fd, struct gr_error *err);
+/* The reverse, fd included. Returns what close(2) said. */
+int gr_channel_fini(struct gr_channel *ch);
+/* Waits for events on fd, or for the shutdown: 0, -ECANCELED or another negative errno. */
+int gr_channel_poll(int fd, short events, int wake_fd, int timeout_ms);
+
+/* As gr_channel_from_fd(), with a name for messages. */
+int gr_channel_from_fd_named(int fd, const char *name, struct gr_channel **ret_ch,
+			     struct gr_error *err);
+/* writev(2) to a pipe whose reader may be gone: -EPIPE, never SIGPIPE. */
+ssize_t gr_channel_pipe_writev(int fd, const struct iovec *iov, int n);
+
+/* A URI taken apart; the strings are allocated together with it. */
+enum gr_uri_kind { GR_URI_TCP, GR_URI_UNIX, GR_URI_FD, GR_URI_EXEC, GR_URI_FILE };
+struct gr_uri {
+	enum gr_uri_kind kind;
+	char *host;	 /* TCP: without brackets, may be "" */
+	char *port;	 /* TCP */
+	char *path;	 /* UNIX, FILE; EXEC: the command */
+	int fd;		 /* FD */
+	uint64_t offset; /* FILE, bytes */
+};
+int gr_uri_parse(const char *text, struct gr_uri *ret_uri, struct gr_error *err);
+void gr_uri_destroy(struct gr_uri *uri);
+
+/* Sockets: connected or listening descriptors. uri is the text for messages. */
+int gr_socket_connect(const struct gr_uri *u, const char *uri, int *ret_fd, struct gr_error *err);
+int gr_socket_listen(const struct gr_uri *u, const char *uri, int *ret_fd, char **ret_uri,
+		     struct gr_error *err);
+
+/* Starts /bin/sh -c; writing: the channel is its standard input, else its standard output. */
+int gr_exec_open(const char *command, const char *uri, bool writing, struct gr_channel **ret_ch,
+		 struct gr_error *err);
+
+/*
+ * A channel that is a script, for tests: bytes to read, given out in pieces, with
+ * interruptions; what is written is kept.
+ */
+struct gr_memory_script {
+	const uint8_t *data; /* borrowed: what is read */
+	size_t bytes;
+	size_t read_max;	  /* at most so many in one attempt; 0 = no limit */
+	size_t write_max;	  /* the same for writes */
+	unsigned int eintr_every; /* each n-th attempt fails with EINTR; 0 = never */
+	int read_error;		  /* after the data: this negative errno instead of the end */
+	size_t write_fail_at;	  /* writes beyond so many bytes fail ... */
+	int write_error;	  /* ... with this negative errno; 0 = never */
+};
+int gr_channel_memory(const struct gr_memory_script *script, struct gr_channel **ret_ch,
+		      struct gr_error *err);
+/* What was written so far; lives until the next write or the close. */
+const uint8_t *gr_channel_memory_written(struct gr_channel *ch, size_t *ret_bytes);
+
+#endif

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: MIT */
+/* Channels over a descriptor that exists: sockets, pipes, files, terminals. */
+#include "stream/channel.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { PIPE_BYTES = 1 << 20 }; /* the default of 64 KiB halves the throughput */
+
+static ssize_t socket_readv(struct gr_channel *ch, const struct iovec *iov, int n)
+{
+	struct msghdr msg = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n };
+	ssize_t got = recvmsg(ch->fd, &msg, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+
+	return got < 0 ? -errno : got;
+}
+
+static ssize_t socket_writev(struct gr_channel *ch, const struct iovec *iov, int n)
+{
+	struct msghdr msg = { .msg_iov = (struct iovec *)(uintptr_t)iov, .msg_iovlen = (size_t)n };
+	ssize_t done = sendmsg(ch->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+	return done < 0 ? -errno : done;
+}
+
+static ssize_t plain_readv(struct gr_channel *ch, const struct iovec *iov, int n)
+{
+	ssize_t got = readv(ch->fd, iov, n);
+
+	return got < 0 ? -errno : got;
+}
+
+/*
+ * A write to a pipe without reader raises SIGPIPE in the writing thread, and there is no
+ * flag against it. So it is blocked in this thread for the time of the call and, if the
+ * call raised it (it was not pending before), taken away again before it is unblocked.
+ */
+ssize_t gr_channel_pipe_writev(int fd, const struct iovec *iov, int n)
+{
+	sigset_t pipe_set, old, pending;
+	struct timespec now = { 0, 0 };
+	bool was_pending;
+	ssize_t done;
+
+	(void)sigemptyset(&pipe_set);
+	(void)sigaddset(&pipe_set, SIGPIPE);
+	(void)sigpending(&pending);
+	was_pending = sigismember(&pending, SIGPIPE) == 1;
+	(void)pthread_sigmask(SIG_BLOCK, &pipe_set, &old);
+	done = writev(fd, iov, n);
+	if (done < 0) {
+		done = -errno;
+	}
+	if (done == -EPIPE && !was_pending) {
+		while (sigtimedwait(&pipe_set, NULL, &now) < 0 && errno == EINTR) {
+		}
+	}
+	(void)pthread_sigmask(SIG_SETMASK, &old, NULL);
+	return done;
+}
+
+static ssize_t pipe_writev(struct gr_channel *ch, const struct iovec *iov, int n)
+{
+	return gr_channel_pipe_writev(ch->fd, iov, n);
+}
+
+static const struct gr_channel_ops socket_ops = { .readv = socket_readv, .writev = socket_writev };
+/* by direction: read-only, write-only, both; a read-only fd needs no care for SIGPIPE */
+static const struct gr_channel_ops fd_ops[3] = {
+	{ .readv = plain_readv },
+	{ .writev = pipe_writev },
+	{ .readv = plain_readv, .writev = pipe_writev },
+};
+
+/* Pipes and terminals: no waiting inside of read and write, where nothing could cancel it. */
+static int prepare_plain(struct gr_channel *ch, int flags, mode_t mode, struct gr_error *err)
+{
+	if (S_ISREG(mode) || S_ISBLK(mode)) {
+		return 0; /* never waits */
+	}
+	if (S_ISFIFO(mode)) {
+		/* As large as we may; a refusal only costs time. */
+		(void)fcntl(ch->fd, F_SETPIPE_SZ, PIPE_BYTES);
+	}
+	if (flags & O_NONBLOCK) {
+		return 0;
+	}
+	if (fcntl(ch->fd, F_SETFL, flags | O_NONBLOCK) != 0) {
+		return gr_error_set(err, -errno, "%s: cannot be made non-blocking: %s", ch->name,
+				    strerror(errno));
+	}
+	ch->restore_blocking = true;
+	return 0;
+}
+
+int gr_channel_from_fd_named(int fd, const char *name, struct gr_channel **ret_ch,
+			     struct gr_error *err)
+{
+	int flags = fcntl(fd, F_GETFL);
+	struct gr_channel *ch;
+	struct stat st;
+	int code;
+
+	if (flags < 0 || fstat(fd, &st) != 0) {
+		return gr_error_set(err, -errno, "%s: %s", name, strerror(errno));
+	}
+	if (flags & O_PATH) {
+		return gr_error_set(err, -EBADF, "%s: opened for neither reading nor writing",
+				    name);
+	}
+	ch = malloc(sizeof(*ch));
+	if (!ch) {
+		return gr_error_set(err, -ENOMEM, "%s: out of memory", name);
+	}
+	code = gr_channel_init(ch, &socket_ops, name, fd, err);
+	if (code < 0) {
+		free(ch);
+		return code;
+	}
+	(void)fcntl(fd, F_SETFD, FD_CLOEXEC);
+	if (S_ISSOCK(st.st_mode)) {
+		ch->is_socket = true;
+		ch->duplex = true;
+	} else {
+		ch->ops = &fd_ops[flags & O_ACCMODE];
+		ch->duplex = (flags & O_ACCMODE) == O_RDWR && S_ISCHR(st.st_mode);
+		code = prepare_plain(ch, flags, st.st_mode, err);
+		if (code < 0) {
+			ch->fd = -1; /* not taken */
+			(void)gr_channel_fini(ch);
+			free(ch);
+			return code;
+		}
+	}
+	*ret_ch = ch;
+	return 0;
+}
+
+int gr_channel_from_fd(int fd, struct gr_channel **ret_ch, struct gr_error *err)
+{
+	char name[32];
+
+	(void)snprintf(name, sizeof(name), "fd:%d", fd);
+	return gr_channel_from_fd_named(fd, name, ret_ch, err);
+}
