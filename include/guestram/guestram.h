@@ -1,0 +1,14 @@
+/* SPDX-License-Identifier: MIT */
+/** guestram/guestram.h - all of the public API. Each header stands alone as well. */
+#ifndef GUESTRAM_GUESTRAM_H
+#define GUESTRAM_GUESTRAM_H
+
+#include <guestram/channel.h>
+#include <guestram/error.h>
+#include <guestram/event.h>
+#include <guestram/log.h>
+#include <guestram/rcu.h>
+#include <guestram/rculist.h>
+#include <guestram/types.h>
+
+#endif

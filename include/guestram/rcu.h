@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: MIT */
+/**
+ * guestram/rcu.h - read-copy update: readers that never wait, writers that wait for them.
+ *
+ * A reader brackets its use of shared, pointer-linked data with gr_rcu_read_lock() and
+ * gr_rcu_read_unlock(): two stores to memory of its own, no shared cache line, no failure.
+ * A writer makes an object unreachable, waits for a *grace period* (every read-side
+ * section that was open has ended) and frees it; it waits itself (gr_rcu_synchronize()), has
+ * a callback run (gr_rcu_call()), or takes a cookie and asks later (gr_rcu_get_state()).
+ *
+ *     struct conf __gr_rcu *conf;                      // published pointer
+ *
+ *     int read_limit(void)                             // any thread, at any time
+ *     {
+ *             GR_RCU_READ_GUARD();                     // until the function returns
+ *             return gr_rcu_dereference(conf)->limit;
+ *     }
+ *
+ *     void replace(struct conf *new_conf)              // writers take their own lock
+ *     {
+ *             struct conf *old = gr_rcu_dereference_protected(conf);
+ *             gr_rcu_assign_pointer(conf, new_conf);
+ *             gr_rcu_synchronize();                    // nobody uses old any more
+ *             free(old);
+ *     }
+ *
+ * Threads: a thread registers itself when it enters its first section and leaves when it
+ * ends; sections work in TLS destructors too. Sections nest (65535 deep) and may be
+ * entered in signal handlers. Each section ends on the thread that began it.
+ *
+ * Caveats:
+ * - Waiting for a grace period inside a section would wait for oneself: it dies with a message.
+ *   Nor may a writer wait while it holds a lock that a reader takes inside a section.
+ * - A thread that runs sections often is interrupted once per grace period (see
+ *   gr_rcu_park()); one that runs them rarely pays a memory fence in each instead.
+ * - A thread whose very first section is in a signal handler allocates nothing, but
+ *   pthread_setspecific() may if the process has more than 32 keys: register early
+ *   (gr_rcu_register_thread()) where handlers use RCU.
+ * - A thread whose very first section is in the last round of its thread-specific-data
+ *   destructors (the fourth, on glibc) must call gr_rcu_unregister_thread() itself.
+ * - fork() may be called at any time, in a section too. The child has the forking thread's
+ *   sections, and the queued callbacks run in both processes; one that another thread was in
+ *   the middle of does not run again in the child.
+ *
+ * Source: user-level RCU (Desnoyers, McKenney, Stern, Dagenais, Walpole: IEEE TPDS 23(2),
+ * 2012); asymmetric fences (C++ P1202). The algorithm and its argument are in
+ * src/rcu/grace_period.c, the story for newcomers in docs/rcu.md.
+ */
+#ifndef GUESTRAM_RCU_H
+#define GUESTRAM_RCU_H
+
+#include <guestram/error.h>
+#include <guestram/types.h>
+
+GR_BEGIN_DECLS
+
+/*
+ * A reader's record. Private; here only because the read side is inline. The owner alone
+ * writes ctr, ever: a driver that changed it from outside could hit an owner that sits
+ * between its load and its store.
+ *
+ *   ctr = 0              not registered: the first lock registers
+ *         HOT  | depth   entering needs no fence; each grace period needs a process-wide one
+ *         COLD | depth   entering has a full fence; costs a grace period nothing
+ *         LATE | depth   thread is ending: registered only while inside a section
+ */
+#define GR_RCU_DEPTH 0x0ffffu
+#define GR_RCU_HOT   0x10000u
+#define GR_RCU_COLD  0x20000u
+#define GR_RCU_LATE  0x80000u
+
+struct gr_rcu_reader {
+	uint32_t ctr;	    /* (a) written by the owner only */
+	uint32_t need_qs;   /* (a) 1: the driver awaits this reader; exchanged to 0 by one side */
+	uint32_t cold_left; /* (o) COLD sections until the thread tries to become HOT */
+	uint32_t late;	    /* (o) the thread-exit destructor has run */
+	uint32_t pad[12];
+	/* Second cache line: the registry's, under its mutex. */
+	struct gr_rcu_reader *next;
+	struct gr_rcu_reader **pprev;
+	uint32_t awaited; /* the driver's list of readers it waits for */
+} __attribute__((aligned(128)));
+
+/* Private: the calling thread's record. */
+extern GR_EXPORT __thread struct gr_rcu_reader gr_rcu_self;
+
+/* Private: everything but the common paths. */
+GR_EXPORT void gr_rcu_read_lock_slow(void);
+GR_EXPORT void gr_rcu_read_unlock_slow(void);
+GR_EXPORT void gr_rcu_report(void);
+
+/* The read-side section as clang's thread-safety analysis sees it: a shared capability. */
+struct GR_CAPABILITY("rcu_section") gr_rcu_section_capability {
+	char unused;
+};
+extern GR_EXPORT struct gr_rcu_section_capability gr_rcu_section;
+
+/* Tests define this to widen the window between the load and the store of ctr. */
+#ifndef GR_RCU_YIELD_POINT
+#define GR_RCU_YIELD_POINT() ((void)0)
+#endif
+
+/* Private: store to one's own ctr, then a full fence. */
+static inline void gr_rcu_store_ctr_fence(struct gr_rcu_reader *r, uint32_t v)
+{
+#if defined(__x86_64__) || defined(__i386__)
+	/* xchg is both, and ThreadSanitizer understands it. */
+	(void)__atomic_exchange_n(&r->ctr, v, __ATOMIC_SEQ_CST);
+#else
+	/* Elsewhere an RMW is not a full fence, whatever its order says. */
+	(void)__atomic_exchange_n(&r->ctr, v, __ATOMIC_SEQ_CST);
+	__sync_synchronize();
+#endif
+}
+
+/**
+ * Enter a read-side section. What gr_rcu_dereference() finds inside stays valid until the
+ * matching gr_rcu_read_unlock(). Nests.
+ * @context Any thread, any time, also in signal handlers and thread-exit destructors. Never
+ *          fails or sleeps (a thread's first call takes a mutex for a moment). Dies at
+ *          65536 nested sections.
+ * @source  Desnoyers et al., TPDS 2012; the constant that is stored instead of a counter is ours.
+ */
+static inline void gr_rcu_read_lock(void) GR_ACQUIRE_SHARED(gr_rcu_section) GR_NO_TSA;
+static inline void gr_rcu_read_lock(void)
+{
+	struct gr_rcu_reader *r = &gr_rcu_self;
+	uint32_t v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED);
+
+	GR_RCU_YIELD_POINT();
+	if (GR_LIKELY(v == GR_RCU_HOT)) {
+		__atomic_store_n(&r->ctr, GR_RCU_HOT + 1, __ATOMIC_RELAXED);
+	} else if ((v & GR_RCU_DEPTH) != 0 && (v & GR_RCU_DEPTH) != GR_RCU_DEPTH) {
+		__atomic_store_n(&r->ctr, v + 1, __ATOMIC_RELAXED);
+	} else if (v == GR_RCU_COLD && r->cold_left != 0) {
+		r->cold_left--;
+		/* C1: inside, before what the section reads. Pairs with F1 of the driver. */
+		gr_rcu_store_ctr_fence(r, GR_RCU_COLD + 1);
+	} else {
+		gr_rcu_read_lock_slow();
+	}
+	/* H1: as C1 for a HOT reader; the driver's membarrier (M1) is the other half. */
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/* Private: outside now; does the driver wait for this reader? */
+static inline void gr_rcu_look_for_request(struct gr_rcu_reader *r)
+{
+	/*
+	 * H2: the store to ctr, before this look; M2 of the driver is the other half. Where there
+	 * is no M2, the look may come too early and miss: the driver then looks again itself.
+	 */
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (GR_UNLIKELY(__atomic_load_n(&r->need_qs, __ATOMIC_RELAXED) != 0)) {
+		gr_rcu_report();
+	}
+}
+
+/**
+ * Leave a read-side section.
+ * @context The thread that entered it. Never sleeps; wakes a waiting writer if this
+ *          section was the last one it waited for. Dies if no section is open.
+ */
+static inline void gr_rcu_read_unlock(void) GR_RELEASE_SHARED(gr_rcu_section) GR_NO_TSA;
+static inline void gr_rcu_read_unlock(void)
+{
+	struct gr_rcu_reader *r = &gr_rcu_self;
+	uint32_t v;
+
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED);
+	if (GR_LIKELY(v == GR_RCU_HOT + 1)) {
+		/* R1: the section's reads, before "outside". Pairs with the driver's acquires. */
+		__atomic_store_n(&r->ctr, GR_RCU_HOT, __ATOMIC_RELEASE);
+		gr_rcu_look_for_request(r);
+	} else if (v == GR_RCU_COLD + 1) {
+		__atomic_store_n(&r->ctr, GR_RCU_COLD, __ATOMIC_RELEASE); /* R1 */
+		gr_rcu_look_for_request(r);
+	} else if ((v & GR_RCU_DEPTH) > 1) {
+		__atomic_store_n(&r->ctr, v - 1, __ATOMIC_RELAXED);
+	} else {
+		gr_rcu_read_unlock_slow();
+	}
+}
+
+/**
+ * Is the calling thread inside a section?
+ * @return true between a lock and its unlock.
+ * @context Any.
+ */
+static inline bool gr_rcu_read_ongoing(void)
+{
+	return (__atomic_load_n(&gr_rcu_self.ctr, __ATOMIC_RELAXED) & GR_RCU_DEPTH) != 0;
+}
+
+/* Private: the guard's two ends. */
+static inline int gr_rcu_guard_enter(void) GR_ASSERT_SHARED(gr_rcu_section) GR_NO_TSA;
+static inline int gr_rcu_guard_enter(void)
+{
+	gr_rcu_read_lock();
+	return 0;
+}
+
+static inline void gr_rcu_guard_exit(int *guard) GR_NO_TSA;
+static inline void gr_rcu_guard_exit(int *guard)
+{
+	(void)guard;
+	gr_rcu_read_unlock();
+}
+
+#define GR_RCU_READ_GUARD_NAMED_(n)                                                                \
+	int gr_rcu_guard_##n __attribute__((cleanup(gr_rcu_guard_exit), unused)) =                 \
+		gr_rcu_guard_enter()
+#define GR_RCU_READ_GUARD_(n) GR_RCU_READ_GUARD_NAMED_(n)
+
+/**
+ * A declaration that enters a section here and leaves it when the enclosing scope ends, by
+ * whatever way. Use it at function scope: clang's analysis believes it until the function
+ * ends.
+ */
+#define GR_RCU_READ_GUARD() GR_RCU_READ_GUARD_(__COUNTER__)
+
+/**
+ * Fetch a published pointer inside a section (load acquire: what its publisher wrote is
+ * visible). Takes the pointer variable itself, not its address; evaluates it once.
+ */
+#define gr_rcu_dereference(p)                                                                      \
+	(__atomic_load_n((__typeof__(*(p)) **)(void *)&(p), __ATOMIC_ACQUIRE))
+
+/** Fetch a published pointer where no writer can run: the caller holds the writers' lock. */
+#define gr_rcu_dereference_protected(p)                                                            \
+	(__atomic_load_n((__typeof__(*(p)) **)(void *)&(p), __ATOMIC_RELAXED))
+
+/** Publish a pointer: what was written to the object before is visible to its readers. */
+#define gr_rcu_assign_pointer(p, v)                                                                \
+	(__atomic_store_n((__typeof__(*(p)) **)(void *)&(p), (v), __ATOMIC_RELEASE))
+
+/**
+ * Wait until every read-side section that is open now has ended. What the caller did
+ * before is seen by every section that begins later; what the earlier sections did is
+ * visible afterwards. Concurrent callers share grace periods.
+ * @context Any thread, registered or not, outside a section (dies inside one), holding no
+ *          lock that a reader takes inside a section. Sleeps.
+ * @source  Desnoyers et al., TPDS 2012.
+ */
+GR_EXPORT void gr_rcu_synchronize(void) GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Take a cookie for "a grace period from now on".
+ * @return The cookie: pass it to gr_rcu_poll_state() or gr_rcu_cond_synchronize(). It never
+ *         wraps and needs no freeing.
+ * @context Any. Full fence. Starts nothing: somebody's grace period must come.
+ */
+GR_EXPORT GR_MUST_CHECK uint64_t gr_rcu_get_state(void);
+
+/**
+ * Take a cookie and have the grace period driven by the library's worker thread.
+ * @return As gr_rcu_get_state().
+ * @context Any thread, also inside a section. The first call starts the default queue's worker;
+ *          where no thread can be made, gr_rcu_cond_synchronize() still completes the cookie.
+ */
+GR_EXPORT GR_MUST_CHECK uint64_t gr_rcu_start_poll(void);
+
+/**
+ * Has the cookie's grace period ended?
+ * @param cookie From gr_rcu_get_state() or gr_rcu_start_poll().
+ * @return true if so: everything gr_rcu_synchronize() promises, counted from the cookie.
+ * @context Any. Never sleeps.
+ */
+GR_EXPORT GR_MUST_CHECK bool gr_rcu_poll_state(uint64_t cookie);
+
+/**
+ * Wait for what is left of a cookie's grace period; returns at once if it has ended.
+ * @param cookie From gr_rcu_get_state() or gr_rcu_start_poll().
+ * @context As gr_rcu_synchronize().
+ */
+GR_EXPORT void gr_rcu_cond_synchronize(uint64_t cookie) GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Say that this thread will not enter a section for a while: before it blocks in KVM_RUN,
+ * poll() or the like. Until it runs sections often again, no grace period interrupts it.
+ * Only a hint: sections stay legal. Does nothing inside a section.
+ * @context The thread itself; not in a signal handler. Never sleeps. Cheap enough for a loop.
+ */
+GR_EXPORT void gr_rcu_park(void);
+
+/**
+ * Register the calling thread now instead of at its first section.
+ * @context Not needed. Idempotent. Takes a mutex for a moment.
+ */
+GR_EXPORT void gr_rcu_register_thread(void);
+
+/**
+ * Leave now instead of at the thread's end. A later section registers again.
+ * @context Outside a section (dies inside one); not in a signal handler. Takes a mutex.
+ */
+GR_EXPORT void gr_rcu_unregister_thread(void) GR_EXCLUDES(gr_rcu_section);
+
+/** Embedded in an object that a callback will free. Needs no initialisation. */
+struct gr_rcu_head {
+	struct gr_rcu_head *next;
+	void (*func)(struct gr_rcu_head *head);
+};
+
+/** Callbacks with one worker thread, and perhaps a lock that is held while they run. */
+struct gr_rcu_queue;
+
+/** What a queue is like. Zero means the default everywhere but in size. */
+struct gr_rcu_queue_params {
+	size_t size;		     /**< sizeof(struct gr_rcu_queue_params) */
+	const char *name;	     /**< of the worker thread, cut to 15 bytes; copied */
+	void (*lock)(void *opaque);  /**< held while callbacks run; both or none */
+	void (*unlock)(void *opaque);
+	void *opaque;		     /**< for lock and unlock */
+};
+
+/** At most so many callbacks run before the queue's lock is released and taken again... */
+#define GR_RCU_SLICE_CALLBACKS 64
+/** ...and no callback starts later than this after the lock was taken. */
+#define GR_RCU_SLICE_NS 200000
+
+/**
+ * Create a callback queue.
+ * @param params    NULL: no lock, a default name.
+ * @param ret_queue Set on success only; free it with gr_rcu_queue_free().
+ * @param err       May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EINVAL a wrong size, or only one of lock and unlock; -ENOMEM.
+ * @context Any thread. The worker thread starts with the first callback. The lock is
+ *          taken by the worker with nothing else held, never while it waits for readers, and
+ *          in slices: others that wait for it get their turn between.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_rcu_queue_create(const struct gr_rcu_queue_params *params,
+						struct gr_rcu_queue **ret_queue,
+						struct gr_error *err);
+
+/**
+ * Run what is queued, stop the worker and free the queue.
+ * @param queue May be NULL. Not the default queue. Nobody may add callbacks to it any more but
+ *              its own callbacks.
+ * @context As gr_rcu_barrier().
+ */
+GR_EXPORT void gr_rcu_queue_free(struct gr_rcu_queue *queue) GR_EXCLUDES(gr_rcu_section);
+
+/**
+ * Have func(head) run after a grace period, on the queue's worker thread.
+ * @param queue NULL: the default queue, which has no lock.
+ * @param head  In the object; must stay untouched until func has it. Queueing it a second
+ *              time before that corrupts the queue.
+ * @param func  May free the object, queue callbacks (the same head too), enter and leave
+ *              sections, and sleep, which delays the queue.
+ * @context Any thread, also inside a section and in callbacks; not in a signal handler.
+ *          Lock-free; the first call starts a thread. Callbacks of one thread on one
+ *          queue run in the order they were queued.
+ */
+GR_EXPORT void gr_rcu_call(struct gr_rcu_queue *queue, struct gr_rcu_head *head,
+			   void (*func)(struct gr_rcu_head *head));
+
+/**
+ * Wait until every callback queued before has run. Costs no grace period when none is queued.
+ * @param queue NULL: the default queue.
+ * @context Outside a section and not in a callback of this queue (dies in either), without the
+ *          queue's lock held, nor any lock that a callback or a reader's section takes. Sleeps.
+ */
+GR_EXPORT void gr_rcu_barrier(struct gr_rcu_queue *queue) GR_EXCLUDES(gr_rcu_section);
+
+GR_END_DECLS
+#endif

@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Every mutex of the library, outermost first: a thread that holds one may only take one of
+ * a higher rank (checked with -Ddebug_checks=true). Never wait for a grace period with a
+ * mutex held that a reader may take inside a section.
+ *
+ * Locks that the caller brings (a callback queue's lock, for instance) come before all
+ * of these: the library calls them with none of its own held.
+ */
+#ifndef GR_BASE_LOCK_ORDER_H
+#define GR_BASE_LOCK_ORDER_H
+
+enum gr_lock_rank {
+	/* One migration's state machine. Not what its threads exchange by queues. */
+	GR_RANK_MIGRATE = 10,
+	/* A machine's tracker driver: who is tracked by what, and the sync. Not the bits. */
+	GR_RANK_TRACK_DRIVER = 20,
+	/* The writers of a RAM list. Readers take nothing; block memory is not covered. */
+	GR_RANK_RAM = 30,
+	/* The list of RAM listeners, held while they are called. */
+	GR_RANK_LISTENER = 40,
+	/* One tracker's own state. Not the dirty memory. */
+	GR_RANK_TRACKER = 50,
+	/* Growth, consumers and epochs of one dirty memory. Markers take nothing. */
+	GR_RANK_DIRTY = 60,
+	/* Who drives the grace period. Held while it waits for readers: only ever tried. */
+	GR_RANK_RCU_GP = 70,
+	/* The list of all callback queues, for fork. Not the queues themselves. */
+	GR_RANK_RCU_QUEUES = 80,
+	/* One callback queue's current batch. Never held while a callback runs. */
+	GR_RANK_RCU_QUEUE = 90,
+	/* The list of reader records, and a driver's marks in them. Innermost, short. */
+	GR_RANK_RCU_REGISTRY = 100,
+};
+
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Mutexes with a rank (base/lock_order.h). Clang's thread-safety analysis checks who holds
+ * what at compile time; with -Ddebug_checks=true rank order and holder are checked at run
+ * time, and a violation dies naming both ranks.
+ */
+#ifndef GR_BASE_MUTEX_H
+#define GR_BASE_MUTEX_H
+
+#include "base/compiler.h"
+#include "base/lock_order.h"
+#include <pthread.h>
+
+struct GR_CAPABILITY("mutex") gr_mutex {
+	pthread_mutex_t m;
+	enum gr_lock_rank rank; /* (c) */
+	const void *owner;	/* (l) debug_checks only: which thread holds it */
+};
+
+#define GR_MUTEX_INIT(r) { .m = PTHREAD_MUTEX_INITIALIZER, .rank = (r) }
+
+void gr_mutex_init(struct gr_mutex *m, enum gr_lock_rank rank);
+void gr_mutex_destroy(struct gr_mutex *m);
+void gr_mutex_lock(struct gr_mutex *m) GR_ACQUIRE(*m);
+/* One more of the same rank; the caller keeps an order among them (say which). */
+void gr_mutex_lock_peer(struct gr_mutex *m) GR_ACQUIRE(*m);
+void gr_mutex_unlock(struct gr_mutex *m) GR_RELEASE(*m);
+/* Out of rank order on purpose: trying cannot deadlock. */
+GR_MUST_CHECK bool gr_mutex_trylock(struct gr_mutex *m) GR_TSA(try_acquire_capability(true, *m));
+/* Dies with debug_checks if the caller does not hold m; tells the analysis that it does. */
+void gr_mutex_assert_held(const struct gr_mutex *m) GR_TSA(assert_capability(*m));
+
+/* For cleanup: unlocks at the end of the scope. Function scope only (see GR_MUTEX_GUARD). */
+static inline struct gr_mutex *gr_mutex_guard_enter(struct gr_mutex *m)
+	GR_TSA(assert_capability(*m)) GR_NO_TSA;
+static inline struct gr_mutex *gr_mutex_guard_enter(struct gr_mutex *m)
+{
+	gr_mutex_lock(m);
+	return m;
+}
+
+static inline void gr_mutex_guard_exit(struct gr_mutex **m) GR_NO_TSA;
+static inline void gr_mutex_guard_exit(struct gr_mutex **m)
+{
+	gr_mutex_unlock(*m);
+}
+
+/*
+ * Holds m until the enclosing scope ends. Use it at function scope: the analysis does not see
+ * the cleanup and believes m held until the function returns.
+ */
+#define GR_MUTEX_GUARD(mutex)		 GR_MUTEX_GUARD_(mutex, __COUNTER__)
+#define GR_MUTEX_GUARD_(mutex, n)	 GR_MUTEX_GUARD_NAMED_(mutex, n)
+#define GR_MUTEX_GUARD_NAMED_(mutex, n)                                                            \
+	struct gr_mutex *gr_mutex_guard_##n                                                        \
+		__attribute__((cleanup(gr_mutex_guard_exit), unused)) = gr_mutex_guard_enter(mutex)
+
+#endif
