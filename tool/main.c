@@ -8,6 +8,7 @@
 
 /* In the order in which `guestram --help` lists them; NULL ends the table. */
 static const struct verb *const verbs[] = {
+	&verb_features,
 	NULL,
 };
 

@@ -30,6 +30,9 @@ struct verb {
 	int (*fn)(int argc, char **argv);
 };
 
+/* All of them, sorted. */
+extern const struct verb verb_features;
+
 /**
  * Say what went wrong, on stderr, in one line that begins with the tool's name.
  * @param fmt printf format.

@@ -13,12 +13,16 @@
 enum gr_lock_rank {
 	/* One migration's state machine. Not what its threads exchange by queues. */
 	GR_RANK_MIGRATE = 10,
-	/* A machine's tracker driver: who is tracked by what, and the sync. Not the bits. */
+	/* A machine's tracker driver: who is in use, how often started. */
 	GR_RANK_TRACK_DRIVER = 20,
+	/* Its reports, from the fetch to the last mark, and re-arming. Not the bits. */
+	GR_RANK_TRACK_REPORT = 25,
 	/* The writers of a RAM list. Readers take nothing; block memory is not covered. */
 	GR_RANK_RAM = 30,
 	/* The list of RAM listeners, held while they are called. */
 	GR_RANK_LISTENER = 40,
+	/* A tracker driver's array of blocks. Not the blocks. */
+	GR_RANK_TRACK_BLOCKS = 45,
 	/* One tracker's own state. Not the dirty memory. */
 	GR_RANK_TRACKER = 50,
 	/* Growth, consumers and epochs of one dirty memory. Markers take nothing. */

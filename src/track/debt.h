@@ -28,7 +28,7 @@
 #include <guestram/error.h>
 
 struct gr_debt {
-	uint64_t pages;  /* (c) */
+	uint64_t pages;	 /* (c) */
 	uint64_t *words; /* (a) bit n of word w: page 64 * w + n */
 };
 

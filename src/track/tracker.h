@@ -88,7 +88,7 @@ struct gr_tracker_ops {
 /* Embedded in each tracker. */
 struct gr_tracker {
 	const struct gr_tracker_ops *ops; /* (c) */
-	struct gr_ram *ram;               /* (c) the machine; set by the driver before start */
+	struct gr_ram *ram;		  /* (c) the machine; set by the driver before start */
 };
 
 /*
