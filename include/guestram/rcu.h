@@ -225,15 +225,15 @@ static inline void gr_rcu_guard_exit(int *guard)
  * visible). Takes the pointer variable itself, not its address; evaluates it once.
  */
 #define gr_rcu_dereference(p)                                                                      \
-	(__atomic_load_n((__typeof__(*(p)) **)(void *)&(p), __ATOMIC_ACQUIRE))
+	(__atomic_load_n((__typeof__(*(p)) **)(uintptr_t)&(p), __ATOMIC_ACQUIRE))
 
 /** Fetch a published pointer where no writer can run: the caller holds the writers' lock. */
 #define gr_rcu_dereference_protected(p)                                                            \
-	(__atomic_load_n((__typeof__(*(p)) **)(void *)&(p), __ATOMIC_RELAXED))
+	(__atomic_load_n((__typeof__(*(p)) **)(uintptr_t)&(p), __ATOMIC_RELAXED))
 
 /** Publish a pointer: what was written to the object before is visible to its readers. */
 #define gr_rcu_assign_pointer(p, v)                                                                \
-	(__atomic_store_n((__typeof__(*(p)) **)(void *)&(p), (v), __ATOMIC_RELEASE))
+	(__atomic_store_n((__typeof__(*(p)) **)(uintptr_t)&(p), (v), __ATOMIC_RELEASE))
 
 /**
  * Wait until every read-side section that is open now has ended. What the caller did

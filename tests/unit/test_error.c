@@ -36,9 +36,9 @@ TEST(long_text_is_cut_not_overrun)
 	memset(long_text, 'a', sizeof(long_text) - 1);
 	long_text[sizeof(long_text) - 1] = '\0';
 	gr_error_set(&err, -EIO, "%s", long_text);
-	ASSERT_EQ(strlen(err.msg), GR_ERROR_MSG_BYTES - 1);
+	ASSERT_EQ(strlen(err.msg), (size_t)GR_ERROR_MSG_BYTES - 1);
 	gr_error_prefix(&err, "%s", long_text);
-	ASSERT_EQ(strlen(err.msg), GR_ERROR_MSG_BYTES - 1);
+	ASSERT_EQ(strlen(err.msg), (size_t)GR_ERROR_MSG_BYTES - 1);
 }
 
 static char last_line[64];

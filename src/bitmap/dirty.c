@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Dirty memory as a whole: creation, growth, end. Growth copies pointers and never bits
+ * (after S. Hajnoczi's DirtyMemoryBlocks of 2015), so a marker that still uses the old map
+ * marks the same words as one that uses the new map; RCU is needed for one thing only,
+ * freeing the old array of pointers.
+ */
+#include "bitmap/dirty.h"
+#include "base/atomic.h"
+#include "base/heavy_fence.h"
+#include "base/hook.h"
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+static struct gr_dirty_map *map_alloc(size_t chunks)
+{
+	struct gr_dirty_map *map = calloc(1, sizeof(*map) + chunks * sizeof(map->chunk[0]));
+
+	if (map) {
+		map->chunks = chunks;
+		map->fence = !gr_heavy_fence_available();
+	}
+	return map;
+}
+
+/* The map and its chunks from `first` on. */
+static void map_free(struct gr_dirty_map *map, size_t first)
+{
+	if (map) {
+		for (size_t i = first; i < map->chunks; i++) {
+			gr_bits_chunk_free(map->chunk[i]);
+		}
+		free(map);
+	}
+}
+
+static void reclaim_map(struct gr_rcu_head *head)
+{
+	free(gr_container_of(head, struct gr_dirty_map, rcu)); /* its chunks live on */
+}
+
+/* A map that has what old has (may be NULL) and new chunks up to so many. NULL: no memory. */
+static struct gr_dirty_map *map_extend(const struct gr_dirty_map *old, size_t chunks)
+{
+	size_t have = old ? old->chunks : 0;
+	struct gr_dirty_map *map = map_alloc(chunks);
+
+	if (!map) {
+		return NULL;
+	}
+	for (size_t i = 0; i < have; i++) {
+#ifdef GR_MUTANT_GROW_COPIES_WORDS
+		map->chunk[i] = gr_bits_chunk_create();
+		memcpy(map->chunk[i], old->chunk[i], sizeof(*map->chunk[i]));
+#else
+		map->chunk[i] = old->chunk[i];
+#endif
+	}
+	for (size_t i = have; i < chunks; i++) {
+		map->chunk[i] = gr_bits_chunk_create();
+		if (!map->chunk[i]) {
+			map->chunks = i;
+			map_free(map, have);
+			return NULL;
+		}
+	}
+	return map;
+}
+
+static int too_many(uint64_t pages, struct gr_error *err)
+{
+	return gr_error_set(err, -ENOMEM,
+			    "dirty memory: %llu pages are more than the %llu it can cover",
+			    (unsigned long long)pages, (unsigned long long)GR_BITS_PAGES_MAX);
+}
+
+int gr_dirty_create(uint64_t pages, struct gr_dirty **ret_dirty, struct gr_error *err)
+{
+	struct gr_dirty_map *map;
+	struct gr_dirty *d;
+
+	if (pages > GR_BITS_PAGES_MAX) {
+		return too_many(pages, err);
+	}
+	d = calloc(1, sizeof(*d));
+	map = d ? map_extend(NULL, GR_DIV_ROUND_UP(pages, GR_BITS_CHUNK_PAGES)) : NULL;
+	if (!map) {
+		free(d);
+		return gr_error_set(err, -ENOMEM, "dirty memory: no memory for %llu pages",
+				    (unsigned long long)pages);
+	}
+	gr_mutex_init(&d->lock, GR_RANK_DIRTY);
+	d->pid = getpid();
+	d->pages = (uint64_t)map->chunks * GR_BITS_CHUNK_PAGES;
+	gr_rcu_assign_pointer(d->map, map);
+	*ret_dirty = d;
+	return 0;
+}
+
+void gr_dirty_free(struct gr_dirty *dirty)
+{
+	if (!dirty) {
+		return;
+	}
+	if (dirty->consumers != 0) {
+		gr_die("gr_dirty_free: consumer '%s' is still there", dirty->consumer[0]->name);
+	}
+	gr_rcu_synchronize(); /* a marker may still be on its way out of its section */
+	map_free(gr_rcu_dereference_protected(dirty->map), 0);
+	gr_mutex_destroy(&dirty->lock);
+	free(dirty);
+}
+
+/* Growing the private sets first keeps a harvest from ever having to allocate. */
+static bool consumers_grow_locked(struct gr_dirty *dirty, size_t chunks) GR_REQUIRES(dirty->lock)
+{
+	for (unsigned int i = 0; i < dirty->consumers; i++) {
+		/* On failure some cover more than they need, which changes nothing. */
+		if (gr_bits_grow(&dirty->consumer[i]->pend, chunks) != 0 ||
+		    gr_bits_grow(&dirty->consumer[i]->set, chunks) != 0) {
+			return false;
+		}
+	}
+	return true;
+}
+
+int gr_dirty_grow(struct gr_dirty *dirty, uint64_t pages, struct gr_error *err)
+{
+	size_t chunks = (size_t)GR_DIV_ROUND_UP(pages, GR_BITS_CHUNK_PAGES);
+	struct gr_dirty_map *old, *map = NULL;
+
+	if (pages > GR_BITS_PAGES_MAX) {
+		return too_many(pages, err);
+	}
+	gr_mutex_lock(&dirty->lock);
+	old = gr_rcu_dereference_protected(dirty->map);
+	if (chunks <= old->chunks) {
+		gr_mutex_unlock(&dirty->lock);
+		return 0;
+	}
+	if (consumers_grow_locked(dirty, chunks)) {
+		map = map_extend(old, chunks);
+	}
+	if (!map) {
+		gr_mutex_unlock(&dirty->lock);
+		return gr_error_set(err, -ENOMEM, "dirty memory: no memory to grow to %llu pages",
+				    (unsigned long long)pages);
+	}
+	GR_HOOK("grow: before publication");
+	/* O3, L5: zeroed chunks before the map; pairs with the dereference in marker_map(). */
+	gr_rcu_assign_pointer(dirty->map, map);
+	/* Pairs with the acquire in gr_dirty_pages(): who reads it may mark that far. */
+	gr_store_release(&dirty->pages, (uint64_t)chunks * GR_BITS_CHUNK_PAGES);
+	gr_mutex_unlock(&dirty->lock);
+#ifdef GR_MUTANT_GROW_NO_GRACE_PERIOD
+	reclaim_map(&old->rcu);
+#else
+	gr_rcu_call(NULL, &old->rcu, reclaim_map);
+#endif
+	return 0;
+}
+
+uint64_t gr_dirty_pages(const struct gr_dirty *dirty)
+{
+	return gr_load_acquire(&dirty->pages); /* pairs with the release in gr_dirty_grow() */
+}
+
+uint64_t gr_dirty_live_estimate(const struct gr_dirty *dirty)
+{
+	GR_RCU_READ_GUARD();
+	const struct gr_dirty_map *map = gr_rcu_dereference(dirty->map);
+	uint64_t words = 0;
+
+	for (size_t i = 0; i < map->chunks; i++) {
+		const struct gr_bits_chunk *c = map->chunk[i];
+
+		for (unsigned int t = 0; t < GR_BITS_TOPS; t++) {
+			/* A snapshot of bits that change: nothing is concluded from them. */
+			for (uint64_t x = gr_load_relaxed(&c->top[t]); x; x &= x - 1) {
+				unsigned int v = t * 64 + (unsigned int)__builtin_ctzll(x);
+
+				words += (uint64_t)__builtin_popcountll(gr_load_relaxed(&c->sum[v]));
+			}
+		}
+	}
+	return words * 64;
+}

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The insides of dirty memory: the live bitmap that markers write, and the consumers.
+ * The protocol and its argument are in mark.c (markers) and harvest.c (harvesters); the
+ * orderings O1 to O6 are stated in docs/dirty-memory.md.
+ */
+#ifndef GR_BITMAP_DIRTY_H
+#define GR_BITMAP_DIRTY_H
+
+#include "base/mutex.h"
+#include "bitmap/bits.h"
+#include <guestram/dirty.h>
+#include <sys/types.h>
+
+/* What a marker needs to find a word. Replaced as a whole when dirty memory grows. */
+struct gr_dirty_map {
+	struct gr_rcu_head rcu;
+	size_t chunks;		       /* (c) */
+	bool fence;		       /* (c) no process-wide fence: the marker has its own */
+	struct gr_bits_chunk *chunk[]; /* (c) the chunks live as long as the dirty memory */
+};
+
+struct gr_dirty {
+	struct gr_dirty_map *map;	   /* (r) lock */
+	uint64_t pages;			   /* (a) covered; follows map */
+	struct gr_mutex lock;		   /* the harvest lock: markers never take it */
+	unsigned int consumers;		   /* (l) */
+	struct gr_dirty_consumer *consumer[GR_DIRTY_CONSUMERS_MAX]; /* (l) */
+	uint64_t fences;		   /* (l) process-wide fences run, for tests */
+	pid_t pid;			   /* (l) of the last harvest: another one after fork() */
+};
+
+struct gr_dirty_consumer {
+	struct gr_dirty *dirty; /* (c) */
+	char *name;		/* (c) */
+	struct gr_bits pend;	/* (l) what harvests found since this consumer's last begin */
+	struct gr_bits set;	/* (o) the open epoch; empty without one */
+	bool open;		/* (o) */
+};
+
+/*
+ * Move every live bit to `to` (may be NULL) and to the pending set of every consumer but
+ * `skip` (may be NULL), then run the process-wide fence if there was any.
+ */
+void gr_dirty_harvest_locked(struct gr_dirty *dirty, struct gr_bits *to,
+			     const struct gr_dirty_consumer *skip) GR_REQUIRES(dirty->lock);
+
+#endif

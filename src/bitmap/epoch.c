@@ -1,0 +1,205 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Consumers and their epochs: private sets of pages that a harvest fills (harvest.c). A
+ * consumer's pending set belongs to the harvest lock, its open epoch to its own thread, so
+ * that commit, search and done take no lock.
+ *
+ * Argument (L3). For consumer c, a page stored to since c's copy of it is in the live bitmap,
+ * in c->pend or in c->set. Begin moves pend and live to set. Another consumer's begin moves
+ * live to c->pend, under the lock. Abort moves set back to pend, ORing, never replacing: pend
+ * may hold newer bits of the same pages. Commit drops set only after c read the pages, and a
+ * store after that read marks again: its mark cannot have found the bit of this epoch, which
+ * was cleared before the fence, and the fence ran before the read.
+ */
+#include "base/atomic.h"
+#include "bitmap/dirty.h"
+#include <errno.h>
+#include <string.h>
+
+static void swap_bits(struct gr_bits *a, struct gr_bits *b)
+{
+	struct gr_bits t = *a;
+
+	*a = *b;
+	*b = t;
+}
+
+static void consumer_free(struct gr_dirty_consumer *c)
+{
+	gr_bits_destroy(&c->pend);
+	gr_bits_destroy(&c->set);
+	free(c->name);
+	free(c);
+}
+
+static struct gr_dirty_consumer *consumer_create(struct gr_dirty *dirty, const char *name)
+{
+	struct gr_dirty_consumer *c = calloc(1, sizeof(*c));
+
+	if (!c) {
+		return NULL;
+	}
+	c->dirty = dirty;
+	c->name = strdup(name);
+	if (!c->name || gr_bits_init(&c->pend) != 0 || gr_bits_init(&c->set) != 0) {
+		consumer_free(c);
+		return NULL;
+	}
+	return c;
+}
+
+static int list_consumer_locked(struct gr_dirty *dirty, struct gr_dirty_consumer *c,
+				enum gr_dirty_start start, struct gr_error *err)
+	GR_REQUIRES(dirty->lock)
+{
+	size_t chunks = (size_t)(dirty->pages / GR_BITS_CHUNK_PAGES);
+
+	if (dirty->consumers == GR_DIRTY_CONSUMERS_MAX) {
+		return gr_error_set(err, -ENOSPC, "dirty memory: consumer '%s' would be one more than %d",
+				    c->name, GR_DIRTY_CONSUMERS_MAX);
+	}
+	if (gr_bits_grow(&c->pend, chunks) != 0 || gr_bits_grow(&c->set, chunks) != 0) {
+		return gr_error_set(err, -ENOMEM, "dirty memory: no memory for consumer '%s'",
+				    c->name);
+	}
+	/*
+	 * What is live now is older than c: the others get it. The fence in there is needed here
+	 * too: c's first copy of a page counts from this clear (O2).
+	 */
+	gr_dirty_harvest_locked(dirty, NULL, NULL);
+	dirty->consumer[dirty->consumers++] = c;
+	if (start == GR_DIRTY_START_FULL) {
+		gr_bits_fill(&c->pend);
+	}
+	return 0;
+}
+
+int gr_dirty_consumer_add(struct gr_dirty *dirty, const char *name, enum gr_dirty_start start,
+			  struct gr_dirty_consumer **ret_consumer, struct gr_error *err)
+{
+	struct gr_dirty_consumer *c = consumer_create(dirty, name);
+	int ret;
+
+	if (!c) {
+		return gr_error_set(err, -ENOMEM, "dirty memory: no memory for consumer '%s'", name);
+	}
+	gr_mutex_lock(&dirty->lock);
+	ret = list_consumer_locked(dirty, c, start, err);
+	gr_mutex_unlock(&dirty->lock);
+	if (ret < 0) {
+		consumer_free(c);
+		return ret;
+	}
+	*ret_consumer = c;
+	return 0;
+}
+
+void gr_dirty_consumer_del(struct gr_dirty_consumer *consumer)
+{
+	struct gr_dirty *d;
+	unsigned int i = 0;
+
+	if (!consumer) {
+		return;
+	}
+	d = consumer->dirty;
+	gr_mutex_lock(&d->lock);
+	while (i < d->consumers && d->consumer[i] != consumer) {
+		i++;
+	}
+	GR_ASSERT(i < d->consumers);
+	d->consumer[i] = d->consumer[--d->consumers];
+	gr_mutex_unlock(&d->lock);
+	consumer_free(consumer);
+}
+
+int gr_dirty_epoch_begin(struct gr_dirty_consumer *consumer, uint64_t *ret_pages,
+			 struct gr_error *err)
+{
+	struct gr_dirty *d = consumer->dirty;
+
+	if (consumer->open) {
+		return gr_error_set(err, -EBUSY, "consumer '%s' has an epoch open", consumer->name);
+	}
+	gr_mutex_lock(&d->lock);
+	/* The set is empty without an epoch. Pending pages need no further fence: H2. */
+	swap_bits(&consumer->pend, &consumer->set);
+	gr_dirty_harvest_locked(d, &consumer->set, consumer);
+	gr_mutex_unlock(&d->lock);
+	consumer->open = true;
+	if (ret_pages) {
+		*ret_pages = consumer->set.pages;
+	}
+	return 0;
+}
+
+bool gr_dirty_epoch_next(const struct gr_dirty_consumer *consumer, uint64_t from,
+			 uint64_t *ret_first, uint64_t *ret_pages)
+{
+	return gr_bits_next_run(&consumer->set, from, ret_first, ret_pages);
+}
+
+void gr_dirty_epoch_done(struct gr_dirty_consumer *consumer, uint64_t page, uint64_t pages)
+{
+	(void)gr_bits_clear_range(&consumer->set, page, pages);
+}
+
+void gr_dirty_epoch_add(struct gr_dirty_consumer *consumer, uint64_t page, uint64_t pages)
+{
+	if (!consumer->open) {
+		gr_die("gr_dirty_epoch_add: consumer '%s' has no epoch open", consumer->name);
+	}
+	/* Growth reaches the sets before anybody can know of the new pages: no page is cut. */
+	(void)gr_bits_set_range(&consumer->set, page, pages);
+}
+
+uint64_t gr_dirty_epoch_pages(const struct gr_dirty_consumer *consumer)
+{
+	return consumer->set.pages;
+}
+
+uint64_t gr_dirty_pending_pages(struct gr_dirty_consumer *consumer)
+{
+	struct gr_dirty *d = consumer->dirty;
+	uint64_t pages;
+
+	gr_mutex_lock(&d->lock);
+	pages = consumer->pend.pages;
+	gr_mutex_unlock(&d->lock);
+	return pages;
+}
+
+int gr_dirty_epoch_commit(struct gr_dirty_consumer *consumer)
+{
+	if (!consumer->open) {
+		return -EINVAL;
+	}
+	gr_bits_clear(&consumer->set);
+	consumer->open = false;
+	return 0;
+}
+
+int gr_dirty_epoch_abort(struct gr_dirty_consumer *consumer)
+{
+	struct gr_dirty *d = consumer->dirty;
+
+	if (!consumer->open) {
+		return -EINVAL;
+	}
+#ifndef GR_MUTANT_ABORT_DROPS_EPOCH
+	gr_mutex_lock(&d->lock);
+	/* OR the smaller into the larger; no fence: nothing live is cleared. */
+	if (consumer->set.pages > consumer->pend.pages) {
+		swap_bits(&consumer->set, &consumer->pend);
+	}
+#ifndef GR_MUTANT_ABORT_DROPS_PENDING
+	gr_bits_or(&consumer->pend, &consumer->set);
+#endif
+	gr_mutex_unlock(&d->lock);
+#else
+	(void)d;
+#endif
+	gr_bits_clear(&consumer->set);
+	consumer->open = false;
+	return 0;
+}

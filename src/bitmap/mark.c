@@ -1,0 +1,193 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Markers. Any number of threads set bits in the live bitmap while one harvester at a time
+ * (harvest.c) takes them out; nobody waits.
+ *
+ * Invariants
+ * I1 Every write to a live word is an acquire-release read-modify-write; there is no plain
+ *    store, not even of all ones. So the writes to one word form a chain in which each one
+ *    synchronises with the next.
+ * I2 Set bottom-up: leaf, then sum, then top. The harvester clears top-down.
+ * I3 A marker concludes nothing about a summary from a leaf that was set already: it looks.
+ *
+ * Argument, levels (L1). Take a marker's OR of a leaf word and a harvester's exchange of it.
+ * If the OR is first, the exchange takes the bit. If the exchange is first, the OR
+ * synchronises with it, and the harvester had cleared the sum word before: the marker's look
+ * at the sum sees it cleared, or newer, and sets it (or finds it set again since). The same
+ * holds one level up. When the marker only loaded the leaf bit, the value it read was
+ * written by an OR that is before the exchange (the bit is taken if the harvester comes here
+ * at all: if it does not, it found the sum bit clear, and this marker finds that too) or
+ * after it (as above). So a mark that has returned is in the next harvest, whoever else
+ * stands still half way.
+ *
+ * Argument, bytes (L2). The marker stored to the page, then looks at the leaf. If it ORed,
+ * the exchange that takes the bit synchronises with the OR. If it found the bit set, the
+ * harvester that clears this bit runs the process-wide fence afterwards, and the marker's
+ * store is before its own side of that fence, because its look was before the clear: the
+ * bytes are visible to who reads after the fence. That is Dekker's pattern with its cost on
+ * one side (C++ P1202). Without a process-wide fence `map->fence` is set and both sides
+ * have a fence of their own.
+ *
+ * Growth (L5). A chunk has the same address in every map. A marker loads the map after it
+ * found its block, and the block was published after the map that covers it (O3).
+ *
+ * The protocol was checked by exhaustive models of the C11 memory model before it was written;
+ * docs/dirty-memory.md tells which mutations they and the tests must find.
+ */
+#include "base/atomic.h"
+#include "base/hook.h"
+#include "bitmap/dirty.h"
+#include <endian.h>
+#include <string.h>
+
+/* L2: the store to the page, before the look at the leaf. Partner: the fence in harvest.c. */
+static inline void light_fence(const struct gr_dirty_map *map)
+{
+	if (GR_UNLIKELY(map->fence)) {
+		gr_fence();
+	} else {
+		gr_barrier();
+	}
+}
+
+static inline const struct gr_dirty_map *marker_map(struct gr_dirty *dirty, uint64_t page,
+						    uint64_t pages)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+static inline const struct gr_dirty_map *marker_map(struct gr_dirty *dirty, uint64_t page,
+						    uint64_t pages)
+{
+	/* L5: pairs with the publication in gr_dirty_grow(). */
+	const struct gr_dirty_map *map = gr_rcu_dereference(dirty->map);
+	uint64_t covered = (uint64_t)map->chunks * GR_BITS_CHUNK_PAGES;
+
+	GR_ASSERT(page < covered && pages <= covered - page);
+	light_fence(map);
+	return map;
+}
+
+/* Set bits of a leaf word, unless they are. */
+static inline void mark_leaf(struct gr_bits_chunk *c, unsigned int w, uint64_t mask)
+{
+	/* I3, L1: acquire, pairs with the RMW that set the bits, before the look at the sum. */
+	if ((gr_load_acquire(&c->leaf[w]) & mask) != mask) {
+		/* L1, L2: pairs with the exchange in take_leaf(). */
+		(void)gr_or_acq_rel(&c->leaf[w], mask);
+	}
+}
+
+/* Set summary bits of sum word v, after all leaf words below them (I2). */
+static inline void mark_sums(struct gr_bits_chunk *c, unsigned int v, uint64_t mask)
+{
+	uint64_t top_mask = (uint64_t)1 << (v % 64);
+
+	/* L1: as in mark_leaf(), one level up; pairs with the exchange in take_sum(). */
+	if ((gr_load_acquire(&c->sum[v]) & mask) != mask) {
+		(void)gr_or_acq_rel(&c->sum[v], mask);
+	}
+	GR_HOOK("mark: sum set");
+	/* Nothing is looked at after the top: relaxed. Pairs with the exchange in take_top(). */
+	if ((gr_load_relaxed(&c->top[v / 64]) & top_mask) == 0) {
+		(void)gr_or_acq_rel(&c->top[v / 64], top_mask);
+	}
+}
+
+void gr_dirty_mark(struct gr_dirty *dirty, uint64_t page)
+{
+	const struct gr_dirty_map *map = marker_map(dirty, page, 1);
+	struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
+	unsigned int w = (unsigned int)(page / 64 % GR_BITS_LEAVES);
+
+#ifdef GR_MUTANT_MARK_TOP_DOWN
+	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
+	mark_leaf(c, w, (uint64_t)1 << (page % 64));
+#elif defined(GR_MUTANT_MARK_TRUSTS_LEAF)
+	/* A set leaf bit taken as proof of the summary: breaks I3. */
+	if (gr_load_acquire(&c->leaf[w]) & (uint64_t)1 << (page % 64)) {
+		return;
+	}
+	mark_leaf(c, w, (uint64_t)1 << (page % 64));
+	GR_HOOK("mark: leaf set");
+	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
+#else
+	mark_leaf(c, w, (uint64_t)1 << (page % 64));
+	GR_HOOK("mark: leaf set");
+	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
+#endif
+}
+
+void gr_dirty_mark_range(struct gr_dirty *dirty, uint64_t page, uint64_t pages)
+{
+	const struct gr_dirty_map *map;
+	uint64_t end;
+
+	if (pages == 0) {
+		return;
+	}
+	map = marker_map(dirty, page, pages);
+	end = page + pages;
+	while (page < end) {
+		struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
+		unsigned int v = (unsigned int)(page / 4096 % GR_BITS_SUMS);
+		uint64_t sum_end = GR_MIN(end, page - page % 4096 + 4096);
+		uint64_t sums = 0;
+
+		/* All leaf words of one sum word, then the sum word. */
+		while (page < sum_end) {
+			unsigned int first = (unsigned int)(page % 64);
+			unsigned int n = (unsigned int)GR_MIN(sum_end - page, (uint64_t)64 - first);
+			unsigned int w = (unsigned int)(page / 64 % GR_BITS_LEAVES);
+
+			mark_leaf(c, w, gr_bits_mask(first, first + n - 1));
+			GR_HOOK("mark range: leaf set");
+			sums |= (uint64_t)1 << (w % 64);
+#ifdef GR_MUTANT_MARK_RANGE_SUM_EARLY
+			mark_sums(c, v, ~(uint64_t)0);
+			sums = ~(uint64_t)0;
+#endif
+			page += n;
+		}
+#ifndef GR_MUTANT_MARK_RANGE_SUM_EARLY
+		mark_sums(c, v, sums);
+#endif
+	}
+}
+
+uint64_t gr_dirty_or_le(struct gr_dirty *dirty, uint64_t page, const void *words, uint64_t pages)
+{
+	const struct gr_dirty_map *map;
+	const unsigned char *in = words;
+	uint64_t end, set = 0;
+
+	GR_ASSERT(page % 64 == 0);
+	if (pages == 0) {
+		return 0;
+	}
+	map = marker_map(dirty, page, pages);
+	end = page + pages;
+	while (page < end) {
+		struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
+		unsigned int v = (unsigned int)(page / 4096 % GR_BITS_SUMS);
+		uint64_t sum_end = GR_MIN(end, page - page % 4096 + 4096);
+		uint64_t sums = 0;
+
+		for (; page < sum_end; page += 64, in += sizeof(uint64_t)) {
+			unsigned int w = (unsigned int)(page / 64 % GR_BITS_LEAVES);
+			uint64_t x;
+
+			memcpy(&x, in, sizeof(x));
+			x = le64toh(x);
+			if (end - page < 64) {
+				x &= gr_bits_mask(0, (unsigned int)(end - page) - 1);
+			}
+			if (x) {
+				mark_leaf(c, w, x);
+				sums |= (uint64_t)1 << (w % 64);
+				set += (uint64_t)__builtin_popcountll(x);
+			}
+		}
+		if (sums) {
+			mark_sums(c, v, sums);
+		}
+	}
+	return set;
+}
