@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * A block's life. It is made with one reference, the list's. Taking it off the list gives
+ * that reference back after a grace period, so whoever finds the block in a read-side section
+ * may take a reference there: the count cannot have reached zero. Who drops the last one
+ * gives the memory back.
+ */
+#include "base/atomic.h"
+#include "base/clock.h"
+#include "base/futex.h"
+#include "ram/ram.h"
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+#include <unistd.h>
+
+/*
+ * High half random, low half counted: two blocks of one process never share it, and two of
+ * different processes (a fork's child too) hardly ever do. Never 0.
+ */
+static uint64_t make_incarnation(void)
+{
+	static uint32_t count; /* (a) uniqueness is all that is asked of it */
+	uint32_t low = gr_add_relaxed(&count, 1) + 1;
+	uint32_t high;
+
+	if (getrandom(&high, sizeof(high), GRND_NONBLOCK) != (ssize_t)sizeof(high)) {
+		high = (uint32_t)getpid() * 0x9e3779b9u ^ (uint32_t)gr_clock_ns();
+	}
+	return (uint64_t)(high | 1u << 31) << 32 | low;
+}
+
+static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *desc,
+		      struct gr_error *err)
+{
+	uint64_t max = desc->max_bytes ? desc->max_bytes : desc->used_bytes;
+	unsigned int known = GR_RAM_READONLY | GR_RAM_NO_MIGRATE;
+
+	if (desc->size != sizeof(*desc)) {
+		return gr_error_set(err, -EINVAL, "block description of %zu bytes, not %zu",
+				    desc->size, sizeof(*desc));
+	}
+	if (!desc->id || desc->id[0] == '\0' ||
+	    strnlen(desc->id, GR_RAM_ID_BYTES_MAX + 1) > GR_RAM_ID_BYTES_MAX) {
+		return gr_error_set(err, -EINVAL, "block id must have 1 to %d bytes",
+				    GR_RAM_ID_BYTES_MAX);
+	}
+	if (desc->used_bytes == 0 || desc->used_bytes > max) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': used length %llu is zero or above the maximum %llu",
+				    desc->id, (unsigned long long)desc->used_bytes,
+				    (unsigned long long)max);
+	}
+	if (desc->used_bytes % ram->page_bytes != 0 || max % ram->page_bytes != 0) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': lengths %llu and %llu are not multiples of the page "
+				    "size %u",
+				    desc->id, (unsigned long long)desc->used_bytes,
+				    (unsigned long long)max, ram->page_bytes);
+	}
+	if (max > gr_ram_addr_max(ram)) {
+		return gr_error_set(err, -EINVAL, "block '%s': %llu bytes are more than %llu can be",
+				    desc->id, (unsigned long long)max,
+				    (unsigned long long)gr_ram_addr_max(ram));
+	}
+	if (desc->flags & ~known) {
+		return gr_error_set(err, -EINVAL, "block '%s': unknown flags %#x", desc->id,
+				    desc->flags & ~known);
+	}
+	return 0;
+}
+
+int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *desc,
+		    struct gr_block **ret_block, struct gr_error *err)
+{
+	int ret = check_desc(ram, desc, err);
+	struct gr_block *b;
+
+	if (ret < 0) {
+		return ret;
+	}
+	b = calloc(1, sizeof(*b));
+	if (!b) {
+		return gr_error_set(err, -ENOMEM, "block '%s': no memory", desc->id);
+	}
+	memcpy(b->pub.id, desc->id, strlen(desc->id));
+	b->pub.ram = ram;
+	b->pub.used_bytes_atomic = desc->used_bytes;
+	b->pub.max_bytes = desc->max_bytes ? desc->max_bytes : desc->used_bytes;
+	b->pub.flags = desc->flags;
+	b->pub.incarnation = desc->incarnation ? desc->incarnation : make_incarnation();
+	b->refs = 1;
+	ret = gr_backing_map(b, desc, err);
+	if (ret < 0) {
+		free(b);
+		return ret;
+	}
+	/* Pairs with the decrement in block_free(). */
+	(void)gr_add_acq_rel(&ram->blocks_alive, 1);
+	*ret_block = b;
+	return 0;
+}
+
+static void block_free(struct gr_block *b)
+{
+	uint32_t *alive = &b->pub.ram->blocks_alive;
+
+	gr_backing_unmap(b);
+	free(b);
+	/* Pairs with the acquire in gr_ram_free(): the machine may be gone after this. */
+	if (gr_sub_acq_rel(alive, 1) == 1) {
+		(void)gr_futex_wake(alive, GR_FUTEX_ALL); /* an address, not its memory */
+	}
+}
+
+void gr_ram_block_get(struct gr_ram_block *block)
+{
+	/* The caller's section or reference keeps it above zero; nothing to order. */
+	uint32_t before = gr_add_relaxed(&gr_block(block)->refs, 1);
+
+	GR_ASSERT(before != 0 && before != UINT32_MAX);
+}
+
+void gr_ram_block_put(struct gr_ram_block *block)
+{
+	if (!block) {
+		return;
+	}
+	/* Everybody's last use before the memory goes; pairs with itself. */
+	uint32_t before = gr_sub_acq_rel(&gr_block(block)->refs, 1);
+
+	GR_ASSERT(before != 0);
+	if (before == 1) {
+		block_free(gr_block(block));
+	}
+}
+
+static void put_after_grace_period(struct gr_rcu_head *head)
+{
+	gr_ram_block_put(&gr_container_of(head, struct gr_block, rcu)->pub);
+}
+
+void gr_block_put_later(struct gr_block *block)
+{
+#ifdef GR_MUTANT_BLOCK_NO_GRACE_PERIOD
+	put_after_grace_period(&block->rcu);
+#else
+	gr_rcu_call(block->pub.ram->queue, &block->rcu, put_after_grace_period);
+#endif
+}
+
+bool gr_ram_block_listed(const struct gr_ram_block *block)
+{
+	return gr_load_acquire(&gr_block(block)->listed); /* pairs with the stores in list.c */
+}

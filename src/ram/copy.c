@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: MIT */
+#include "ram/copy.h"
+#include "base/compiler.h"
+#include <string.h>
+
+#define GR_RACY __attribute__((no_sanitize("thread")))
+
+/* The largest of 1, 2, 4, 8 that the guest address is aligned to and that still fits. */
+GR_RACY static size_t piece(const void *guest, size_t bytes)
+{
+	size_t n = 8;
+
+	while (n > bytes || (uintptr_t)guest % n != 0) {
+		n /= 2;
+	}
+	return n;
+}
+
+GR_RACY static void load_piece(unsigned char *to, const volatile void *guest, size_t n)
+{
+	switch (n) {
+	case 8: {
+		uint64_t v = *(const volatile uint64_t *)guest;
+
+		__builtin_memcpy(to, &v, 8);
+		break;
+	}
+	case 4: {
+		uint32_t v = *(const volatile uint32_t *)guest;
+
+		__builtin_memcpy(to, &v, 4);
+		break;
+	}
+	case 2: {
+		uint16_t v = *(const volatile uint16_t *)guest;
+
+		__builtin_memcpy(to, &v, 2);
+		break;
+	}
+	default:
+		*to = *(const volatile unsigned char *)guest;
+	}
+}
+
+GR_RACY static void store_piece(volatile void *guest, const unsigned char *from, size_t n)
+{
+	switch (n) {
+	case 8: {
+		uint64_t v;
+
+		__builtin_memcpy(&v, from, 8);
+		*(volatile uint64_t *)guest = v;
+		break;
+	}
+	case 4: {
+		uint32_t v;
+
+		__builtin_memcpy(&v, from, 4);
+		*(volatile uint32_t *)guest = v;
+		break;
+	}
+	case 2: {
+		uint16_t v;
+
+		__builtin_memcpy(&v, from, 2);
+		*(volatile uint16_t *)guest = v;
+		break;
+	}
+	default:
+		*(volatile unsigned char *)guest = *from;
+	}
+}
+
+GR_RACY void gr_copy_from_guest(void *to, const void *guest, size_t bytes)
+{
+	const unsigned char *from = guest;
+	unsigned char *out = to;
+
+	while (bytes != 0) {
+		size_t n = piece(from, bytes);
+
+		/* The body, without asking again for each word. */
+		for (; n == 8 && bytes >= 8; from += 8, out += 8, bytes -= 8) {
+			uint64_t v = *(const volatile uint64_t *)(const void *)from;
+
+			__builtin_memcpy(out, &v, 8);
+		}
+		if (n != 8) {
+			load_piece(out, from, n);
+			from += n;
+			out += n;
+			bytes -= n;
+		}
+	}
+}
+
+GR_RACY void gr_copy_to_guest(void *guest, const void *from, size_t bytes)
+{
+	const unsigned char *in = from;
+	unsigned char *to = guest;
+
+	while (bytes != 0) {
+		size_t n = piece(to, bytes);
+
+		for (; n == 8 && bytes >= 8; to += 8, in += 8, bytes -= 8) {
+			uint64_t v;
+
+			__builtin_memcpy(&v, in, 8);
+			*(volatile uint64_t *)(void *)to = v;
+		}
+		if (n != 8) {
+			store_piece(to, in, n);
+			to += n;
+			in += n;
+			bytes -= n;
+		}
+	}
+}

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: MIT */
+#include "ram/index.h"
+#include "base/atomic.h"
+#include <string.h>
+
+static uint64_t next_generation(void)
+{
+	static uint64_t last; /* (a) of the process: two machines never share a number */
+
+	/* Uniqueness is all that is asked of it: relaxed. */
+	return gr_add_relaxed(&last, 1) + 1;
+}
+
+static struct gr_ram_index *index_alloc(unsigned int blocks, unsigned int regions)
+{
+	struct gr_ram_index *x = calloc(1, sizeof(*x));
+
+	if (!x) {
+		return NULL;
+	}
+	x->generation = next_generation();
+	x->by_offset = calloc((size_t)blocks + 1, sizeof(x->by_offset[0]));
+	x->by_host = calloc((size_t)blocks + 1, sizeof(x->by_host[0]));
+	x->by_id = calloc((size_t)blocks + 1, sizeof(struct gr_ram_block *));
+	x->region = calloc((size_t)regions + 1, sizeof(x->region[0]));
+	if (!x->by_offset || !x->by_host || !x->by_id || !x->region) {
+		gr_ram_index_free(x);
+		return NULL;
+	}
+	return x;
+}
+
+void gr_ram_index_free(struct gr_ram_index *index)
+{
+	if (index) {
+		free(index->by_offset);
+		free(index->by_host);
+		free(index->by_id);
+		free(index->region);
+		free(index);
+	}
+}
+
+/* Copies spans without those of a block, and inserts `add` (may be NULL) in its place. */
+static void edit_spans(struct gr_ram_span *to, const struct gr_ram_span *from, unsigned int n,
+		       const struct gr_ram_block *del, const struct gr_ram_span *add)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		if (add && add->start < from[i].start) {
+			*to++ = *add;
+			add = NULL;
+		}
+		if (from[i].block != del) {
+			*to++ = from[i];
+		}
+	}
+	if (add) {
+		*to = *add;
+	}
+}
+
+static void edit_ids(struct gr_ram_block **to, struct gr_ram_block *const *from, unsigned int n,
+		     const struct gr_ram_block *del, struct gr_ram_block *add)
+{
+	for (unsigned int i = 0; i < n; i++) {
+		if (add && strcmp(add->id, from[i]->id) < 0) {
+			*to++ = add;
+			add = NULL;
+		}
+		if (from[i] != del) {
+			*to++ = from[i];
+		}
+	}
+	if (add) {
+		*to = add;
+	}
+}
+
+/* Returns how many regions there are afterwards. */
+static unsigned int edit_regions(struct gr_ram_region *to, const struct gr_ram_index *old,
+				 const struct gr_ram_edit *edit)
+{
+	const struct gr_ram_region *add = edit->add_region;
+	unsigned int n = 0;
+
+	for (unsigned int i = 0; old && i < old->regions; i++) {
+		const struct gr_ram_region *r = &old->region[i];
+
+		if (add && add->gpa.v < r->gpa.v) {
+			to[n++] = *add;
+			add = NULL;
+		}
+		if (r != edit->del_region && r->block != edit->del_block) {
+			to[n++] = *r;
+		}
+	}
+	if (add) {
+		to[n++] = *add;
+	}
+	return n;
+}
+
+struct gr_ram_index *gr_ram_index_edit(const struct gr_ram_index *old,
+				       const struct gr_ram_edit *edit)
+{
+	unsigned int blocks = old ? old->blocks : 0, regions = old ? old->regions : 0;
+	struct gr_ram_block *add = edit->add_block;
+	struct gr_ram_index *x = index_alloc(blocks + 1, regions + 1);
+	struct gr_ram_span at_offset, at_host;
+
+	if (!x) {
+		return NULL;
+	}
+	if (add) {
+		at_offset = (struct gr_ram_span){ add->offset.v, add->max_bytes, add };
+		at_host = (struct gr_ram_span){ (uintptr_t)add->host, add->max_bytes, add };
+	}
+	edit_spans(x->by_offset, old ? old->by_offset : NULL, blocks, edit->del_block,
+		   add ? &at_offset : NULL);
+	edit_spans(x->by_host, old ? old->by_host : NULL, blocks, edit->del_block,
+		   add ? &at_host : NULL);
+	edit_ids(x->by_id, old ? old->by_id : NULL, blocks, edit->del_block, add);
+	x->blocks = blocks + (add ? 1 : 0) - (edit->del_block ? 1 : 0);
+	x->regions = edit_regions(x->region, old, edit);
+	return x;
+}
+
+const struct gr_ram_span *gr_ram_span_at(const struct gr_ram_span *spans, unsigned int n,
+					 uint64_t addr)
+{
+	unsigned int lo = 0, hi = n; /* the last span that starts at or before addr is below hi */
+
+	while (lo < hi) {
+		unsigned int mid = lo + (hi - lo) / 2;
+
+		if (spans[mid].start <= addr) {
+			lo = mid + 1;
+		} else {
+			hi = mid;
+		}
+	}
+	if (lo == 0 || addr - spans[lo - 1].start >= spans[lo - 1].bytes) {
+		return NULL;
+	}
+	return &spans[lo - 1];
+}
+
+const struct gr_ram_region *gr_ram_index_region_from(const struct gr_ram_index *index,
+						     uint64_t gpa)
+{
+	unsigned int lo = 0, hi = index->regions;
+
+	while (lo < hi) {
+		unsigned int mid = lo + (hi - lo) / 2;
+		const struct gr_ram_region *r = &index->region[mid];
+
+		/* Its last byte: the end itself may not be a 64-bit number. */
+		if (r->gpa.v + (r->bytes - 1) < gpa) {
+			lo = mid + 1;
+		} else {
+			hi = mid;
+		}
+	}
+	return lo < index->regions ? &index->region[lo] : NULL;
+}
+
+struct gr_ram_block *gr_ram_index_by_id(const struct gr_ram_index *index, const char *id)
+{
+	unsigned int lo = 0, hi = index->blocks;
+
+	while (lo < hi) {
+		unsigned int mid = lo + (hi - lo) / 2;
+		int order = strcmp(id, index->by_id[mid]->id);
+
+		if (order == 0) {
+			return index->by_id[mid];
+		}
+		if (order < 0) {
+			hi = mid;
+		} else {
+			lo = mid + 1;
+		}
+	}
+	return NULL;
+}

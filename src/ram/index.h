@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The published index: an immutable picture of the list, made anew for each change. One
+ * pointer publishes it, so that a reader never sees a block without its regions, or a change
+ * half done.
+ */
+#ifndef GR_RAM_INDEX_H
+#define GR_RAM_INDEX_H
+
+#include <guestram/ram.h>
+
+/* A block's extent in one address space. */
+struct gr_ram_span {
+	uint64_t start;
+	uint64_t bytes;
+	struct gr_ram_block *block;
+};
+
+struct gr_ram_index {
+	struct gr_rcu_head rcu;
+	uint64_t generation; /* of all indexes of this process, no two are the same; never 0 */
+	unsigned int blocks;
+	unsigned int regions;
+	struct gr_ram_span *by_offset;	/* RAM address space */
+	struct gr_ram_span *by_host;	/* this process's address space */
+	struct gr_ram_block **by_id;	/* as strcmp() orders them */
+	struct gr_ram_region *region;	/* guest physical address space */
+};
+
+/* One change; what is not part of it is NULL. Deleting a block deletes its regions. */
+struct gr_ram_edit {
+	struct gr_ram_block *add_block;
+	const struct gr_ram_region *add_region;
+	const struct gr_ram_block *del_block;
+	const struct gr_ram_region *del_region; /* one of the old index */
+};
+
+/* The old index (may be NULL) with one change made. NULL when out of memory. */
+struct gr_ram_index *gr_ram_index_edit(const struct gr_ram_index *old,
+				       const struct gr_ram_edit *edit);
+void gr_ram_index_free(struct gr_ram_index *index);
+
+/* The span that contains an address, or NULL. */
+const struct gr_ram_span *gr_ram_span_at(const struct gr_ram_span *spans, unsigned int n,
+					 uint64_t addr);
+/* The first region that ends behind an address: the one that contains it, or the next one. */
+const struct gr_ram_region *gr_ram_index_region_from(const struct gr_ram_index *index,
+						     uint64_t gpa);
+struct gr_ram_block *gr_ram_index_by_id(const struct gr_ram_index *index, const char *id);
+
+#endif

@@ -1,0 +1,91 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The insides of the RAM list. Writers change everything under `lock`; readers see two
+ * things that RCU publishes: the list of blocks, biggest first, for walks, and the index,
+ * an immutable object with sorted arrays, for lookups. Each change builds a new index and
+ * allocates all it needs before the first pointer is published, so a change that fails has
+ * changed nothing.
+ */
+#ifndef GR_RAM_RAM_H
+#define GR_RAM_RAM_H
+
+#include "base/mutex.h"
+#include "ram/index.h"
+#include <guestram/ram.h>
+#include <guestram/rculist.h>
+
+struct gr_ram {
+	struct gr_ram_index *index; /* (r) lock */
+	struct gr_rcu_list blocks;	     /* (r) lock */
+	uint64_t version;		     /* (a) */
+	uint32_t page_bytes;		     /* (c) the guest's */
+	struct gr_dirty *dirty;		     /* (c) */
+	struct gr_rcu_queue *queue;	     /* (c) */
+	uint32_t blocks_alive;		     /* (a) listed or still referenced; a futex word */
+	struct gr_mutex lock;		     /* the list mutex */
+	struct gr_ram_listener *listeners;   /* (l) in the order they came */
+	unsigned int frozen;		     /* (l) */
+	const char *frozen_why;		     /* (l) of the last freeze */
+};
+
+/* A block with what only the library sees. */
+struct gr_block {
+	struct gr_ram_block pub;       /* first: the two convert */
+	uint32_t refs;		       /* (a) the list has one until a grace period after del */
+	bool listed;		       /* (a) changes under the list mutex */
+	struct gr_rcu_list_node node;  /* (r) ram->blocks */
+	struct gr_rcu_head rcu;
+	size_t map_bytes;	       /* (c) ours: what is mapped at host, guard page included */
+	void (*release)(void *host, uint64_t max_bytes, void *opaque); /* (c) */
+	void *opaque;		       /* (c) */
+};
+
+static inline struct gr_block *gr_block(const struct gr_ram_block *block)
+{
+	return (struct gr_block *)(uintptr_t)block;
+}
+
+/* block.c: checks the description, maps the memory; on the list of nobody yet. */
+int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *desc,
+		    struct gr_block **ret_block, struct gr_error *err);
+/* Gives one reference back after a grace period: the list's own. */
+void gr_block_put_later(struct gr_block *block);
+
+/* backing.c: fills host, fd, fd_offset, page_bytes and map_bytes; the reverse. */
+int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
+		   struct gr_error *err);
+void gr_backing_unmap(struct gr_block *block);
+
+/* place.c: the smallest gap of the index that fits. */
+int gr_ram_place(const struct gr_ram *ram, const struct gr_ram_index *index, uint64_t bytes,
+		 gr_ram_addr_t *ret_offset, struct gr_error *err);
+/* The first RAM address that can never be used. */
+uint64_t gr_ram_addr_max(const struct gr_ram *ram);
+
+/* region.c: is the region sound by itself and free in the index? Sets readonly if its block is. */
+int gr_ram_region_check(const struct gr_ram *ram, const struct gr_ram_index *index,
+			struct gr_ram_region *region, struct gr_error *err);
+
+/* listener.c: all listeners see the change, or none does. Either argument may be NULL. */
+int gr_ram_notify_add_locked(struct gr_ram *ram, struct gr_ram_block *block,
+			     const struct gr_ram_region *region, struct gr_error *err)
+	GR_REQUIRES(ram->lock);
+/* The regions of the index that show the block, then the block. */
+void gr_ram_notify_block_del_locked(struct gr_ram *ram, struct gr_ram_block *block,
+				    const struct gr_ram_index *old) GR_REQUIRES(ram->lock);
+void gr_ram_notify_region_del_locked(struct gr_ram *ram, const struct gr_ram_region *region)
+	GR_REQUIRES(ram->lock);
+
+/*
+ * list.c: publishes the new index and returns the old one, which readers still use: tell the
+ * listeners, then have it freed later.
+ */
+struct gr_ram_index *gr_ram_index_publish_locked(struct gr_ram *ram, struct gr_ram_index *index)
+	GR_REQUIRES(ram->lock);
+void gr_ram_index_free_later(struct gr_ram *ram, struct gr_ram_index *index);
+
+/* lookup.c: the region at an address, through the thread's cache. */
+const struct gr_ram_region *gr_ram_region_at_rcu(const struct gr_ram_index *index, gr_gpa_t gpa)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+#endif
