@@ -8,6 +8,7 @@
 #include <guestram/error.h>
 #include <guestram/event.h>
 #include <guestram/log.h>
+#include <guestram/migrate.h>
 #include <guestram/ram.h>
 #include <guestram/rcu.h>
 #include <guestram/rculist.h>
