@@ -1,20 +1,53 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Sum meson's JUnit logs: the skips with their reasons, then `N passed, N failed, N skipped`."""
-import sys
-import xml.etree.ElementTree as ET
+"""Sum meson's logs (testlog.json): failures and skips by name, then `N passed, N failed, N skipped`.
 
-passed = failed = skipped = 0
-for path in sys.argv[1:]:
-    for suite in ET.parse(path).getroot().iter("testsuite"):
-        for case in suite.iter("testcase"):
-            if case.find("failure") is not None or case.find("error") is not None:
-                failed += 1
-                print(f"failed: {suite.get('name')}: {case.get('name')}")
-            elif case.find("skipped") is not None:
-                skipped += 1
-                print(f"skipped: {suite.get('name')}: {case.get('name')}")
-            else:
-                passed += 1
-print(f"{passed} passed, {failed} failed, {skipped} skipped")
-sys.exit(1 if failed or not passed else 0)
+A program that prints TAP counts by its lines, any other as one test. A mutant that died is
+a test that passed.
+"""
+import json
+import re
+import sys
+
+TAP = re.compile(r"^(not )?ok \d+(?: - ([^#]*))?(?:#\s*(\w+)\s*(.*))?$")
+GOOD = ("OK", "EXPECTEDFAIL")
+
+
+def count(test):
+    """Yields (verdict, name, reason) for each test that a program ran."""
+    program = test["name"].split(" / ")[-1]
+    lines = [m for m in map(TAP.match, test.get("stdout", "").splitlines()) if m]
+    mutant = test["result"] in ("EXPECTEDFAIL", "UNEXPECTEDPASS")
+    bad = 0
+    for m in lines if not mutant else []:
+        name = f"{program}: {(m[2] or '').strip()}"
+        if m[1]:
+            bad += 1
+            yield "failed", name, ""
+        elif (m[3] or "").upper().startswith("SKIP"):
+            yield "skipped", name, m[4]
+        else:
+            yield "passed", name, ""
+    if mutant or not lines:
+        verdict = "passed" if test["result"] in GOOD else (
+            "skipped" if test["result"] == "SKIP" else "failed")
+        yield verdict, program, test["result"].lower()
+    elif test["result"] not in GOOD + ("SKIP",) and not bad:
+        yield "failed", program, test["result"].lower()  # crashed, hung or lost its plan
+
+
+def main():
+    total = {"passed": 0, "failed": 0, "skipped": 0}
+    for path in sys.argv[1:]:
+        kind = path.split("/")[0]
+        with open(path, encoding="utf-8") as log:
+            for line in log:
+                for verdict, name, reason in count(json.loads(line)):
+                    total[verdict] += 1
+                    if verdict != "passed":
+                        print(f"{verdict}: {kind}: {name}" + (f" ({reason})" if reason else ""))
+    print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
+    return 1 if total["failed"] or not total["passed"] else 0
+
+
+sys.exit(main())

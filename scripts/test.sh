@@ -28,7 +28,7 @@ for kind in "$@"; do
 	UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
 	TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 \
 	meson test -C "$dir" --no-rebuild --print-errorlogs || status=1
-	logs="$logs $dir/meson-logs/testlog.junit.xml"
+	logs="$logs $dir/meson-logs/testlog.json"
 done
 # shellcheck disable=SC2086
 python3 scripts/count-tests.py $logs || status=1

@@ -25,6 +25,7 @@ struct vmm_accel_env {
 	const struct vmm_workload *workload; /* NULL: a flat image is run instead */
 	const char *flat;		     /* path of the flat image, or NULL */
 	int debug_fd;		 /* where bytes for the debug port 0xe9 go; -1: nowhere */
+	bool software_tracker;	 /* use no other tracker: for tests */
 	struct vmm_pacer *pacer; /* vCPU v is its writer v */
 	/*
 	 * The guest ended by itself: a halt for ever, a triple fault, an exit nobody

@@ -7,6 +7,7 @@
 #define VMM_CHECK_H
 
 #include "workload.h"
+#include <guestram/ram.h>
 
 /* What the checker needs to know besides the memory: it all travels in the device state. */
 struct vmm_check_input {

@@ -208,6 +208,13 @@ bool vmm_workload_last_op(const struct vmm_workload *wl, uint64_t w, uint64_t pf
 	}
 }
 
+bool vmm_workload_is_once(const struct vmm_workload *wl, uint64_t pfn)
+{
+	uint64_t index;
+
+	return kind_of(pfn, &index) == KIND_ONCE && index < wl->once_pages;
+}
+
 bool vmm_plug_last_op(uint64_t pages, uint64_t page, uint64_t ops, uint64_t *ret_op)
 {
 	if (pages == 0 || ops <= page) {

@@ -89,7 +89,8 @@ enum {
 	VMM_WRITERS_MAX = 8,
 };
 
-#define VMM_PLUG_GPA_BASE    (UINT64_C(4) << 30) /* plugged blocks live from here on */
+#define VMM_PLUG_GPA_BASE    (UINT64_C(4) << 30)  /* plugged blocks live from here... */
+#define VMM_PLUG_GPA_END     (UINT64_C(20) << 30) /* ...to here */
 #define VMM_MEMORY_BYTES_MIN (UINT64_C(1) << 20)
 #define VMM_MEMORY_BYTES_MAX (UINT64_C(3) << 30)	  /* below the hole for devices */
 #define VMM_WORKLOAD_MAGIC   UINT64_C(0x3144414f4c4b5257) /* "WRKLOAD1" */
@@ -192,6 +193,9 @@ int vmm_workload_validate(const struct vmm_workload *wl, struct gr_error *err);
 
 /* The page that main operation i of writer w writes; false when it writes nothing. */
 bool vmm_workload_page(const struct vmm_workload *wl, uint64_t w, uint64_t i, uint64_t *ret_pfn);
+
+/* Whether a page is one of those that are written once. */
+bool vmm_workload_is_once(const struct vmm_workload *wl, uint64_t pfn);
 
 /*
  * The last main operation below `ops` of writer w that wrote a page, in constant time; false

@@ -4,9 +4,12 @@
 #define GUESTRAM_GUESTRAM_H
 
 #include <guestram/channel.h>
+#include <guestram/dirty.h>
 #include <guestram/error.h>
 #include <guestram/event.h>
 #include <guestram/log.h>
+#include <guestram/migrate.h>
+#include <guestram/ram.h>
 #include <guestram/rcu.h>
 #include <guestram/rculist.h>
 #include <guestram/types.h>

@@ -61,6 +61,7 @@ static inline const struct gr_dirty_map *marker_map(struct gr_dirty *dirty, uint
 	uint64_t covered = (uint64_t)map->chunks * GR_BITS_CHUNK_PAGES;
 
 	GR_ASSERT(page < covered && pages <= covered - page);
+	GR_HOOK("mark: map loaded");
 	light_fence(map);
 	return map;
 }
@@ -99,6 +100,7 @@ void gr_dirty_mark(struct gr_dirty *dirty, uint64_t page)
 
 #ifdef GR_MUTANT_MARK_TOP_DOWN
 	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
+	GR_HOOK("mark: half way");
 	mark_leaf(c, w, (uint64_t)1 << (page % 64));
 #elif defined(GR_MUTANT_MARK_TRUSTS_LEAF)
 	/* A set leaf bit taken as proof of the summary: breaks I3. */
@@ -106,11 +108,11 @@ void gr_dirty_mark(struct gr_dirty *dirty, uint64_t page)
 		return;
 	}
 	mark_leaf(c, w, (uint64_t)1 << (page % 64));
-	GR_HOOK("mark: leaf set");
+	GR_HOOK("mark: half way");
 	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
 #else
 	mark_leaf(c, w, (uint64_t)1 << (page % 64));
-	GR_HOOK("mark: leaf set");
+	GR_HOOK("mark: half way");
 	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
 #endif
 }
@@ -131,19 +133,18 @@ void gr_dirty_mark_range(struct gr_dirty *dirty, uint64_t page, uint64_t pages)
 		uint64_t sum_end = GR_MIN(end, page - page % 4096 + 4096);
 		uint64_t sums = 0;
 
+#ifdef GR_MUTANT_MARK_RANGE_SUM_EARLY
+		mark_sums(c, v, ~(uint64_t)0);
+#endif
 		/* All leaf words of one sum word, then the sum word. */
 		while (page < sum_end) {
 			unsigned int first = (unsigned int)(page % 64);
 			unsigned int n = (unsigned int)GR_MIN(sum_end - page, (uint64_t)64 - first);
 			unsigned int w = (unsigned int)(page / 64 % GR_BITS_LEAVES);
 
+			GR_HOOK("mark range: before leaf");
 			mark_leaf(c, w, gr_bits_mask(first, first + n - 1));
-			GR_HOOK("mark range: leaf set");
 			sums |= (uint64_t)1 << (w % 64);
-#ifdef GR_MUTANT_MARK_RANGE_SUM_EARLY
-			mark_sums(c, v, ~(uint64_t)0);
-			sums = ~(uint64_t)0;
-#endif
 			page += n;
 		}
 #ifndef GR_MUTANT_MARK_RANGE_SUM_EARLY

@@ -46,10 +46,11 @@ enum gr_ram_flag {
 	GR_RAM_MULTIFD_FLUSH = 0x200, /* QEMU 8.1+ */
 	/* ours: [id unless CONTINUE] be64 length; the range is zero */
 	GR_RAM_ZERO_RANGE = 0x400,
-	/* ours: upper bits = count << 12; the complete new block list, see gr_stream_block */
+	/* ours: upper bits = count * page size; the complete new block list: count times */
+	/* { str8 id, be64 incarnation, be64 used, be64 max, be32 page, be32 flags, be64 gpa } */
 	GR_RAM_ANNOUNCE = 0x800,
 };
-enum { GR_RAM_ANNOUNCE_COUNT_SHIFT = 12 };
+enum { GR_RAM_ANNOUNCE_FIXED_BYTES = 40 }; /* of an entry, without its id */
 enum { GR_XBZRLE_ENCODING = 0x01 };
 
 /* commands: 08 be16 command, be16 length, data */
@@ -90,13 +91,14 @@ enum {
 	GR_STREAM_MACHINE_BYTES_MAX = 255,
 	GR_STREAM_CONFIG_BYTES_MAX = 1024, /* header, configuration and its subsections */
 	GR_STREAM_BLOCKS_MAX = 65536,	   /* in one list, as GR_RAM_BLOCKS_MAX */
+	GR_STREAM_PAGE_BYTES_DEFAULT = 4096,
 	GR_STREAM_PAGE_BITS_MIN = 12,
 	GR_STREAM_PAGE_BITS_MAX = 16,
 	GR_STREAM_RUN_PAGES_MAX = 64,	  /* pages in one record of the reader */
 	GR_STREAM_RETURN_BYTES_MAX = 512, /* data of a return-path message, as QEMU's source */
 };
-/* A block's length: offsets must leave room for flags and never wrap. */
-#define GR_STREAM_BLOCK_BYTES_MAX (UINT64_C(1) << 56)
+/* A block's length: so that a full list's sum still fits in 64 bits. */
+#define GR_STREAM_BLOCK_BYTES_MAX (UINT64_C(1) << 47)
 
 static inline void gr_put_be16(void *p, uint16_t v)
 {

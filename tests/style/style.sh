@@ -108,6 +108,18 @@ report "nothing is left open in the tree"
 ) > "$tmp/out" 2>&1
 report "files and tests named in the documents exist"
 
+(
+	# Relative links in the documents lead somewhere.
+	status=0
+	for f in README.md CONTRIBUTING.md docs/*.md docs/adr/*.md; do
+		for target in $(grep -oE '\]\([^)#:]+\)' "$f" | sed 's/^](//; s/)$//'); do
+			[ -e "$(dirname "$f")/$target" ] || { echo "$f: dead link $target"; status=1; }
+		done
+	done
+	exit $status
+) > "$tmp/out" 2>&1
+report "links in the documents lead somewhere"
+
 if command -v shellcheck > /dev/null; then
 	find scripts tests .ci -name '*.sh' -print0 | xargs -0 shellcheck -S warning > "$tmp/out" 2>&1
 	report "shell scripts pass shellcheck"

@@ -1,0 +1,131 @@
+/* SPDX-License-Identifier: MIT */
+#include "migrate/holes.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+/* /proc/PID/pagemap: bit 63 present, bit 62 swapped. */
+#define PAGEMAP_FILLED (UINT64_C(3) << 62)
+
+int gr_holes_init(struct gr_holes *h, uint64_t page_bytes, struct gr_error *err)
+{
+	h->page_bytes = page_bytes;
+	h->host_page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+	h->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	h->map = malloc(GR_HOLES_MAP_PAGES * sizeof(*h->map));
+	if (!h->map) {
+		gr_holes_destroy(h);
+		return gr_error_set(err, -ENOMEM, "no memory to look for holes");
+	}
+	return 0;
+}
+
+void gr_holes_destroy(struct gr_holes *h)
+{
+	if (h->map && h->pagemap_fd >= 0) {
+		close(h->pagemap_fd);
+	}
+	free(h->map);
+	h->map = NULL;
+}
+
+/*
+ * A hole ends at the last whole page before the data, data at the first whole page of the
+ * hole; a page that is partly filled is data.
+ */
+static uint64_t clip(const struct gr_holes *h, uint64_t offset, uint64_t at, uint64_t end,
+		     bool *hole)
+{
+	uint64_t page = h->page_bytes;
+
+	if (at >= end) {
+		return end;
+	}
+	if (*hole) {
+		at &= ~(page - 1);
+		if (at == offset) {
+			*hole = false;
+			return offset + page;
+		}
+		return at;
+	}
+	return GR_MIN(GR_ROUND_UP(at, page), end);
+}
+
+static bool next_by_seek(struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,
+			 uint64_t end, uint64_t *ret_end)
+{
+	off_t base = (off_t)block->fd_offset;
+	off_t at = lseek(block->fd, base + (off_t)offset, SEEK_DATA);
+	bool hole = true;
+
+	if (at < 0) {
+		/* ENXIO: nothing but hole to the end of the file. Else: it cannot say. */
+		*ret_end = end;
+		return errno == ENXIO;
+	}
+	if (at == base + (off_t)offset) {
+		hole = false;
+		at = lseek(block->fd, at, SEEK_HOLE);
+		if (at < 0) {
+			*ret_end = end;
+			return false;
+		}
+	}
+	*ret_end = clip(h, offset, (uint64_t)(at - base), end, &hole);
+	return hole;
+}
+
+static bool next_by_map(struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,
+			uint64_t end, uint64_t *ret_end)
+{
+	uint64_t size = h->host_page_bytes;
+	uint64_t first = offset & ~(size - 1);
+	uint64_t pages = GR_DIV_ROUND_UP(end - first, size);
+	uint64_t address = (uint64_t)(uintptr_t)block->host + first;
+	ssize_t got;
+	uint64_t n, i = 0;
+	bool hole;
+
+	*ret_end = end;
+	if (h->pagemap_fd < 0) {
+		return false;
+	}
+	pages = GR_MIN(pages, (uint64_t)GR_HOLES_MAP_PAGES);
+	got = pread(h->pagemap_fd, h->map, pages * sizeof(*h->map),
+		    (off_t)(address / size * sizeof(*h->map)));
+	if (got < (ssize_t)sizeof(*h->map)) {
+		return false;
+	}
+	n = (uint64_t)got / sizeof(*h->map);
+	hole = (h->map[0] & PAGEMAP_FILLED) == 0;
+	while (i < n && ((h->map[i] & PAGEMAP_FILLED) == 0) == hole) {
+		i++;
+	}
+	*ret_end = clip(h, offset, first + i * size, end, &hole);
+	return hole;
+}
+
+bool gr_holes_next(struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,
+		   uint64_t end, uint64_t *ret_end)
+{
+	switch (block->backing) {
+	case GR_RAM_MEMFD:
+		return next_by_seek(h, block, offset, end, ret_end);
+	case GR_RAM_ANONYMOUS:
+		return next_by_map(h, block, offset, end, ret_end);
+	case GR_RAM_CALLER:
+		if (block->fd >= 0 && next_by_seek(h, block, offset, end, ret_end)) {
+			return next_by_map(h, block, offset, *ret_end, ret_end);
+		}
+		if (block->fd >= 0) {
+			return false;
+		}
+		break;
+	default:
+		break;
+	}
+	*ret_end = end;
+	return false;
+}

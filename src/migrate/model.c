@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT */
+#include "migrate/model.h"
+#include "base/compiler.h"
+
+
+void gr_model_sample(struct gr_model *m, uint64_t bytes, uint64_t ns)
+{
+	m->bytes += bytes;
+	m->ns += ns;
+	/* Half of the past fades whenever a second has come together. */
+	while (m->ns > GR_NS_PER_S) {
+		m->bytes /= 2;
+		m->ns /= 2;
+	}
+}
+
+uint64_t gr_model_bandwidth(const struct gr_model *m)
+{
+	uint64_t bandwidth;
+
+	if (m->ns == 0) {
+		return 0;
+	}
+	bandwidth = (uint64_t)((unsigned __int128)m->bytes * GR_NS_PER_S / m->ns);
+	return m->bytes_per_s_max == 0 ? bandwidth : GR_MIN(bandwidth, m->bytes_per_s_max);
+}
+
+void gr_model_harvest(struct gr_model *m, uint64_t pages, uint64_t cost_ns, uint64_t now_ns)
+{
+	if (m->harvested_ns != 0 && now_ns > m->harvested_ns) {
+		m->dirty_pages_per_s =
+			(uint64_t)((unsigned __int128)pages * GR_NS_PER_S / (now_ns - m->harvested_ns));
+	}
+	m->harvest_ns = cost_ns;
+	m->harvested_ns = now_ns;
+}
+
+uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t page_bytes)
+{
+	uint64_t bandwidth = gr_model_bandwidth(m);
+	unsigned __int128 dirtied, send;
+
+	if (bandwidth == 0) {
+		return UINT64_MAX;
+	}
+	dirtied = (unsigned __int128)m->dirty_pages_per_s * (GR_MODEL_PAUSE_NS + m->harvest_ns) / GR_NS_PER_S;
+	send = ((unsigned __int128)pages + dirtied) * page_bytes * GR_NS_PER_S / bandwidth;
+	send += (unsigned __int128)GR_MODEL_PAUSE_NS + m->harvest_ns + GR_MODEL_STATE_NS + m->answer_ns;
+	return send > UINT64_MAX ? UINT64_MAX : (uint64_t)send;
+}

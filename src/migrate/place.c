@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: MIT */
+#include "migrate/place.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+/* Newer than the oldest headers we build with. */
+#define UFFD_USER_MODE   1u
+#define UFFD_WP_SHMEM    (UINT64_C(1) << 12)
+#define UFFD_REGISTER_WP (UINT64_C(1) << 1)
+
+static int uffd_open(unsigned int flags, uint64_t features)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = features };
+	int fd = (int)syscall(SYS_userfaultfd, (unsigned int)(O_CLOEXEC | O_NONBLOCK) | flags);
+
+	if (fd >= 0 && ioctl(fd, UFFDIO_API, &api) < 0) {
+		close(fd);
+		return -1;
+	}
+	return fd;
+}
+
+void gr_placer_init(struct gr_placer *p)
+{
+	p->host_page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
+	/* We wait for no fault, so what an ordinary user may have is as good. */
+	p->uffd = uffd_open(UFFD_USER_MODE, UFFD_WP_SHMEM);
+	if (p->uffd < 0) {
+		p->uffd = uffd_open(0, UFFD_WP_SHMEM);
+	}
+}
+
+void gr_placer_destroy(struct gr_placer *p)
+{
+	if (p->uffd >= 0) {
+		close(p->uffd);
+	}
+	p->uffd = -1;
+}
+
+static struct uffdio_range range_of(const struct gr_ram_block *block)
+{
+	struct uffdio_range range = {
+		.start = (uint64_t)(uintptr_t)block->host,
+		.len = gr_ram_block_used_bytes(block),
+	};
+
+	return range;
+}
+
+enum gr_place_how gr_placer_begin(struct gr_placer *p, const struct gr_ram_block *block,
+				  uint64_t page_bytes)
+{
+	struct uffdio_register reg = { .range = range_of(block), .mode = UFFD_REGISTER_WP };
+
+	/* A page of ours must be whole pages of the host (and no huge ones). */
+	if (p->uffd >= 0 && block->page_bytes == p->host_page_bytes &&
+	    GR_IS_ALIGNED(page_bytes, p->host_page_bytes) &&
+	    (block->backing == GR_RAM_MEMFD || block->backing == GR_RAM_ANONYMOUS) &&
+	    ioctl(p->uffd, UFFDIO_REGISTER, &reg) == 0) {
+		if ((reg.ioctls & UINT64_C(1) << _UFFDIO_COPY) != 0) {
+			return GR_PLACE_UFFD;
+		}
+		(void)ioctl(p->uffd, UFFDIO_UNREGISTER, &reg.range);
+	}
+	if (block->backing == GR_RAM_MEMFD && block->fd >= 0 &&
+	    block->page_bytes == p->host_page_bytes) {
+		return GR_PLACE_PWRITE;
+	}
+	return GR_PLACE_STORE;
+}
+
+void gr_placer_end(struct gr_placer *p, const struct gr_ram_block *block, enum gr_place_how how)
+{
+	struct uffdio_range range = range_of(block);
+
+	if (how == GR_PLACE_UFFD) {
+		(void)ioctl(p->uffd, UFFDIO_UNREGISTER, &range);
+	}
+}
+
+/* Returns how many bytes it has placed; less than asked when something is in the way. */
+static uint64_t fill_by_uffd(struct gr_placer *p, const struct gr_ram_block *block, uint64_t offset,
+			     const uint8_t *data, uint64_t bytes)
+{
+	uint64_t done = 0;
+
+	while (done < bytes) {
+		struct uffdio_copy copy = {
+			.dst = (uint64_t)(uintptr_t)(block->host + offset + done),
+			.src = (uint64_t)(uintptr_t)(data + done),
+			.len = bytes - done,
+		};
+
+		if (ioctl(p->uffd, UFFDIO_COPY, &copy) == 0) {
+			return bytes;
+		}
+		/* EAGAIN: a part was done, or the mappings were changing. */
+		if (errno != EAGAIN) {
+			return done;
+		}
+		if (copy.copy > 0) {
+			done += (uint64_t)copy.copy;
+		}
+	}
+	return done;
+}
+
+static uint64_t fill_by_pwrite(const struct gr_ram_block *block, uint64_t offset,
+			       const uint8_t *data, uint64_t bytes)
+{
+	uint64_t done = 0;
+
+	while (done < bytes) {
+		ssize_t n = pwrite(block->fd, data + done, bytes - done,
+				   (off_t)(block->fd_offset + offset + done));
+
+		if (n < 0 && errno == EINTR) {
+			continue;
+		}
+		if (n <= 0) {
+			break;
+		}
+		done += (uint64_t)n;
+	}
+	return done;
+}
+
+void gr_placer_fill(struct gr_placer *p, const struct gr_ram_block *block, enum gr_place_how how,
+		    uint64_t offset, const uint8_t *data, uint64_t bytes, uint64_t page_bytes)
+{
+	uint64_t done = 0;
+
+	while (done < bytes) {
+		if (how == GR_PLACE_UFFD) {
+			done += fill_by_uffd(p, block, offset + done, data + done, bytes - done);
+		} else if (how == GR_PLACE_PWRITE) {
+			done += fill_by_pwrite(block, offset + done, data + done, bytes - done);
+			page_bytes = bytes;
+		} else {
+			page_bytes = bytes;
+		}
+		if (done < bytes) {
+			/* The page that is in the way is there already: store into it. */
+			uint64_t n = GR_MIN(page_bytes - done % page_bytes, bytes - done);
+
+			memcpy(block->host + offset + done, data + done, n);
+			done += n;
+		}
+	}
+}

@@ -1,0 +1,472 @@
+/* SPDX-License-Identifier: MIT */
+#include "migrate/ram_sink.h"
+#include "migrate/holes.h"
+#include "migrate/place.h"
+#include "migrate/section.h"
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* One block that takes part in the migration; the user of its entry in the reader's table. */
+struct sink_block {
+	struct gr_ram_block *block; /* with a reference */
+	uint64_t bytes;		    /* its length, in the stream and here */
+	uint64_t *present;	    /* a bit per page: something may be in it */
+	uint64_t placed_pages;
+	enum gr_place_how how;
+	bool mapped; /* a region shows it */
+	struct sink_block *next;
+};
+
+struct gr_ram_sink {
+	struct gr_ram *ram;		/* (c) */
+	struct gr_destination_ops ops;	/* (c) */
+	uint64_t page_bytes;		/* (c) of the machine, and then of the stream */
+	struct gr_placer placer;	/* (o) */
+	struct gr_holes holes;		/* (o) */
+	struct sink_block *blocks;	/* (o) */
+	struct gr_section_watch watch;	/* (o) */
+};
+
+static bool page_present(const struct sink_block *b, uint64_t page)
+{
+	return (b->present[page / 64] >> page % 64 & 1) != 0;
+}
+
+static void set_present(struct sink_block *b, uint64_t page, uint64_t pages)
+{
+	for (uint64_t end = page + pages; page < end; page++) {
+		if (page % 64 == 0 && end - page >= 64) {
+			b->present[page / 64] = UINT64_MAX;
+			page += 63;
+			continue;
+		}
+		b->present[page / 64] |= UINT64_C(1) << page % 64;
+	}
+}
+
+/* First page at or after `page`, below `end`, of which present is `want`; end if none. */
+static uint64_t find_present(const struct sink_block *b, uint64_t page, uint64_t end, bool want)
+{
+	uint64_t flip = want ? 0 : UINT64_MAX;
+
+	while (page < end) {
+		uint64_t word = (b->present[page / 64] ^ flip) >> page % 64;
+
+		if (word != 0) {
+			return GR_MIN(page + (uint64_t)__builtin_ctzll(word), end);
+		}
+		page = (page | 63) + 1;
+	}
+	return end;
+}
+
+int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
+		       struct gr_ram_sink **ret_sink, struct gr_error *err)
+{
+	struct gr_ram_sink *sink = calloc(1, sizeof(*sink));
+	int rc;
+
+	if (!sink) {
+		return gr_error_set(err, -ENOMEM, "no memory for a destination");
+	}
+	sink->ram = ram;
+	sink->page_bytes = gr_ram_page_bytes(ram);
+	if (ops) {
+		sink->ops = *ops;
+	}
+	rc = gr_holes_init(&sink->holes, sink->page_bytes, err);
+	if (rc < 0) {
+		free(sink);
+		return rc;
+	}
+	gr_placer_init(&sink->placer);
+	*ret_sink = sink;
+	return 0;
+}
+
+static void let_go(struct gr_ram_sink *sink, struct sink_block *b)
+{
+	for (struct sink_block **at = &sink->blocks; *at; at = &(*at)->next) {
+		if (*at == b) {
+			*at = b->next;
+			break;
+		}
+	}
+	gr_placer_end(&sink->placer, b->block, b->how);
+	gr_ram_block_put(b->block);
+	free(b->present);
+	free(b);
+}
+
+void gr_ram_sink_end(struct gr_ram_sink *sink)
+{
+	while (sink->blocks) {
+		let_go(sink, sink->blocks);
+	}
+}
+
+void gr_ram_sink_free(struct gr_ram_sink *sink)
+{
+	if (!sink) {
+		return;
+	}
+	gr_ram_sink_end(sink);
+	gr_placer_destroy(&sink->placer);
+	gr_holes_destroy(&sink->holes);
+	free(sink);
+}
+
+uint64_t gr_ram_sink_section_ns_max(const struct gr_ram_sink *sink)
+{
+	return sink->watch.ns_max;
+}
+
+void gr_ram_sink_describe(const struct gr_ram_sink *sink, char *buf, size_t bytes)
+{
+	size_t at = 0;
+	int n;
+
+	buf[0] = '\0';
+	for (const struct sink_block *b = sink->blocks; b; b = b->next) {
+		n = snprintf(buf + at, bytes - at, "%s%s %llu of %llu", at == 0 ? "" : ", ",
+			     b->block->id, (unsigned long long)b->placed_pages,
+			     (unsigned long long)(b->bytes / sink->page_bytes));
+		if (n < 0 || (size_t)n >= bytes - at) {
+			buf[at] = '\0';
+			return;
+		}
+		at += (size_t)n;
+	}
+}
+
+static int sink_config(void *opaque, const struct gr_stream_record *config, struct gr_error *err)
+{
+	struct gr_ram_sink *sink = opaque;
+
+	if (config->config.page_bytes != sink->page_bytes) {
+		return gr_error_set(err, -EINVAL,
+				    "the stream's pages have %u bytes, this machine's have %llu",
+				    config->config.page_bytes,
+				    (unsigned long long)sink->page_bytes);
+	}
+	return 0;
+}
+
+/* Finds a block with a reference, or NULL. */
+static struct gr_ram_block *block_get(struct gr_ram_sink *sink, const char *id)
+{
+	struct gr_ram_block *block;
+
+	gr_section_enter(&sink->watch);
+	block = gr_ram_block_by_id_rcu(sink->ram, id);
+	if (block) {
+		gr_ram_block_get(block);
+	}
+	gr_section_leave(&sink->watch);
+	return block;
+}
+
+static int block_make(struct gr_ram_sink *sink, const struct gr_stream_block *entry,
+		      struct gr_error *err)
+{
+	struct gr_block_announcement what = {
+		.id = entry->id,
+		.used_bytes = entry->used_bytes,
+		.max_bytes = GR_MAX(entry->max_bytes, entry->used_bytes),
+		.incarnation = entry->incarnation,
+		.page_bytes = entry->page_bytes,
+		.flags = entry->flags & GR_RAM_READONLY,
+		.mapped = entry->incarnation != 0 && entry->gpa != GR_STREAM_GPA_NONE,
+		.gpa = gr_gpa(entry->gpa == GR_STREAM_GPA_NONE ? 0 : entry->gpa),
+	};
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc),
+		.id = what.id,
+		.used_bytes = what.used_bytes,
+		.max_bytes = what.max_bytes,
+		.flags = what.flags,
+		.mapped = what.mapped,
+		.gpa = what.gpa,
+		.fd = -1,
+	};
+
+	if (what.max_bytes > GR_RAM_SINK_BLOCK_BYTES_MAX) {
+		return gr_error_set(err, -EFBIG, "block '%s': %llu bytes are too many", what.id,
+				    (unsigned long long)what.max_bytes);
+	}
+	if (sink->ops.block_add) {
+		return sink->ops.block_add(sink->ops.opaque, &what, err);
+	}
+	return gr_ram_block_add(sink->ram, &desc, NULL, err);
+}
+
+/* What is in the block already must be cleared where the stream says zero. */
+static void look_for_content(struct gr_ram_sink *sink, struct sink_block *b)
+{
+	uint64_t end = 0;
+
+	for (uint64_t at = 0; at < b->bytes; at = end) {
+		if (!gr_holes_next(&sink->holes, b->block, at, b->bytes, &end)) {
+			set_present(b, at / sink->page_bytes, (end - at) / sink->page_bytes);
+		}
+	}
+}
+
+static int check_block(const struct gr_ram_block *block, const struct gr_stream_block *entry,
+		       struct gr_error *err)
+{
+	if (gr_ram_block_used_bytes(block) != entry->used_bytes) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s' has %llu bytes at the source, %llu here", entry->id,
+				    (unsigned long long)entry->used_bytes,
+				    (unsigned long long)gr_ram_block_used_bytes(block));
+	}
+	if ((block->flags & GR_RAM_NO_MIGRATE) != 0) {
+		return gr_error_set(err, -EINVAL, "block '%s' takes no part in migrations here",
+				    entry->id);
+	}
+	return 0;
+}
+
+/* A new entry of the list: the block of that id, made if there is none. */
+static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struct gr_error *err)
+{
+	struct gr_ram_block *block = block_get(sink, entry->id);
+	struct sink_block *b;
+	int rc;
+
+	if (!block) {
+		rc = block_make(sink, entry, err);
+		if (rc < 0) {
+			return rc;
+		}
+		block = block_get(sink, entry->id);
+		if (!block) {
+			return gr_error_set(err, -ENOENT, "block '%s' was not made", entry->id);
+		}
+	}
+	rc = check_block(block, entry, err);
+	if (rc < 0) {
+		gr_ram_block_put(block);
+		return rc;
+	}
+	b = calloc(1, sizeof(*b));
+	if (b) {
+		b->bytes = entry->used_bytes;
+		b->present = calloc(GR_DIV_ROUND_UP(b->bytes / sink->page_bytes, 64),
+				    sizeof(*b->present));
+	}
+	if (!b || !b->present) {
+		free(b);
+		gr_ram_block_put(block);
+		return gr_error_set(err, -ENOMEM, "block '%s': no memory for its page map",
+				    entry->id);
+	}
+	b->block = block;
+	b->how = gr_placer_begin(&sink->placer, block, sink->page_bytes);
+	look_for_content(sink, b);
+	b->next = sink->blocks;
+	sink->blocks = b;
+	entry->user = b;
+	return 0;
+}
+
+static int detach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struct gr_error *err)
+{
+	struct sink_block *b = entry->user;
+	int rc = gr_ram_block_del(b->block, err);
+
+	if (rc < 0 && rc != -ENOENT) {
+		gr_error_prefix(err, "block '%s' is gone at the source: ", entry->id);
+		return rc;
+	}
+	let_go(sink, b);
+	entry->user = NULL;
+	return 0;
+}
+
+static int sink_blocks(void *opaque, struct gr_stream_reader *reader, struct gr_error *err)
+{
+	struct gr_ram_sink *sink = opaque;
+	uint32_t count = gr_stream_reader_block_count(reader);
+	int rc;
+
+	/* Those that went first: the new ones may take their ids and addresses. */
+	for (uint32_t i = 0; i < count; i++) {
+		struct gr_stream_block *entry = gr_stream_reader_block(reader, i);
+
+		if (!entry->alive && entry->user) {
+			rc = detach(sink, entry, err);
+			if (rc < 0) {
+				return rc;
+			}
+		}
+	}
+	for (uint32_t i = 0; i < count; i++) {
+		struct gr_stream_block *entry = gr_stream_reader_block(reader, i);
+
+		if (entry->alive && !entry->user) {
+			rc = attach(sink, entry, err);
+			if (rc < 0) {
+				return rc;
+			}
+		}
+	}
+	return 0;
+}
+
+/* Pages that follow each other, all present or all absent. */
+static void place_run(struct gr_ram_sink *sink, struct sink_block *b, uint64_t offset,
+		      const uint8_t *data, uint64_t pages, bool present)
+{
+	uint64_t bytes = pages * sink->page_bytes;
+
+	if (present) {
+		memcpy(b->block->host + offset, data, bytes);
+	} else {
+		gr_placer_fill(&sink->placer, b->block, b->how, offset, data, bytes,
+			       sink->page_bytes);
+		set_present(b, offset / sink->page_bytes, pages);
+	}
+	/* O1: the bytes are in. Consumers and trackers on this side learn of it. */
+	gr_ram_mark(b->block, offset, bytes);
+	b->placed_pages += pages;
+}
+
+static int sink_pages(void *opaque, struct gr_stream_block *entry, uint32_t count,
+		      const uint64_t *offsets, const uint8_t *data, uint32_t *ret_bad,
+		      struct gr_error *err)
+{
+	struct gr_ram_sink *sink = opaque;
+	struct sink_block *b = entry->user;
+	uint64_t size = sink->page_bytes;
+
+	for (uint32_t i = 0, n; i < count; i += n) {
+		bool present;
+
+		/* The reader has checked it against the entry; this is the block's own word. */
+		if (offsets[i] >= b->bytes || b->bytes - offsets[i] < size) {
+			*ret_bad = i;
+			return gr_error_set(err, -EBADMSG, "beyond the block's end");
+		}
+		present = page_present(b, offsets[i] / size);
+		for (n = 1; i + n < count && offsets[i + n] == offsets[i] + n * size &&
+			    offsets[i + n] < b->bytes &&
+			    page_present(b, offsets[i + n] / size) == present;
+		     n++) {
+		}
+		place_run(sink, b, offsets[i], data + i * size, n, present);
+	}
+	return 0;
+}
+
+static int sink_zero(void *opaque, struct gr_stream_block *entry, uint64_t offset, uint64_t bytes,
+		     struct gr_error *err)
+{
+	struct gr_ram_sink *sink = opaque;
+	struct sink_block *b = entry->user;
+	uint64_t size = sink->page_bytes;
+	uint64_t page = offset / size;
+	uint64_t end;
+
+	if (offset > b->bytes || bytes > b->bytes - offset) {
+		return gr_error_set(err, -EBADMSG, "beyond the block's end");
+	}
+	b->placed_pages += bytes / size;
+	end = page + bytes / size;
+	/* A page that is not present is zero and stays untouched. */
+	while ((page = find_present(b, page, end, true)) < end) {
+		uint64_t stop = find_present(b, page, end, false);
+
+		memset(b->block->host + page * size, 0, (stop - page) * size);
+		gr_ram_mark(b->block, page * size, (stop - page) * size);
+		page = stop;
+	}
+	return 0;
+}
+
+static int sink_page_read(void *opaque, struct gr_stream_block *entry, uint64_t offset,
+			  uint8_t *page, struct gr_error *err)
+{
+	struct gr_ram_sink *sink = opaque;
+	struct sink_block *b = entry->user;
+
+	if (offset >= b->bytes) {
+		return gr_error_set(err, -EBADMSG, "beyond the block's end");
+	}
+	if (page_present(b, offset / sink->page_bytes)) {
+		memcpy(page, b->block->host + offset, sink->page_bytes);
+	} else {
+		memset(page, 0, sink->page_bytes);
+	}
+	return 0;
+}
+
+/* A tail that is not ours cannot be taken apart; without a load() nobody wants it. */
+static int refuse_foreign(struct gr_tail *tail, struct gr_error *err)
+{
+	struct gr_tail_device *devices = NULL;
+	size_t count = 0;
+	int rc = gr_tail_devices(tail, &devices, &count, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	if (count > 0) {
+		rc = gr_error_set(err, -EOPNOTSUPP,
+				  "%zu devices of another machine monitor ('%s', ...) "
+				  "cannot be loaded here",
+				  count, devices[0].name);
+	}
+	free(devices);
+	return rc;
+}
+
+static int load_devices(struct gr_ram_sink *sink, struct gr_tail *tail, struct gr_error *err)
+{
+	struct gr_tail_section section;
+	char name[GR_STREAM_ID_BYTES_MAX + 1];
+	size_t cursor = 0;
+	int rc;
+
+	if (!sink->ops.load) {
+		return 0;
+	}
+	if (!gr_tail_is_ours(tail)) {
+		return refuse_foreign(tail, err);
+	}
+	while ((rc = gr_tail_section_next(tail, &cursor, &section, err)) > 0) {
+		memcpy(name, section.name, section.name_bytes);
+		name[section.name_bytes] = '\0';
+		rc = sink->ops.load(sink->ops.opaque, name, section.instance_id, section.version,
+				    section.data, section.data_bytes, err);
+		if (rc < 0) {
+			gr_error_prefix(err, "device '%s' %u: ", name, section.instance_id);
+			return rc;
+		}
+	}
+	return rc;
+}
+
+static int sink_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
+{
+	struct gr_ram_sink *sink = opaque;
+
+	/* Nothing of ours may be in the way of the machine, nor of what load() does. */
+	for (struct sink_block *b = sink->blocks; b; b = b->next) {
+		gr_placer_end(&sink->placer, b->block, b->how);
+		b->how = GR_PLACE_STORE;
+	}
+	return load_devices(sink, tail, err);
+}
+
+const struct gr_sink_ops gr_ram_sink_ops = {
+	.config = sink_config,
+	.blocks = sink_blocks,
+	.pages = sink_pages,
+	.zero = sink_zero,
+	.page_read = sink_page_read,
+	.finish = sink_finish,
+};

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The sink that fills a machine's RAM. It knows of every page whether anything may be in
+ * it (present); what is not present is known to be zero, is never read, and is filled by
+ * the cheapest way there is (migrate/place.h).
+ */
+#ifndef GR_MIGRATE_RAM_SINK_H
+#define GR_MIGRATE_RAM_SINK_H
+
+#include "migrate/sink.h"
+#include <guestram/migrate.h>
+#include <guestram/ram.h>
+
+/* Longest block that the destination makes on a stranger's word. */
+#define GR_RAM_SINK_BLOCK_BYTES_MAX (UINT64_C(1) << 44)
+
+struct gr_ram_sink;
+
+extern const struct gr_sink_ops gr_ram_sink_ops;
+
+/**
+ * @param ram      RAM of a machine that does not run.
+ * @param ops      May be NULL; copied.
+ * @param ret_sink Its opaque for gr_ram_sink_ops.
+ * @param err      May be NULL.
+ * @return 0 or -ENOMEM.
+ */
+GR_MUST_CHECK int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
+				     struct gr_ram_sink **ret_sink, struct gr_error *err);
+
+/**
+ * Let go of all blocks: nothing of the sink is left in their way.
+ * @param sink The sink.
+ */
+void gr_ram_sink_end(struct gr_ram_sink *sink);
+
+/** Ends and frees. @param sink May be NULL. */
+void gr_ram_sink_free(struct gr_ram_sink *sink);
+
+/**
+ * Say in words what has been placed so far, for the message of a failure.
+ * @param sink  The sink.
+ * @param buf   Filled.
+ * @param bytes Its size.
+ */
+void gr_ram_sink_describe(const struct gr_ram_sink *sink, char *buf, size_t bytes);
+
+/** @param sink The sink. @return Longest read-side section so far. */
+uint64_t gr_ram_sink_section_ns_max(const struct gr_ram_sink *sink);
+
+#endif

@@ -1,0 +1,434 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The receive loop. The one promise that others build on: the source hears SHUT 0 only
+ * after everything has come, the tail was complete and the sink's finish() has succeeded;
+ * and if the SHUT could not be written the migration has failed here too.
+ */
+#include "migrate/receive.h"
+#include "migrate/progress.h"
+#include "stream/return_path.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct gr_receive {
+	struct gr_channel *channel;	   /* (c) borrowed */
+	struct gr_sink sink;		   /* (c) */
+	struct gr_receive_params params;   /* (c) */
+	char *machine;			   /* (c) what params.machine points to */
+	struct gr_stream_reader *reader;   /* (o) */
+	struct gr_progress progress;	   /* its own locking */
+	struct gr_tail tail;		   /* (o) */
+	struct gr_error error;		   /* (o) the first one */
+	uint8_t *page;			   /* (o) one page, for fill bytes and differences */
+	uint32_t page_bytes;		   /* (o) of the stream */
+	bool return_path;		   /* (o) the source has opened it */
+	bool ours;			   /* (o) FEATURES was sent */
+	bool blocks_wait;		   /* (o) the list came, the announcement not yet */
+	bool done;			   /* (o) */
+};
+
+int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
+		      const struct gr_receive_params *params, struct gr_receive **ret_receive,
+		      struct gr_error *err)
+{
+	struct gr_stream_source source = gr_stream_source_channel(channel);
+	struct gr_receive *r = calloc(1, sizeof(*r));
+	int rc;
+
+	if (!r) {
+		return gr_error_set(err, -ENOMEM, "no memory to receive");
+	}
+	r->channel = channel;
+	r->sink = *sink;
+	if (params) {
+		r->params = *params;
+	}
+	gr_progress_init(&r->progress);
+	gr_tail_init(&r->tail, r->params.tail_bytes_max);
+	if (r->params.machine) {
+		r->machine = strdup(r->params.machine);
+		if (!r->machine) {
+			gr_receive_free(r);
+			return gr_error_set(err, -ENOMEM, "no memory to receive");
+		}
+		r->params.machine = r->machine;
+	}
+	rc = gr_stream_reader_create(&source, &r->reader, err);
+	if (rc < 0) {
+		gr_receive_free(r);
+		return rc;
+	}
+	*ret_receive = r;
+	return 0;
+}
+
+void gr_receive_free(struct gr_receive *r)
+{
+	if (!r) {
+		return;
+	}
+	gr_stream_reader_free(r->reader);
+	gr_tail_destroy(&r->tail);
+	gr_progress_destroy(&r->progress);
+	free(r->machine);
+	free(r->page);
+	free(r);
+}
+
+void gr_receive_cancel(struct gr_receive *r)
+{
+	gr_progress_cancel(&r->progress, r->channel);
+}
+
+void gr_receive_stats(struct gr_receive *r, struct gr_migrate_stats *ret_stats)
+{
+	gr_progress_snapshot(&r->progress, ret_stats);
+}
+
+struct gr_stream_reader *gr_receive_reader(struct gr_receive *r)
+{
+	return r->reader;
+}
+
+static int take_config(struct gr_receive *r, const struct gr_stream_record *rec,
+		       struct gr_error *err)
+{
+	if (r->machine && strcmp(r->machine, rec->config.machine) != 0) {
+		return gr_error_set(err, -EINVAL,
+				    "the stream is of machine '%s', this is machine '%s'",
+				    rec->config.machine, r->machine);
+	}
+	r->page_bytes = rec->config.page_bytes;
+	r->page = malloc(r->page_bytes);
+	if (!r->page) {
+		return gr_error_set(err, -ENOMEM, "no memory for a page");
+	}
+	if (!r->sink.ops->config) {
+		return 0;
+	}
+	return r->sink.ops->config(r->sink.opaque, rec, err);
+}
+
+static int answer(struct gr_receive *r, enum gr_return_path_type type, uint32_t value,
+		  struct gr_error *err)
+{
+	struct gr_return_path_message msg = { .type = type, .value = value };
+
+	return gr_return_path_write(r->channel, &msg, err);
+}
+
+static int take_command(struct gr_receive *r, const struct gr_stream_record *rec,
+			struct gr_error *err)
+{
+	uint32_t value;
+	int rc;
+
+	if (rec->command.command == GR_COMMAND_OPEN_RETURN_PATH) {
+		/* A source may ask on a channel that leads one way only; it waits in vain. */
+		r->return_path = gr_channel_is_duplex(r->channel);
+		return 0;
+	}
+	if (rec->command.command != GR_COMMAND_PING || rec->command.data_bytes != 4 ||
+	    !r->return_path) {
+		return 0;
+	}
+	value = gr_get_be32(rec->command.data);
+	if (value == GR_PING_FEATURES && !r->params.plain) {
+		/* Before the PONG: a source that has the PONG knows what we are. */
+		rc = answer(r, GR_RETURN_FEATURES, 1, err);
+		if (rc < 0) {
+			return rc;
+		}
+		gr_stream_reader_allow_extensions(r->reader);
+		r->ours = true;
+	}
+	return answer(r, GR_RETURN_PONG, value, err);
+}
+
+static int give_blocks(struct gr_receive *r, struct gr_error *err)
+{
+	r->blocks_wait = false;
+	return r->sink.ops->blocks(r->sink.opaque, r->reader, err);
+}
+
+static int take_blocks(struct gr_receive *r, const struct gr_stream_record *rec,
+		       struct gr_error *err)
+{
+	struct gr_migrate_stats *stats = gr_progress_lock(&r->progress);
+
+	stats->total_bytes = rec->blocks.total_bytes;
+	stats->peer_is_guestram = r->ours;
+	if (rec->kind == GR_STREAM_ANNOUNCE) {
+		stats->blocks_announced++;
+	}
+	gr_progress_unlock(&r->progress);
+	if (rec->kind == GR_STREAM_BLOCKS) {
+		if (!gr_progress_move(&r->progress, GR_MIGRATE_ACTIVE)) {
+			return gr_error_set(err, -ECANCELED, "cancelled");
+		}
+		/* One of ours says the rest in the announcement, before this section ends. */
+		if (r->ours) {
+			r->blocks_wait = true;
+			return 0;
+		}
+	}
+	return give_blocks(r, err);
+}
+
+/* Says where in the stream and in RAM the sink has failed. */
+static int sink_failed(struct gr_receive *r, const struct gr_stream_record *rec, int rc,
+		       uint32_t block, uint64_t offset, struct gr_error *err)
+{
+	gr_error_prefix(err, "byte %llu: block '%s', page %llu: ",
+			(unsigned long long)rec->byte_offset,
+			gr_stream_reader_block(r->reader, block)->id,
+			(unsigned long long)(offset / r->page_bytes));
+	return rc;
+}
+
+static int take_pages(struct gr_receive *r, const struct gr_stream_record *rec,
+		      struct gr_error *err)
+{
+	struct gr_stream_block *block = gr_stream_reader_block(r->reader, rec->pages.block);
+	struct gr_migrate_stats *stats;
+	uint32_t bad = 0;
+	int rc;
+
+	rc = r->sink.ops->pages(r->sink.opaque, block, rec->pages.count, rec->pages.offsets,
+				rec->pages.data, &bad, err);
+	if (rc < 0) {
+		bad = GR_MIN(bad, rec->pages.count - 1);
+		return sink_failed(r, rec, rc, rec->pages.block, rec->pages.offsets[bad], err);
+	}
+	stats = gr_progress_lock(&r->progress);
+	stats->normal_pages += rec->pages.count;
+	gr_progress_unlock(&r->progress);
+	return 0;
+}
+
+/* QEMU writes fill 0 only, but its format can say another byte: then it is pages. */
+static int take_fill(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	struct gr_stream_block *block = gr_stream_reader_block(r->reader, rec->zero.block);
+	uint64_t end = rec->zero.offset + rec->zero.bytes;
+	uint32_t bad = 0;
+	int rc;
+
+	memset(r->page, rec->zero.fill, r->page_bytes);
+	for (uint64_t at = rec->zero.offset; at < end; at += r->page_bytes) {
+		rc = r->sink.ops->pages(r->sink.opaque, block, 1, &at, r->page, &bad, err);
+		if (rc < 0) {
+			return sink_failed(r, rec, rc, rec->zero.block, at, err);
+		}
+	}
+	return 0;
+}
+
+static int take_zero(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	struct gr_stream_block *block = gr_stream_reader_block(r->reader, rec->zero.block);
+	struct gr_migrate_stats *stats;
+	int rc;
+
+	if (rec->zero.fill != 0) {
+		rc = take_fill(r, rec, err);
+		if (rc < 0) {
+			return rc;
+		}
+	} else {
+		rc = r->sink.ops->zero(r->sink.opaque, block, rec->zero.offset, rec->zero.bytes,
+				       err);
+		if (rc < 0) {
+			return sink_failed(r, rec, rc, rec->zero.block, rec->zero.offset, err);
+		}
+	}
+	stats = gr_progress_lock(&r->progress);
+	stats->zero_pages += rec->zero.bytes / r->page_bytes;
+	gr_progress_unlock(&r->progress);
+	return 0;
+}
+
+static int take_xbzrle(struct gr_receive *r, const struct gr_stream_record *rec,
+		       struct gr_error *err)
+{
+	struct gr_stream_block *block = gr_stream_reader_block(r->reader, rec->xbzrle.block);
+	struct gr_migrate_stats *stats;
+	uint64_t offset = rec->xbzrle.offset;
+	uint32_t bad = 0;
+	int rc;
+
+	if (!r->sink.ops->page_read) {
+		rc = gr_error_set(err, -EOPNOTSUPP, "a difference, but no page to apply it to");
+		return sink_failed(r, rec, rc, rec->xbzrle.block, offset, err);
+	}
+	rc = r->sink.ops->page_read(r->sink.opaque, block, offset, r->page, err);
+	if (rc == 0) {
+		rc = gr_xbzrle_decode(r->page, rec->xbzrle.payload, rec->xbzrle.payload_bytes,
+				      r->page_bytes);
+		if (rc < 0) {
+			(void)gr_error_set(err, rc, "bad difference");
+		}
+	}
+	if (rc == 0) {
+		rc = r->sink.ops->pages(r->sink.opaque, block, 1, &offset, r->page, &bad, err);
+	}
+	if (rc < 0) {
+		return sink_failed(r, rec, rc, rec->xbzrle.block, offset, err);
+	}
+	stats = gr_progress_lock(&r->progress);
+	stats->xbzrle_pages++;
+	gr_progress_unlock(&r->progress);
+	return 0;
+}
+
+static int take_eos(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	struct gr_migrate_stats *stats;
+
+	/* A source of ours that gave up waiting for us speaks QEMU's dialect: no announcement. */
+	if (r->blocks_wait) {
+		return give_blocks(r, err);
+	}
+	stats = gr_progress_lock(&r->progress);
+	if (rec->eos.section != GR_SECTION_START) {
+		stats->rounds++;
+	}
+	gr_progress_unlock(&r->progress);
+	return 0;
+}
+
+/* Everything is in: judge, finish, acknowledge. */
+static int finish(struct gr_receive *r, struct gr_error *err)
+{
+	int rc = gr_tail_finish(&r->tail, r->params.allow_unterminated, err);
+
+	if (gr_progress_state(&r->progress) == GR_MIGRATE_ACTIVE) {
+		(void)gr_progress_move(&r->progress, GR_MIGRATE_DEVICE);
+	}
+	if (rc < 0) {
+		gr_error_prefix(err, "byte %llu: ",
+				(unsigned long long)gr_stream_reader_offset(r->reader));
+		return rc;
+	}
+	rc = r->sink.ops->finish(r->sink.opaque, &r->tail, err);
+	if (rc < 0) {
+		return rc;
+	}
+	if (gr_progress_cancelling(&r->progress)) {
+		return gr_error_set(err, -ECANCELED, "cancelled");
+	}
+	if (r->return_path) {
+		/* A cancel breaks the channel, so a SHUT that was written came before it. */
+		rc = answer(r, GR_RETURN_SHUT, 0, err);
+		if (rc < 0) {
+			gr_error_prefix(err, "cannot tell the source that all is here: ");
+			return rc;
+		}
+	}
+	(void)gr_progress_move(&r->progress, GR_MIGRATE_COMPLETED);
+	r->done = true;
+	return 0;
+}
+
+static int take_tail(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	int rc;
+
+	if (r->tail.bytes == 0 && !gr_progress_move(&r->progress, GR_MIGRATE_DEVICE)) {
+		return gr_error_set(err, -ECANCELED, "cancelled");
+	}
+	rc = gr_tail_append(&r->tail, rec->tail.data, rec->tail.bytes, err);
+	if (rc < 0) {
+		gr_error_prefix(err, "byte %llu: ", (unsigned long long)rec->byte_offset);
+		return rc;
+	}
+	/* A source with a return path does not close before it has our answer. */
+	if (r->return_path && gr_tail_is_complete(&r->tail)) {
+		return finish(r, err);
+	}
+	return 1;
+}
+
+static int take(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	switch (rec->kind) {
+	case GR_STREAM_CONFIG:
+		return take_config(r, rec, err);
+	case GR_STREAM_COMMAND:
+		return take_command(r, rec, err);
+	case GR_STREAM_RAM_START:
+		return 0;
+	case GR_STREAM_BLOCKS:
+	case GR_STREAM_ANNOUNCE:
+		return take_blocks(r, rec, err);
+	case GR_STREAM_PAGES:
+		return take_pages(r, rec, err);
+	case GR_STREAM_ZERO:
+		return take_zero(r, rec, err);
+	case GR_STREAM_XBZRLE:
+		return take_xbzrle(r, rec, err);
+	case GR_STREAM_EOS:
+		return take_eos(r, rec, err);
+	case GR_STREAM_TAIL:
+	default:
+		return gr_error_set(err, -EINVAL, "a record of an unknown kind");
+	}
+}
+
+/* Keeps the first error; tells the source if that is still possible. */
+static int fail(struct gr_receive *r, int rc, struct gr_error *err)
+{
+	if (gr_progress_cancelling(&r->progress)) {
+		rc = gr_error_set(&r->error, -ECANCELED, "cancelled");
+		(void)gr_progress_move(&r->progress, GR_MIGRATE_CANCELLED);
+	} else {
+		if (r->return_path) {
+			(void)answer(r, GR_RETURN_SHUT, 1, NULL);
+		}
+		(void)gr_progress_move(&r->progress, GR_MIGRATE_FAILED);
+	}
+	r->error.code = rc;
+	if (err) {
+		*err = r->error;
+	}
+	return rc;
+}
+
+int gr_receive_step(struct gr_receive *r, struct gr_error *err)
+{
+	struct gr_stream_record rec;
+	struct gr_migrate_stats *stats;
+	int rc;
+
+	if (r->done) {
+		return 0;
+	}
+	if (r->error.code < 0) {
+		if (err) {
+			*err = r->error;
+		}
+		return r->error.code;
+	}
+	if (gr_progress_state(&r->progress) == GR_MIGRATE_NONE) {
+		(void)gr_progress_move(&r->progress, GR_MIGRATE_SETUP);
+	}
+	if (gr_progress_cancelling(&r->progress)) {
+		return fail(r, -ECANCELED, err);
+	}
+	rc = gr_stream_next(r->reader, &rec, &r->error);
+	if (rc > 0) {
+		rc = rec.kind == GR_STREAM_TAIL ? take_tail(r, &rec, &r->error) :
+						  take(r, &rec, &r->error);
+		rc = rc == 0 && !r->done ? 1 : rc;
+	} else if (rc == 0) {
+		rc = finish(r, &r->error);
+	}
+	if (rc < 0) {
+		return fail(r, rc, err);
+	}
+	stats = gr_progress_lock(&r->progress);
+	stats->transferred_bytes = gr_stream_reader_offset(r->reader);
+	gr_progress_unlock(&r->progress);
+	return rc;
+}

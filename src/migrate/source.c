@@ -1,0 +1,619 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The source's road: one function per phase (enum gr_source_phase), each a bounded piece of
+ * work. Precopy after Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
+ *
+ * However it ends, source_end() undoes what was done to the machine: it runs again if we had
+ * stopped it, its trackers and its block list are as before, and our consumer is gone.
+ * Other consumers of the dirty memory never notice: each sync gave them all marks.
+ */
+#include "migrate/source.h"
+#include "base/log.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define FROZEN_WHY "a migration to a peer that cannot follow changes is running"
+#define FROZEN_END "a migration is about to switch over"
+
+/* Builds the tail while gr_source_ops.save runs. */
+struct gr_state_writer {
+	struct gr_tail_builder *tail;
+	uint32_t section_id;
+};
+
+int gr_state_put(struct gr_state_writer *writer, const char *id, uint32_t instance,
+		 uint32_t version, const void *data, size_t bytes, struct gr_error *err)
+{
+	gr_tail_builder_add(writer->tail, writer->section_id++, id, instance, version, data, bytes);
+	if (writer->tail->err.code < 0 && err) {
+		*err = writer->tail->err;
+	}
+	return writer->tail->err.code;
+}
+
+static int source_init(struct gr_source *s, struct gr_error *err)
+{
+	int rc = gr_holes_init(&s->holes, s->page_bytes, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	s->machine = strdup(s->params.machine ? s->params.machine : "guestram");
+	s->bounce = GR_TSAN ? malloc(GR_SOURCE_BATCH_PAGES * s->page_bytes) : NULL;
+	if (!s->machine || (GR_TSAN && !s->bounce)) {
+		return gr_error_set(err, -ENOMEM, "no memory for a source");
+	}
+	rc = gr_stream_writer_create(s->channel, &s->writer, err);
+	if (rc < 0) {
+		return rc;
+	}
+	return gr_dirty_consumer_add(gr_ram_dirty(s->ram), "migration", GR_DIRTY_START_FULL,
+				     &s->consumer, err);
+}
+
+static int check_params(struct gr_ram *ram, struct gr_channel *channel,
+			const struct gr_source_params *params, const struct gr_source_ops *ops,
+			struct gr_error *err)
+{
+	if (!ram || !channel) {
+		return gr_error_set(err, -EINVAL, "a source needs RAM and a channel");
+	}
+	if (params && params->size != sizeof(*params)) {
+		return gr_error_set(err, -EINVAL, "gr_source_params.size is %zu, not %zu",
+				    params->size, sizeof(*params));
+	}
+	if (ops && (!ops->pause || !ops->resume || !ops->save)) {
+		return gr_error_set(err, -EINVAL, "a source needs pause, resume and save");
+	}
+	return 0;
+}
+
+int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_channel *channel,
+		     const struct gr_source_params *params, const struct gr_source_ops *ops,
+		     struct gr_source **ret_source, struct gr_error *err)
+{
+	struct gr_source *s;
+	int rc = check_params(ram, channel, params, ops, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	s = calloc(1, sizeof(*s));
+	if (!s) {
+		return gr_error_set(err, -ENOMEM, "no memory for a source");
+	}
+	s->ram = ram;
+	s->track = track;
+	s->channel = channel;
+	s->page_bytes = gr_ram_page_bytes(ram);
+	s->stopped = !ops;
+	if (ops) {
+		s->ops = *ops;
+	}
+	if (params) {
+		s->params = *params;
+	}
+	if (s->params.downtime_ns_max == 0) {
+		s->params.downtime_ns_max = GR_SOURCE_DOWNTIME_NS;
+	}
+	s->model.bytes_per_s_max = s->params.bandwidth_bytes_per_s_max;
+	gr_progress_init(&s->progress);
+	gr_tail_builder_init(&s->tail, (uint32_t)s->page_bytes);
+	rc = source_init(s, err);
+	if (rc < 0) {
+		gr_source_free(s);
+		return rc;
+	}
+	*ret_source = s;
+	return 0;
+}
+
+/* Everything that was done to the machine is undone; what else may be held is given back. */
+static void source_end(struct gr_source *s, bool completed)
+{
+	if (s->paused && !completed) {
+		s->ops.resume(s->ops.opaque);
+	}
+	s->paused = false;
+	if (s->epoch) {
+		(void)gr_dirty_epoch_abort(s->consumer);
+		s->epoch = false;
+	}
+	gr_dirty_consumer_del(s->consumer);
+	s->consumer = NULL;
+	if (s->tracking) {
+		gr_track_stop(s->track);
+		s->tracking = false;
+	}
+	if (s->frozen) {
+		gr_ram_thaw(s->ram);
+		s->frozen = false;
+	}
+	gr_source_fault_end(s);
+	s->phase = GR_SOURCE_ENDED;
+}
+
+void gr_source_free(struct gr_source *s)
+{
+	if (!s) {
+		return;
+	}
+	if (s->phase != GR_SOURCE_ENDED) {
+		source_end(s, false);
+	}
+	gr_stream_writer_free(s->writer);
+	gr_tail_builder_destroy(&s->tail);
+	gr_source_blocks_destroy(&s->table);
+	gr_holes_destroy(&s->holes);
+	gr_progress_destroy(&s->progress);
+	free(s->bounce);
+	free(s->machine);
+	free(s);
+}
+
+void gr_source_cancel(struct gr_source *s)
+{
+	gr_progress_cancel(&s->progress, s->channel);
+}
+
+void gr_source_stats(struct gr_source *s, struct gr_migrate_stats *ret_stats)
+{
+	gr_progress_snapshot(&s->progress, ret_stats);
+}
+
+static int cancelled(struct gr_error *err)
+{
+	return gr_error_set(err, -ECANCELED, "cancelled");
+}
+
+static int move(struct gr_source *s, enum gr_migrate_state to, struct gr_error *err)
+{
+	return gr_progress_move(&s->progress, to) ? 0 : cancelled(err);
+}
+
+static void freeze(struct gr_source *s, const char *why)
+{
+	if (!s->frozen) {
+		gr_ram_freeze(s->ram, why);
+		s->frozen = true;
+	}
+}
+
+static int step_setup(struct gr_source *s, struct gr_error *err)
+{
+	unsigned int writers = s->params.writers ? s->params.writers : GR_WRITERS_MARKED;
+	int rc = move(s, GR_MIGRATE_SETUP, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	/* Tracked from here on: what was stored before is in the first, full round. */
+	if (s->track && !s->stopped) {
+		rc = gr_track_start(s->track, writers, err);
+		if (rc < 0) {
+			return rc;
+		}
+		s->tracking = true;
+	}
+	rc = gr_stream_write_config(s->writer, s->machine, (uint32_t)s->page_bytes, err);
+	s->phase = GR_SOURCE_START;
+	if (rc == 0 && !s->params.plain && gr_channel_is_duplex(s->channel)) {
+		rc = gr_source_ask_peer(s, err);
+		s->phase = GR_SOURCE_PEER;
+	}
+	return rc;
+}
+
+static int step_peer(struct gr_source *s, struct gr_error *err)
+{
+	struct gr_migrate_stats *stats;
+	int rc = gr_source_await_peer(s, err);
+
+	if (rc != 0) {
+		return rc < 0 ? rc : 0;
+	}
+	if (!s->answer_expected) {
+		gr_log(GR_LOG_WARN, "migration: no answer from %s, going on without",
+		       gr_channel_name(s->channel));
+		s->ours = false;
+	}
+	stats = gr_progress_lock(&s->progress);
+	stats->peer_is_guestram = s->ours;
+	gr_progress_unlock(&s->progress);
+	s->phase = GR_SOURCE_START;
+	return 0;
+}
+
+static int step_start(struct gr_source *s, struct gr_error *err)
+{
+	struct gr_stream_block_desc *descs = NULL;
+	struct gr_migrate_stats *stats;
+	int rc;
+
+	if (!s->ours) {
+		freeze(s, FROZEN_WHY);
+	}
+	rc = gr_source_blocks_fill(&s->table, s->ram, &s->watch, err);
+	if (rc == 0) {
+		rc = gr_source_blocks_describe(&s->table, &descs, err);
+	}
+	if (rc == 0) {
+		rc = gr_stream_write_start(s->writer, GR_SOURCE_RAM_SECTION, descs, s->table.count,
+					   err);
+	}
+	if (rc == 0 && s->ours) {
+		rc = gr_stream_write_announce(s->writer, descs, s->table.count, err);
+	}
+	free(descs);
+	if (rc == 0) {
+		rc = gr_stream_write_eos(s->writer, err);
+	}
+	if (rc == 0) {
+		rc = gr_stream_flush(s->writer, err);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	stats = gr_progress_lock(&s->progress);
+	stats->blocks_announced = s->ours ? 1 : 0;
+	stats->total_bytes = s->table.total_pages * s->page_bytes;
+	stats->remaining_bytes = stats->total_bytes;
+	gr_progress_unlock(&s->progress);
+	gr_pacing_init(&s->pacing, s->params.bandwidth_bytes_per_s_max, gr_clock_ns());
+	s->phase = s->stopped ? GR_SOURCE_SWITCH : GR_SOURCE_HARVEST;
+	return move(s, GR_MIGRATE_ACTIVE, err);
+}
+
+static bool reads_early(const struct gr_source *s)
+{
+#ifdef GR_MUTANT_MIGRATE_READ_FIRST
+	return s->phase != GR_SOURCE_ENDED; /* against O2 */
+#else
+	return s->params.fault == GR_FAULT_EARLY_READ;
+#endif
+}
+
+/*
+ * Sync, then begin: an epoch of what was written until now (O2, O4). What is no block's,
+ * or not to be migrated, is dropped, so that the count is what there is to send.
+ */
+static int harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *err)
+{
+	uint64_t begin = gr_clock_ns(), now;
+	struct gr_migrate_stats *stats;
+	int rc = 0;
+
+	if (reads_early(s) && !s->final) {
+		rc = gr_source_fault_early_read(s, err);
+	}
+	if (rc == 0 && s->track && !s->stopped) {
+		rc = gr_track_sync(s->track, err);
+	}
+	if (rc == 0) {
+		rc = gr_dirty_epoch_begin(s->consumer, NULL, err);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	s->epoch = true;
+	s->cursor = 0;
+	s->lost = false;
+	/* After begin: a block whose marks are in the epoch is in the list by now. */
+	rc = gr_source_follow_blocks(s, err);
+	if (rc < 0) {
+		return rc;
+	}
+	gr_source_trim_epoch(s);
+	*ret_pages = gr_dirty_epoch_pages(s->consumer);
+	now = gr_clock_ns();
+	gr_model_harvest(&s->model, *ret_pages, now - begin, now);
+	s->rounds++;
+	stats = gr_progress_lock(&s->progress);
+	stats->rounds = s->rounds;
+	stats->remaining_bytes = *ret_pages * s->page_bytes;
+	stats->dirty_pages_per_s = s->model.dirty_pages_per_s;
+	gr_progress_unlock(&s->progress);
+	return 0;
+}
+
+static int step_harvest(struct gr_source *s, struct gr_error *err)
+{
+	struct gr_migrate_stats *stats;
+	uint64_t pages, expected;
+	int rc;
+
+	if (s->epoch) {
+		(void)gr_dirty_epoch_commit(s->consumer);
+		s->epoch = false;
+	}
+	rc = harvest(s, &pages, err);
+	if (rc < 0) {
+		return rc;
+	}
+	expected = gr_model_downtime_ns(&s->model, pages, s->page_bytes + sizeof(uint64_t));
+	stats = gr_progress_lock(&s->progress);
+	stats->expected_downtime_ns = expected == UINT64_MAX ? 0 : expected;
+	gr_progress_unlock(&s->progress);
+	(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, true);
+	s->phase = GR_SOURCE_ROUND;
+	/* The first harvest is everything there is: at least one round goes first. */
+	if (s->rounds > 1 && (expected <= s->params.downtime_ns_max || pages == 0 ||
+			      (s->params.rounds_max != 0 && s->rounds > s->params.rounds_max))) {
+		s->switch_next = true;
+		/* To be sure of damage the fault sends these while the guest goes on writing. */
+		if (s->params.fault != GR_FAULT_SKIP_FINAL_SYNC) {
+			s->phase = GR_SOURCE_SWITCH;
+		}
+	}
+	return 0;
+}
+
+/* Sleeps a slice of what the bandwidth limit asks for. Returns whether to go on sending. */
+static bool pace(struct gr_source *s)
+{
+	uint64_t wait = gr_pacing_wait_ns(&s->pacing, gr_clock_ns());
+	struct timespec slice = gr_timespec_from_ns(GR_MIN(wait, GR_PACING_SLICE_NS));
+
+	if (wait > 0) {
+		(void)clock_nanosleep(CLOCK_MONOTONIC, 0, &slice, NULL);
+	}
+	return wait <= GR_PACING_SLICE_NS;
+}
+
+static int step_round(struct gr_source *s, struct gr_error *err)
+{
+	int rc;
+
+	if (gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, false)) {
+		rc = gr_source_check_peer(s, err);
+		if (rc < 0) {
+			return rc;
+		}
+	}
+	if (!pace(s)) {
+		return 0;
+	}
+	rc = gr_source_send_batch(s, err);
+	if (rc < 0) {
+		return rc;
+	}
+	if (rc == 0) {
+		rc = gr_source_close_section(s, err);
+		if (rc == 0) {
+			rc = gr_stream_flush(s->writer, err);
+		}
+		s->phase = s->switch_next ? GR_SOURCE_SWITCH : GR_SOURCE_HARVEST;
+	}
+	return rc < 0 ? rc : 0;
+}
+
+/* The machine stops: nothing writes its memory from here on (O6). */
+static int stop_machine(struct gr_source *s, struct gr_error *err)
+{
+	int rc;
+
+	s->pause_ns = gr_clock_ns();
+	if (!s->stopped) {
+		rc = s->ops.pause(s->ops.opaque, err);
+		if (rc < 0) {
+			gr_error_prefix(err, "the machine cannot be stopped: ");
+			return rc;
+		}
+		s->paused = true;
+	}
+	return 0;
+}
+
+static int step_switch(struct gr_source *s, struct gr_error *err)
+{
+	bool skip = s->params.fault == GR_FAULT_SKIP_FINAL_SYNC && s->switch_next;
+	uint64_t pages;
+	int rc;
+
+	/* A block that came now would not get across. */
+	freeze(s, FROZEN_END);
+	rc = gr_source_close_section(s, err);
+	if (rc == 0 && reads_early(s)) {
+		rc = gr_source_fault_early_read(s, err);
+	}
+	if (rc == 0) {
+		rc = move(s, GR_MIGRATE_DEVICE, err);
+	}
+#ifndef GR_MUTANT_MIGRATE_HARVEST_BEFORE_PAUSE
+	if (rc == 0) {
+		rc = stop_machine(s, err);
+	}
+#endif
+	if (rc < 0) {
+		return rc;
+	}
+	s->final = true;
+	if (!skip) {
+		/* What is left of the open epoch comes back in this one. */
+		if (s->epoch) {
+			(void)gr_dirty_epoch_abort(s->consumer);
+			s->epoch = false;
+		}
+		rc = harvest(s, &pages, err);
+	}
+#ifdef GR_MUTANT_MIGRATE_HARVEST_BEFORE_PAUSE
+	if (rc == 0) {
+		rc = stop_machine(s, err);
+	}
+#endif
+	s->phase = GR_SOURCE_FINAL;
+	return rc;
+}
+
+static int step_final(struct gr_source *s, struct gr_error *err)
+{
+	int rc;
+
+	/* While a guest waits there is no limit; a machine that was stopped already can wait. */
+	if (s->stopped && !pace(s)) {
+		return 0;
+	}
+	(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, false);
+	rc = gr_source_send_batch(s, err);
+	if (rc != 0) {
+		return rc < 0 ? rc : 0;
+	}
+	(void)gr_dirty_epoch_commit(s->consumer);
+	s->epoch = false;
+	if (!s->section) {
+		s->section = true;
+		rc = gr_stream_write_section(s->writer, GR_SECTION_END, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_close_section(s, err);
+	}
+	s->phase = GR_SOURCE_DEVICES;
+	return rc;
+}
+
+static int step_devices(struct gr_source *s, struct gr_error *err)
+{
+	struct gr_state_writer writer = { &s->tail, GR_SOURCE_RAM_SECTION + 1 };
+	const uint8_t *data;
+	size_t bytes;
+	int rc = 0;
+
+	if (!s->stopped) {
+		rc = s->ops.save(s->ops.opaque, &writer, err);
+		if (rc < 0) {
+			gr_error_prefix(err, "saving the devices: ");
+		}
+	}
+	if (rc == 0) {
+		rc = gr_tail_builder_finish(&s->tail, &data, &bytes, err);
+	}
+	/* Once the last byte is out the destination may have the guest: see source_peer.c. */
+	if (rc == 0 && s->answer_expected && !gr_progress_keep_channel(&s->progress)) {
+		rc = cancelled(err);
+	}
+	if (rc == 0) {
+		rc = gr_stream_write_raw(s->writer, data, bytes, err);
+	}
+	if (rc == 0) {
+		rc = gr_stream_flush(s->writer, err);
+	}
+	s->phase = GR_SOURCE_ANSWER;
+	return rc;
+}
+
+static int step_answer(struct gr_source *s, struct gr_error *err)
+{
+	struct gr_migrate_stats *stats;
+	int rc = s->answer_expected ? gr_source_await_answer(s, err) : 0;
+
+	if (rc != 0) {
+		return rc < 0 ? rc : 0;
+	}
+	/* Without an answer the end of the stream is what tells the peer that it is whole. */
+	if (!s->answer_expected) {
+		rc = gr_progress_cancelling(&s->progress) ? cancelled(err) : 0;
+	}
+	stats = gr_progress_lock(&s->progress);
+	stats->downtime_ns = s->stopped ? 0 : gr_clock_ns() - s->pause_ns;
+	stats->transferred_bytes = gr_stream_writer_bytes(s->writer);
+	stats->remaining_bytes = 0;
+	gr_progress_unlock(&s->progress);
+	if (rc == 0) {
+		rc = move(s, GR_MIGRATE_COMPLETED, err);
+	}
+	if (rc == 0) {
+		source_end(s, true);
+	}
+	return rc;
+}
+
+static int step(struct gr_source *s, struct gr_error *err)
+{
+	switch (s->phase) {
+	case GR_SOURCE_SETUP:
+		return step_setup(s, err);
+	case GR_SOURCE_PEER:
+		return step_peer(s, err);
+	case GR_SOURCE_START:
+		return step_start(s, err);
+	case GR_SOURCE_HARVEST:
+		return step_harvest(s, err);
+	case GR_SOURCE_ROUND:
+		return step_round(s, err);
+	case GR_SOURCE_SWITCH:
+		return step_switch(s, err);
+	case GR_SOURCE_FINAL:
+		return step_final(s, err);
+	case GR_SOURCE_DEVICES:
+		return step_devices(s, err);
+	case GR_SOURCE_ANSWER:
+		return step_answer(s, err);
+	case GR_SOURCE_ENDED:
+	default:
+		return 0;
+	}
+}
+
+/* A broken connection is often the destination's refusal: ask it. */
+static int explain(struct gr_source *s, int rc)
+{
+	struct gr_error said = { 0 };
+
+	if ((rc == -EPIPE || rc == -ECONNRESET) && gr_source_check_peer(s, &said) == -EREMOTEIO) {
+		s->error = said;
+		return -EREMOTEIO;
+	}
+	return rc;
+}
+
+static int source_fail(struct gr_source *s, int rc)
+{
+	if (gr_progress_cancelling(&s->progress)) {
+		source_end(s, false);
+		rc = cancelled(&s->error);
+		(void)gr_progress_move(&s->progress, GR_MIGRATE_CANCELLED);
+	} else {
+		rc = explain(s, rc);
+		source_end(s, false);
+		(void)gr_progress_move(&s->progress, GR_MIGRATE_FAILED);
+	}
+	(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, true);
+	return rc;
+}
+
+int gr_source_step(struct gr_source *s, struct gr_error *err)
+{
+	int rc = 0;
+
+	if (s->phase != GR_SOURCE_ENDED) {
+		if (s->phase != GR_SOURCE_ANSWER && gr_progress_cancelling(&s->progress)) {
+			rc = -ECANCELED;
+		} else {
+			rc = step(s, &s->error);
+		}
+		if (rc < 0) {
+			s->error.code = source_fail(s, rc);
+		}
+	}
+	if (s->error.code < 0) {
+		if (err) {
+			*err = s->error;
+		}
+		return s->error.code;
+	}
+	if (s->phase != GR_SOURCE_ENDED) {
+		return 1;
+	}
+	return 0;
+}
+
+int gr_source_run(struct gr_source *s, struct gr_error *err)
+{
+	int rc;
+
+	do {
+		rc = gr_source_step(s, err);
+	} while (rc > 0);
+	return rc;
+}

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The insides of a source, shared by its files:
+ *
+ *   source.c        create and free, the steps from setup to the end, failing and cancelling
+ *   source_send.c   an epoch's pages: search, re-arm, look, send
+ *   source_peer.c   the return path: who is there, has it failed, is it done
+ *   source_fault.c  damage on purpose
+ */
+#ifndef GR_MIGRATE_SOURCE_H
+#define GR_MIGRATE_SOURCE_H
+
+#include "migrate/source_blocks.h"
+#include "migrate/holes.h"
+#include "migrate/model.h"
+#include "migrate/pacing.h"
+#include "migrate/progress.h"
+#include "stream/return_path.h"
+#include "stream/tail.h"
+#include "stream/writer.h"
+#include <guestram/dirty.h>
+#include <guestram/migrate.h>
+#include <guestram/track.h>
+
+enum {
+	GR_SOURCE_BATCH_PAGES = GR_STREAM_RUN_PAGES_MAX, /* sent with one system call */
+	GR_SOURCE_BATCH_LOOKS = 4096,  /* pages looked at in one batch, at most */
+	GR_SOURCE_BATCH_RUNS = 256,    /* runs of dirty pages in one batch, at most */
+	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */
+	GR_SOURCE_RAM_SECTION = 2,     /* section id of 'ram'; the devices' follow */
+};
+/* How long a peer may take to answer the first PING. */
+#define GR_SOURCE_PEER_NS (5 * GR_NS_PER_S)
+#define GR_SOURCE_DOWNTIME_NS (300 * GR_NS_PER_MS)
+
+/* What the next step does. */
+enum gr_source_phase {
+	GR_SOURCE_SETUP,
+	GR_SOURCE_PEER,   /* wait for FEATURES or PONG */
+	GR_SOURCE_START,  /* announce the blocks */
+	GR_SOURCE_HARVEST, /* sync, begin, decide */
+	GR_SOURCE_ROUND,  /* send the epoch while the guest runs */
+	GR_SOURCE_SWITCH, /* stop the guest, harvest last */
+	GR_SOURCE_FINAL,  /* send the last epoch */
+	GR_SOURCE_DEVICES,
+	GR_SOURCE_ANSWER, /* wait for SHUT */
+	GR_SOURCE_ENDED,
+};
+
+/* Pages of one block on their way; the block is referenced while the batch is filled. */
+struct gr_source_batch {
+	const struct gr_source_block *entry;
+	struct gr_ram_block *block;
+	uint64_t offsets[GR_SOURCE_BATCH_PAGES];
+	const void *pages[GR_SOURCE_BATCH_PAGES];
+	uint32_t count;
+	uint32_t room; /* at most so many pages: the bandwidth limit's piece */
+	uint32_t looks;
+	uint64_t zero_offset, zero_bytes; /* zeros not yet written */
+	uint64_t zero_pages, hole_pages;
+	uint64_t run_first[GR_SOURCE_BATCH_RUNS]; /* what is done when the batch is sent */
+	uint64_t run_pages[GR_SOURCE_BATCH_RUNS];
+	uint32_t runs;
+};
+
+/* The extent of a block known to be filled: no need to look for holes there. */
+struct gr_source_extent {
+	uint64_t incarnation, begin, end;
+};
+
+struct gr_source {
+	struct gr_ram *ram;		 /* (c) */
+	struct gr_track *track;		 /* (c) may be NULL */
+	struct gr_channel *channel;	 /* (c) */
+	struct gr_source_params params;	 /* (c) defaults filled in */
+	char *machine;			 /* (c) */
+	struct gr_source_ops ops;	 /* (c) */
+	bool stopped;			 /* (c) the machine is: no ops were given */
+	uint64_t page_bytes;		 /* (c) */
+	struct gr_progress progress;	 /* its own locking */
+	struct gr_dirty_consumer *consumer; /* (o) */
+	struct gr_stream_writer *writer; /* (o) */
+	struct gr_return_path_reader answers; /* (o) */
+	struct gr_source_blocks table;	 /* (o) what the destination knows */
+	struct gr_section_watch watch;	 /* (o) */
+	struct gr_holes holes;		 /* (o) */
+	struct gr_pacing pacing;	 /* (o) */
+	struct gr_model model;		 /* (o) */
+	struct gr_tail_builder tail;	 /* (o) */
+	struct gr_source_batch batch;	 /* (o) */
+	struct gr_source_extent extent;	 /* (o) */
+	struct gr_error error;		 /* (o) how it ended, if not well */
+	uint8_t *bounce;		 /* (o) see gr_source_send_batch() */
+	uint8_t **shadow;		 /* (o) source_fault.c; by entry of the table */
+	uint64_t *shadow_incarnation;	 /* (o) */
+	uint32_t shadows;		 /* (o) */
+	enum gr_source_phase phase;	 /* (o) */
+	uint64_t cursor;		 /* (o) page number: where the search goes on */
+	uint64_t rounds;		 /* (o) harvests */
+	uint64_t section_pages;		 /* (o) in the open PART section */
+	uint64_t ping_ns, pause_ns;	 /* (o) when */
+	bool ours;			 /* (o) the peer is a guestram */
+	bool answer_expected;		 /* (o) it will say SHUT */
+	bool tracking;			 /* (o) gr_track_start() has succeeded */
+	bool frozen;			 /* (o) gr_ram_freeze() is in force */
+	bool paused;			 /* (o) the machine was stopped by us */
+	bool epoch;			 /* (o) one is open */
+	bool section;			 /* (o) a section is open in the stream */
+	bool switch_next;		 /* (o) the decision has fallen */
+	bool final;			 /* (o) nobody writes guest memory any more */
+	bool lost;			 /* (o) GR_FAULT_LOSE_PAGE: this round's page */
+};
+
+/* source_send.c */
+
+/**
+ * Tell the destination of a changed block list, if it has changed.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_follow_blocks(struct gr_source *s, struct gr_error *err);
+
+/** Drop pages of the open epoch that belong to no migratable block. */
+void gr_source_trim_epoch(struct gr_source *s);
+
+/**
+ * Send the next batch of the open epoch.
+ * @return 1 there is more, 0 the epoch has been sent, or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_send_batch(struct gr_source *s, struct gr_error *err);
+
+/** Close the section that is open, if one is. @return 0 or a negative errno. */
+GR_MUST_CHECK int gr_source_close_section(struct gr_source *s, struct gr_error *err);
+
+/* source_peer.c */
+
+/** Open the return path and ask who is there. @return 0 or a negative errno. */
+GR_MUST_CHECK int gr_source_ask_peer(struct gr_source *s, struct gr_error *err);
+
+/**
+ * Wait a slice for the answer to that.
+ * @return 1 not yet, 0 known now (or given up), or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_await_peer(struct gr_source *s, struct gr_error *err);
+
+/** Look whether the peer has failed meanwhile. @return 0 or a negative errno. */
+GR_MUST_CHECK int gr_source_check_peer(struct gr_source *s, struct gr_error *err);
+
+/**
+ * Wait a slice for SHUT.
+ * @return 1 not yet, 0 the destination has everything, or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_await_answer(struct gr_source *s, struct gr_error *err);
+
+/* source_fault.c */
+
+/**
+ * GR_FAULT_EARLY_READ: copy all pages now, before the harvest.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_fault_early_read(struct gr_source *s, struct gr_error *err);
+
+/** @return What was copied of a page, or NULL: read the page itself. */
+const uint8_t *gr_source_fault_early_page(const struct gr_source *s,
+					  const struct gr_ram_block *block, uint64_t offset);
+
+/** GR_FAULT_LOSE_PAGE: take one page out of the batch, once a round. */
+void gr_source_fault_lose_page(struct gr_source *s);
+
+/** Free what the faults hold. */
+void gr_source_fault_end(struct gr_source *s);
+
+#endif

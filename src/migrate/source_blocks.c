@@ -1,0 +1,155 @@
+/* SPDX-License-Identifier: MIT */
+#include "migrate/source_blocks.h"
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { FIRST_CAPACITY = 16, REGIONS_PER_SECTION = 256 };
+
+void gr_source_blocks_destroy(struct gr_source_blocks *t)
+{
+	free(t->entries);
+	*t = (struct gr_source_blocks){ 0 };
+}
+
+static void copy_block(struct gr_source_block *e, const struct gr_ram_block *block,
+		       uint64_t page_bytes, uint32_t wire_index)
+{
+	e->first_page = block->offset.v / page_bytes;
+	e->used_bytes = gr_ram_block_used_bytes(block);
+	e->pages = e->used_bytes / page_bytes;
+	e->max_bytes = block->max_bytes;
+	e->incarnation = block->incarnation;
+	e->gpa = UINT64_MAX;
+	e->page_bytes = (uint32_t)block->page_bytes;
+	e->flags = block->flags;
+	e->wire_index = wire_index;
+	memcpy(e->id, block->id, sizeof(e->id));
+}
+
+/* One walk in one section; counts on when there is no more room. */
+static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_section_watch *watch)
+{
+	uint64_t page_bytes = gr_ram_page_bytes(ram);
+	struct gr_ram_block *block;
+
+	t->count = 0;
+	/* Before the walk: what changes during it is found by the next comparison. */
+	t->version = gr_ram_version(ram);
+	gr_section_enter(watch);
+	gr_ram_for_each_block_rcu(block, ram) {
+		if ((block->flags & GR_RAM_NO_MIGRATE) != 0) {
+			continue;
+		}
+		if (t->count < t->capacity) {
+			copy_block(&t->entries[t->count], block, page_bytes, t->count);
+		}
+		t->count++;
+	}
+	gr_section_leave(watch);
+}
+
+static int by_page(const void *a, const void *b)
+{
+	const struct gr_source_block *x = a, *y = b;
+
+	return (x->first_page > y->first_page) - (x->first_page < y->first_page);
+}
+
+/* Where the guest sees each block: the region that shows it from its first byte on. */
+static void find_gpas(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_section_watch *watch)
+{
+	uint64_t page_bytes = gr_ram_page_bytes(ram);
+	struct gr_ram_region region;
+	struct gr_source_block *e;
+	gr_gpa_t at = gr_gpa(0);
+	bool more = true;
+
+	while (more) {
+		gr_section_enter(watch);
+		for (int i = 0; i < REGIONS_PER_SECTION; i++) {
+			more = gr_ram_region_next_rcu(ram, at, &region);
+			if (!more) {
+				break;
+			}
+			at = gr_gpa(region.gpa.v + region.bytes);
+			e = (struct gr_source_block *)(uintptr_t)gr_source_blocks_at(
+				t, region.block->offset.v / page_bytes);
+			if (e && e->incarnation == region.block->incarnation &&
+			    region.block_offset == 0 && e->gpa == UINT64_MAX) {
+				e->gpa = region.gpa.v;
+			}
+			if (at.v == 0) {
+				more = false;
+				break;
+			}
+		}
+		gr_section_leave(watch);
+	}
+}
+
+int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
+			struct gr_section_watch *watch, struct gr_error *err)
+{
+	struct gr_source_blocks n = { .capacity = GR_MAX(t->count + 4, (uint32_t)FIRST_CAPACITY) };
+
+	do {
+		free(n.entries);
+		n.capacity = GR_MAX(n.capacity, n.count + n.count / 4);
+		n.entries = calloc(n.capacity, sizeof(*n.entries));
+		if (!n.entries) {
+			return gr_error_set(err, -ENOMEM, "no memory for the block list");
+		}
+		walk(&n, ram, watch);
+	} while (n.count > n.capacity);
+	qsort(n.entries, n.count, sizeof(*n.entries), by_page);
+	for (uint32_t i = 0; i < n.count; i++) {
+		n.total_pages += n.entries[i].pages;
+	}
+	find_gpas(&n, ram, watch);
+	free(t->entries);
+	*t = n;
+	return 0;
+}
+
+const struct gr_source_block *gr_source_blocks_at(const struct gr_source_blocks *t, uint64_t page)
+{
+	uint32_t low = 0, high = t->count;
+
+	while (low < high) {
+		uint32_t mid = low + (high - low) / 2;
+		const struct gr_source_block *e = &t->entries[mid];
+
+		if (e->first_page + e->pages <= page) {
+			low = mid + 1;
+		} else {
+			high = mid;
+		}
+	}
+	return low < t->count ? &t->entries[low] : NULL;
+}
+
+int gr_source_blocks_describe(const struct gr_source_blocks *t, struct gr_stream_block_desc **ret_descs,
+			    struct gr_error *err)
+{
+	struct gr_stream_block_desc *descs = calloc(GR_MAX(t->count, 1u), sizeof(*descs));
+
+	if (!descs) {
+		return gr_error_set(err, -ENOMEM, "no memory for the block list");
+	}
+	for (uint32_t i = 0; i < t->count; i++) {
+		const struct gr_source_block *e = &t->entries[i];
+
+		descs[e->wire_index] = (struct gr_stream_block_desc){
+			.id = e->id,
+			.used_bytes = e->used_bytes,
+			.max_bytes = e->max_bytes,
+			.incarnation = e->incarnation,
+			.gpa = e->gpa,
+			.page_bytes = e->page_bytes,
+			.flags = e->flags,
+		};
+	}
+	*ret_descs = descs;
+	return 0;
+}

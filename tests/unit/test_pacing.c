@@ -1,0 +1,145 @@
+/* SPDX-License-Identifier: MIT */
+#include "harness.h"
+#include "migrate/model.h"
+#include "migrate/pacing.h"
+
+enum { PIECE = 64 * 4104 };
+
+/* Sends for `seconds` of a clock of our own; sleeps end late by up to late_ns. */
+static double simulate(uint64_t rate, double seconds, uint64_t late_ns, uint64_t *seed)
+{
+	uint64_t now = 1000, end = now + (uint64_t)(seconds * 1e9), sent = 0, begin = now;
+	struct gr_pacing p;
+
+	gr_pacing_init(&p, rate, now);
+	while (now < end) {
+		uint64_t wait = gr_pacing_wait_ns(&p, now);
+		uint64_t piece = gr_pacing_piece(&p, PIECE);
+
+		if (wait > 0) {
+			now += wait + (late_ns ? test_rand(seed) % late_ns : 0);
+			continue;
+		}
+		now += 20000; /* what the system call takes */
+		gr_pacing_sent(&p, piece, now);
+		sent += piece;
+	}
+	return (double)sent / ((double)(now - begin) / 1e9);
+}
+
+TEST(rate_is_within_two_percent_whatever_the_sleeps_do)
+{
+	static const uint64_t rates[] = { 1000000, 33333333, 134217728, 1250000000 };
+	static const uint64_t late[] = { 0, 100000, 3000000 };
+	uint64_t seed = test_seed();
+
+	for (size_t i = 0; i < sizeof(rates) / sizeof(rates[0]); i++) {
+		for (size_t j = 0; j < sizeof(late) / sizeof(late[0]); j++) {
+			double got = simulate(rates[i], 10, late[j], &seed);
+			double off = got / (double)rates[i] - 1;
+
+			if (off > 0.02 || off < -0.02) {
+				FAIL("%llu bytes/s, sleeps late by up to %llu ns: %.0f bytes/s",
+				     (unsigned long long)rates[i], (unsigned long long)late[j],
+				     got);
+			}
+		}
+	}
+}
+
+TEST(after_a_stall_only_the_credit_is_caught_up)
+{
+	uint64_t now = 5000000000, sent = 0;
+	struct gr_pacing p;
+
+	gr_pacing_init(&p, 100000000, now);
+	now += 10000000000; /* held up for 10 s: 1 GB of schedule */
+	while (gr_pacing_wait_ns(&p, now) == 0) {
+		gr_pacing_sent(&p, 1000000, now);
+		sent += 1000000;
+	}
+	ASSERT_LE(sent, 27000000u);
+	ASSERT_GE(sent, 25000000u);
+}
+
+TEST(no_limit_never_waits)
+{
+	struct gr_pacing p;
+
+	gr_pacing_init(&p, 0, 1);
+	gr_pacing_sent(&p, UINT64_MAX / 2, 2);
+	ASSERT_EQ(gr_pacing_wait_ns(&p, 2), 0u);
+	ASSERT_EQ(gr_pacing_piece(&p, PIECE), (uint64_t)PIECE);
+}
+
+TEST(a_slow_limit_sends_small_pieces_and_never_none)
+{
+	struct gr_pacing p;
+
+	gr_pacing_init(&p, 1000000, 1);
+	ASSERT_EQ(gr_pacing_piece(&p, PIECE), 10000u);
+	gr_pacing_init(&p, 3, 1);
+	ASSERT_EQ(gr_pacing_piece(&p, PIECE), 1u);
+}
+
+TEST(huge_amounts_do_not_overflow)
+{
+	struct gr_pacing p;
+
+	gr_pacing_init(&p, 1000, 1);
+	gr_pacing_sent(&p, UINT64_C(1) << 40, 1);
+	ASSERT_EQ(gr_pacing_wait_ns(&p, 1), (UINT64_C(1) << 40) * 1000000);
+}
+
+TEST(bandwidth_is_weighted_by_time)
+{
+	struct gr_model m = { 0 };
+
+	ASSERT_EQ(gr_model_bandwidth(&m), 0u);
+	/* 0.1 s at 1 GB/s and 0.9 s at 100 MB/s: 190 MB in 1 s, whatever the pieces. */
+	for (int i = 0; i < 10; i++) {
+		gr_model_sample(&m, 10000000, 10000000);
+	}
+	gr_model_sample(&m, 90000000, 900000000);
+	ASSERT_GE(gr_model_bandwidth(&m), 180000000u);
+	ASSERT_LE(gr_model_bandwidth(&m), 200000000u);
+	m.bytes_per_s_max = 50000000;
+	ASSERT_EQ(gr_model_bandwidth(&m), 50000000u);
+}
+
+TEST(the_past_fades)
+{
+	struct gr_model m = { 0 };
+
+	for (int i = 0; i < 100; i++) {
+		gr_model_sample(&m, 100000000, 100000000); /* 1 GB/s for 10 s */
+	}
+	for (int i = 0; i < 50; i++) {
+		gr_model_sample(&m, 1000000, 100000000); /* 10 MB/s for 5 s */
+	}
+	ASSERT_LE(gr_model_bandwidth(&m), 50000000u);
+}
+
+TEST(downtime_counts_pages_dirtying_harvest_devices_and_answer)
+{
+	struct gr_model m = { 0 };
+	uint64_t bare, more;
+
+	ASSERT_EQ(gr_model_downtime_ns(&m, 1, 4104), UINT64_MAX);
+	gr_model_sample(&m, 410400000, 1000000000); /* 100 000 pages a second */
+	bare = gr_model_downtime_ns(&m, 10000, 4104);
+	ASSERT_GE(bare, 100000000 + GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS);
+	ASSERT_LE(bare, 100000000 + GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS + 1000000);
+	m.answer_ns = 7000000;
+	ASSERT_EQ(gr_model_downtime_ns(&m, 10000, 4104), bare + 7000000);
+	gr_model_harvest(&m, 50000, 4000000, 1000000000);
+	ASSERT_EQ(m.dirty_pages_per_s, 0u); /* one harvest makes no rate */
+	gr_model_harvest(&m, 50000, 4000000, 2000000000);
+	ASSERT_EQ(m.dirty_pages_per_s, 50000u);
+	more = gr_model_downtime_ns(&m, 10000, 4104);
+	/* 4 ms of harvest, and 5 ms x 50 000 pages/s = 250 pages = 2.5 ms more. */
+	ASSERT_GE(more, bare + 7000000 + 4000000 + 2400000);
+	ASSERT_LE(more, bare + 7000000 + 4000000 + 2600000);
+}
+
+TEST_MAIN()

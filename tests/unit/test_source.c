@@ -1,0 +1,553 @@
+/* SPDX-License-Identifier: MIT */
+/* Both ends of a move in one process: what must hold however it goes. */
+#include "move.h"
+#include <sys/mman.h>
+#include <time.h>
+
+enum { MIB = 1 << 20, RAM_BYTES = 8 * MIB };
+
+static double now_s(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+static uint64_t filled_bytes(const struct gr_ram_block *b)
+{
+	uint64_t bytes = 0;
+	off_t at = 0, end;
+
+	while ((at = lseek(b->fd, at, SEEK_DATA)) >= 0) {
+		end = lseek(b->fd, at, SEEK_HOLE);
+		bytes += (uint64_t)(end - at);
+		at = end;
+	}
+	return bytes;
+}
+
+TEST(a_stopped_machine_moves_in_one_pass)
+{
+	struct move m = { .from = move_ram(), .to = move_ram() };
+
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 3);
+	move_fill(move_add(m.from, "rom", 16 * MOVE_PAGE, 1ull << 32, GR_RAM_ANONYMOUS), 2, 0);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	ASSERT(m.stats.peer_is_guestram);
+	ASSERT_EQ(m.stats.rounds, 1u);
+	ASSERT_EQ(m.stats.normal_pages, m.to_stats.normal_pages);
+	ASSERT_EQ(m.stats.zero_pages, m.to_stats.zero_pages);
+	ASSERT_EQ(m.stats.normal_pages + m.stats.zero_pages, RAM_BYTES / MOVE_PAGE + 16u);
+	ASSERT_EQ(m.stats.final_pages, RAM_BYTES / MOVE_PAGE + 16u);
+	ASSERT_EQ(m.stats.total_bytes, RAM_BYTES + 16u * MOVE_PAGE);
+	ASSERT_EQ(m.stats.transferred_bytes, m.to_stats.transferred_bytes);
+	ASSERT_LE(m.stats.section_ns_max, 1000000000u);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+/* Where the guest sees it travels too. */
+TEST(blocks_arrive_where_the_guest_sees_them)
+{
+	struct move m = { .from = move_ram(), .to = move_ram() };
+	uint64_t value = 0x1122334455667788, got = 0;
+	struct gr_error err;
+
+	move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD);
+	move_add(m.from, "high", MIB, 5ull << 32, GR_RAM_MEMFD);
+	ASSERT_EQ(gr_ram_write(m.from, gr_gpa((5ull << 32) + 4088), &value, 8, &err), 0);
+	move_must_succeed(&m);
+	ASSERT_EQ(gr_ram_read(m.to, gr_gpa((5ull << 32) + 4088), &got, 8, &err), 0);
+	ASSERT_EQ(got, value);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(a_running_machine_moves_with_its_devices)
+{
+	struct move_guest g = { .bytes = RAM_BYTES, .writers = 2, .seed = test_seed(),
+				.pause_us = 20 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move_loaded loaded = { 0 };
+	struct gr_destination_ops to_ops = { .load = move_load, .opaque = &loaded };
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops, .to_ops = &to_ops };
+
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	ASSERT_EQ(g.pauses, 1u);
+	ASSERT_EQ(g.resumes, 0u); /* it runs over there now */
+	ASSERT_STR_EQ(loaded.order, "firstsecond");
+	ASSERT_EQ(loaded.first, g.writes);
+	ASSERT_GE(m.stats.rounds, 2u);
+	ASSERT_NE(m.stats.downtime_ns, 0u);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(rounds_max_forces_the_switch_over)
+{
+	struct move_guest g = { .bytes = RAM_BYTES, .writers = 2, .seed = test_seed() };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = {
+		.from = move_ram(),
+		.to = move_ram(),
+		.ops = &ops,
+		/* Out of reach: the devices alone are expected to take longer. */
+		.params = { .downtime_ns_max = 1, .rounds_max = 4 },
+	};
+
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	/* Four, the one that decides, and the last one. */
+	ASSERT_EQ(m.stats.rounds, 6u);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(untouched_memory_stays_untouched_on_both_sides)
+{
+	const uint64_t bytes = 256 * MIB;
+	struct move m = { .from = move_ram(), .to = move_ram() };
+	struct gr_ram_block *a = move_add(m.from, "ram", bytes, 0, GR_RAM_MEMFD);
+	struct gr_ram_block *n = move_add(m.from, "anonymous", bytes, 1ull << 40, GR_RAM_ANONYMOUS);
+	struct gr_ram_block *b = move_add(m.to, "ram", bytes, 0, GR_RAM_MEMFD);
+	unsigned char *map = malloc(bytes / MOVE_PAGE);
+	struct gr_ram_block *c;
+
+	a->host[5 * MIB] = 1;
+	n->host[7 * MIB] = 1;
+	move_must_succeed(&m);
+	ASSERT_EQ(filled_bytes(a), (uint64_t)MOVE_PAGE);
+	ASSERT_EQ(filled_bytes(b), (uint64_t)MOVE_PAGE);
+	ASSERT_EQ(b->host[5 * MIB], 1);
+	gr_rcu_read_lock();
+	c = gr_ram_block_by_id_rcu(m.to, "anonymous");
+	ASSERT(c);
+	ASSERT_EQ(filled_bytes(c), (uint64_t)MOVE_PAGE);
+	ASSERT_EQ(c->host[7 * MIB], 1);
+	gr_rcu_read_unlock();
+	ASSERT_EQ(mincore(n->host, bytes, map), 0);
+	for (uint64_t i = 0; i < bytes / MOVE_PAGE; i++) {
+		ASSERT_EQ(map[i] & 1, i == 7 * MIB / MOVE_PAGE);
+	}
+	ASSERT_EQ(m.stats.untouched_pages, 2 * bytes / MOVE_PAGE - 2);
+	ASSERT_EQ(m.stats.normal_pages, 2u);
+	/* Ranges, not a record for each page. */
+	ASSERT_LE(m.stats.transferred_bytes, 4u * MOVE_PAGE);
+	free(map);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(what_a_destination_had_before_is_gone_where_the_source_has_zeros)
+{
+	struct move m = { .from = move_ram(), .to = move_ram() };
+
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_fill(move_add(m.to, "ram", RAM_BYTES, 0, GR_RAM_ANONYMOUS), 2, 3);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+/* A peer that does not know us: no extension in the stream, hotplug refused meanwhile. */
+static int plug_is_refused(void *opaque, struct gr_error *err)
+{
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "late",
+					  .used_bytes = MIB, .fd = -1 };
+	struct move_guest *g = opaque;
+	struct gr_error refused = { 0 };
+
+	ASSERT_EQ(gr_ram_block_add(g->ram, &desc, NULL, &refused), -EBUSY);
+	ASSERT_HAS(refused.msg, "migration");
+	return move_guest_pause(opaque, err);
+}
+
+static void plain_move(bool source_plain, bool destination_plain)
+{
+	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = test_seed(),
+				.pause_us = 20 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = {
+		.from = move_ram(),
+		.to = move_ram(),
+		.ops = &ops,
+		.params = { .plain = source_plain },
+		.to_params = { .plain = destination_plain },
+	};
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "after",
+					  .used_bytes = MIB, .fd = -1 };
+
+	ops.pause = plug_is_refused;
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_must_succeed(&m);
+	ASSERT(!m.stats.peer_is_guestram);
+	ASSERT_EQ(m.stats.blocks_announced, 0u);
+	/* Every page named at least once, holes as ZERO. */
+	ASSERT_GE(m.to_stats.normal_pages + m.to_stats.zero_pages, RAM_BYTES / MOVE_PAGE + 0u);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	ASSERT_EQ(gr_ram_block_add(m.from, &desc, NULL, NULL), 0); /* thawed */
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(a_plain_destination_is_served_as_a_qemu)
+{
+	plain_move(false, true);
+}
+
+TEST(a_plain_source_is_received)
+{
+	plain_move(true, false);
+}
+
+/* The guest's last stores come while it is being stopped. */
+static int pause_with_last_stores(void *opaque, struct gr_error *err)
+{
+	struct move_guest *g = opaque;
+	uint64_t value = 0x5a5a5a5a5a5a5a5a;
+
+	for (uint64_t page = 0; page < 16; page++) {
+		gr_gpa_t gpa = gr_gpa(page * 100 * MOVE_PAGE + 8);
+
+		ASSERT_EQ(gr_ram_write(g->ram, gpa, &value, sizeof(value), NULL), 0);
+	}
+	return move_guest_pause(opaque, err);
+}
+
+TEST(stores_made_while_the_machine_stops_arrive)
+{
+	struct move_guest g = { .bytes = 2 * MIB, .writers = 1, .seed = 1, .pause_us = 100 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
+
+	ops.pause = pause_with_last_stores;
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(lost_pages_early_reads_and_skipped_syncs_do_damage)
+{
+	static const enum gr_source_fault faults[] = { GR_FAULT_LOSE_PAGE, GR_FAULT_EARLY_READ,
+						       GR_FAULT_SKIP_FINAL_SYNC };
+
+	for (size_t i = 0; i < 3; i++) {
+		struct move_guest g = { .bytes = RAM_BYTES, .writers = 2, .seed = test_seed() };
+		struct gr_source_ops ops = move_guest_ops(&g);
+		struct move m = {
+			.from = move_ram(),
+			.to = move_ram(),
+			.ops = &ops,
+			.params = { .fault = faults[i], .rounds_max = 2 },
+		};
+
+		ops.pause = pause_with_last_stores;
+		g.ram = m.from;
+		move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+		move_guest_start(&g);
+		move_must_succeed(&m);
+		if (move_compare(m.from, m.to) == 0) {
+			FAIL("fault %d does no damage", (int)faults[i]);
+		}
+		move_guest_stop(&g);
+		gr_ram_free(m.from);
+		gr_ram_free(m.to);
+	}
+}
+
+TEST(bandwidth_limit_is_kept)
+{
+	struct move m = {
+		.from = move_ram(),
+		.to = move_ram(),
+		.params = { .bandwidth_bytes_per_s_max = 20 * MIB },
+	};
+	double begin = now_s(), took;
+
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 0);
+	begin = now_s();
+	move_must_succeed(&m);
+	took = now_s() - begin;
+	/* 8 MiB at 20 MiB/s: 0.4 s. Only "not faster" is the machine's to promise. */
+	if (took < 0.38) {
+		FAIL("8 MiB at 20 MiB/s took %.3f s", took);
+	}
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+/* Cancels when a state is seen, from another thread. */
+struct canceller {
+	struct move *m;
+	enum gr_migrate_state when;
+};
+
+static void *cancel_when(void *opaque)
+{
+	struct canceller *c = opaque;
+	struct gr_migrate_stats stats;
+
+	do {
+		gr_source_stats(c->m->source, &stats);
+	} while (stats.state < c->when);
+	gr_source_cancel(c->m->source);
+	return NULL;
+}
+
+static void cancel_in(enum gr_migrate_state when, bool destination_reads)
+{
+	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = test_seed(),
+				.pause_us = 20 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = {
+		.from = move_ram(),
+		.to = move_ram(),
+		.ops = &ops,
+		.params = { .bandwidth_bytes_per_s_max = when == GR_MIGRATE_DEVICE ? 0 : 4 * MIB },
+	};
+	struct canceller c = { &m, when };
+	pthread_t receiver, canceller;
+
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_prepare(&m);
+	ASSERT_EQ(pthread_create(&canceller, NULL, cancel_when, &c), 0);
+	if (destination_reads) {
+		ASSERT_EQ(pthread_create(&receiver, NULL, move_receive, &m), 0);
+	}
+	m.rc = gr_source_run(m.source, &m.err);
+	pthread_join(canceller, NULL);
+	if (destination_reads) {
+		pthread_join(receiver, NULL);
+	}
+	move_finish(&m);
+	if (m.rc == 0) {
+		/* The cancel was late. Then both sides must say so. */
+		ASSERT(m.stats.state == GR_MIGRATE_COMPLETED);
+		ASSERT_EQ(m.to_rc, 0);
+		move_guest_resume(&g);
+	} else {
+		ASSERT_EQ(m.rc, -ECANCELED);
+		ASSERT(m.stats.state == GR_MIGRATE_CANCELLED);
+		ASSERT(!destination_reads || m.to_rc < 0);
+		ASSERT_EQ(g.pauses, g.resumes);
+	}
+	/* The guest goes on, and a next migration works. */
+	m.params.bandwidth_bytes_per_s_max = 0;
+	gr_ram_free(m.to);
+	m.to = move_ram();
+	memset(&m.err, 0, sizeof(m.err));
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(cancel_before_it_began)
+{
+	cancel_in(GR_MIGRATE_NONE, true);
+}
+
+TEST(cancel_while_the_peer_does_not_answer)
+{
+	cancel_in(GR_MIGRATE_SETUP, false);
+}
+
+TEST(cancel_during_setup)
+{
+	cancel_in(GR_MIGRATE_SETUP, true);
+}
+
+TEST(cancel_during_the_rounds)
+{
+	cancel_in(GR_MIGRATE_ACTIVE, true);
+}
+
+TEST(cancel_when_the_guest_is_stopped)
+{
+	for (int i = 0; i < 5; i++) {
+		cancel_in(GR_MIGRATE_DEVICE, true);
+	}
+}
+
+/* A destination that has everything and takes its time to load it. */
+struct slow_load {
+	struct move *m;
+	bool loading, go_on; /* (atomic) */
+};
+
+static int load_slowly(void *opaque, const char *id, uint32_t instance, uint32_t version,
+		       const void *data, size_t bytes, struct gr_error *err)
+{
+	struct slow_load *l = opaque;
+
+	(void)id, (void)instance, (void)version, (void)data, (void)bytes, (void)err;
+	__atomic_store_n(&l->loading, true, __ATOMIC_RELEASE);
+	while (!__atomic_load_n(&l->go_on, __ATOMIC_ACQUIRE)) {
+		usleep(100);
+	}
+	return 0;
+}
+
+static void *cancel_when_loading(void *opaque)
+{
+	struct slow_load *l = opaque;
+
+	while (!__atomic_load_n(&l->loading, __ATOMIC_ACQUIRE)) {
+		usleep(100);
+	}
+	gr_source_cancel(l->m->source);
+	return NULL;
+}
+
+TEST(cancel_while_the_answer_is_awaited_resumes_the_guest)
+{
+	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = 1, .pause_us = 20 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
+	struct slow_load slow = { .m = &m };
+	struct gr_destination_ops to_ops = { .load = load_slowly, .opaque = &slow };
+	pthread_t receiver, canceller;
+
+	m.to_ops = &to_ops;
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_prepare(&m);
+	ASSERT_EQ(pthread_create(&receiver, NULL, move_receive, &m), 0);
+	ASSERT_EQ(pthread_create(&canceller, NULL, cancel_when_loading, &slow), 0);
+	m.rc = gr_source_run(m.source, &m.err);
+	ASSERT_EQ(m.rc, -ECANCELED);
+	ASSERT_EQ(g.pauses, 1u);
+	ASSERT_EQ(g.resumes, 1u);
+	/* It has everything, but cannot say so any more: so it must not start the guest. */
+	__atomic_store_n(&slow.go_on, true, __ATOMIC_RELEASE);
+	pthread_join(canceller, NULL);
+	pthread_join(receiver, NULL);
+	ASSERT_LT(m.to_rc, 0);
+	move_finish(&m);
+	ASSERT(m.stats.state == GR_MIGRATE_CANCELLED);
+	ASSERT(m.to_stats.state == GR_MIGRATE_FAILED);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(a_destination_that_cannot_load_leaves_the_guest_at_the_source)
+{
+	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = 1, .pause_us = 20 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move_loaded loaded = { .fail = -ENODEV };
+	struct gr_destination_ops to_ops = { .load = move_load, .opaque = &loaded };
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops, .to_ops = &to_ops };
+
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_run(&m);
+	ASSERT_EQ(m.to_rc, -ENODEV);
+	ASSERT_HAS(m.to_err.msg, "test/first");
+	ASSERT_EQ(m.rc, -EREMOTEIO);
+	ASSERT_HAS(m.err.msg, "destination has failed");
+	ASSERT(m.stats.state == GR_MIGRATE_FAILED);
+	ASSERT_EQ(g.resumes, 1u);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+static int pause_fails(void *opaque, struct gr_error *err)
+{
+	(void)opaque;
+	return gr_error_set(err, -EAGAIN, "a vCPU does not listen");
+}
+
+TEST(a_machine_that_cannot_be_stopped_goes_on)
+{
+	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = 1, .pause_us = 20 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
+
+	ops.pause = pause_fails;
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_guest_start(&g);
+	move_prepare(&m);
+	pthread_t receiver;
+
+	ASSERT_EQ(pthread_create(&receiver, NULL, move_receive, &m), 0);
+	m.rc = gr_source_run(m.source, &m.err);
+	gr_channel_end_writing(m.ch[0]);
+	pthread_join(receiver, NULL);
+	move_finish(&m);
+	ASSERT_EQ(m.rc, -EAGAIN);
+	ASSERT_HAS(m.err.msg, "a vCPU does not listen");
+	ASSERT_EQ(g.resumes, 0u);
+	ASSERT_LT(m.to_rc, 0);
+	ASSERT(m.to_stats.state == GR_MIGRATE_FAILED);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(wrong_parameters_are_refused)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_source_params params = { .size = 1 };
+	struct gr_source_ops ops = { .pause = pause_fails };
+	struct gr_channel *ch[2];
+	struct gr_source *source;
+	struct gr_error err;
+
+	move_channels(ch);
+	ASSERT_EQ(gr_source_create(NULL, NULL, ch[0], NULL, NULL, &source, &err), -EINVAL);
+	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], &params, NULL, &source, &err), -EINVAL);
+	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], NULL, &ops, &source, &err), -EINVAL);
+	gr_channel_close(ch[0], NULL);
+	gr_channel_close(ch[1], NULL);
+	gr_ram_free(ram);
+}
+
+/* A source that was never run leaves nothing behind: all consumers are free again. */
+TEST(sources_that_are_freed_unrun_give_their_consumer_back)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_channel *ch[2];
+	struct gr_source *source;
+	struct gr_error err;
+
+	move_channels(ch);
+	for (int i = 0; i < 2 * GR_DIRTY_CONSUMERS_MAX; i++) {
+		ASSERT_EQ(gr_source_create(ram, NULL, ch[0], NULL, NULL, &source, &err), 0);
+		gr_source_free(source);
+	}
+	gr_source_free(NULL);
+	gr_destination_free(NULL);
+	gr_channel_close(ch[0], NULL);
+	gr_channel_close(ch[1], NULL);
+	gr_ram_free(ram);
+}
+
+TEST_MAIN()

@@ -1,0 +1,626 @@
+/* SPDX-License-Identifier: MIT */
+#include "monitor.h"
+#include "qmp.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { SAVE_CHUNK_BYTES = 1 << 20 };
+#define NS_PER_MS 1000000u
+
+struct monitor {
+	struct vmm_monitor_params params;
+	struct vmm_machine *machine;
+	struct vmm_qmp *qmp;
+	struct vmm_move *out, *in; /* the last move out; the move in until it has ended */
+	bool autostart;
+	bool quit;
+	uint64_t max_bandwidth, downtime_limit_ms;
+	/* Left by a vCPU's thread for ours. */
+	pthread_mutex_t lock;
+	bool died;     /* (l) */
+	char why[128]; /* (l) */
+};
+
+/* The one that runs, for the signal handler, which can only wake it up. */
+static struct vmm_qmp *signal_wakes;
+static volatile sig_atomic_t got_signal;
+
+static void on_signal(int sig)
+{
+	got_signal = sig;
+	vmm_qmp_wake(signal_wakes);
+}
+
+static uint64_t now_ns(void)
+{
+	struct timespec ts;
+
+	(void)clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
+}
+
+static json_t *json_u64(uint64_t value)
+{
+	return json_integer(value > INT64_MAX ? INT64_MAX : (json_int_t)value);
+}
+
+static void set_u64(json_t *object, const char *name, uint64_t value)
+{
+	(void)json_object_set_new(object, name, json_u64(value));
+}
+
+static void machine_changed(void *opaque, enum vmm_run_state state, const char *why)
+{
+	struct monitor *monitor = opaque;
+
+	if (state == VMM_SHUTDOWN) {
+		(void)pthread_mutex_lock(&monitor->lock);
+		monitor->died = true;
+		(void)snprintf(monitor->why, sizeof(monitor->why), "%s", why ? why : "");
+		(void)pthread_mutex_unlock(&monitor->lock);
+		vmm_qmp_event(monitor->qmp, "SHUTDOWN",
+			      json_pack("{sbss}", "guest", 1, "reason", "guest-shutdown"));
+	} else if (state == VMM_RUNNING) {
+		vmm_qmp_event(monitor->qmp, "RESUME", NULL);
+	} else if (state == VMM_PAUSED || state == VMM_FINISH_MIGRATE) {
+		vmm_qmp_event(monitor->qmp, "STOP", NULL);
+	}
+}
+
+static void move_changed(void *opaque, const struct gr_migrate_stats *stats)
+{
+	struct monitor *monitor = opaque;
+
+	vmm_qmp_event(monitor->qmp, "MIGRATION",
+		      json_pack("{ss}", "status", gr_migrate_state_name(stats->state)));
+}
+
+static int do_query_status(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	enum vmm_run_state state = vmm_machine_state(monitor->machine);
+
+	(void)args;
+	(void)err;
+	*ret = json_pack("{sssbsb}", "status", vmm_run_state_name(state), "running",
+			 state == VMM_RUNNING, "singlestep", 0);
+	return 0;
+}
+
+static int do_query_version(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	(void)opaque;
+	(void)args;
+	(void)err;
+	*ret = json_pack("{s{sisisi}ss}", "qemu", "major", GR_VERSION_MAJOR, "minor",
+			 GR_VERSION_MINOR, "micro", GR_VERSION_PATCH, "package", "guestram");
+	return 0;
+}
+
+static int do_stop(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)ret;
+	if (vmm_machine_state(monitor->machine) == VMM_INMIGRATE) {
+		monitor->autostart = false; /* as QEMU: it will be stopped when it is here */
+		return 0;
+	}
+	return vmm_machine_stop(monitor->machine, err);
+}
+
+static int do_cont(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)ret;
+	if (vmm_machine_state(monitor->machine) == VMM_INMIGRATE) {
+		monitor->autostart = true;
+		return 0;
+	}
+	return vmm_machine_cont(monitor->machine, err);
+}
+
+static int do_quit(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)ret;
+	(void)err;
+	monitor->quit = true;
+	vmm_qmp_event(monitor->qmp, "SHUTDOWN",
+		      json_pack("{sbss}", "guest", 0, "reason", "host-qmp-quit"));
+	return 0;
+}
+
+static int do_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	const struct vmm_move_params params = {
+		.bandwidth_bytes_per_s_max = monitor->max_bandwidth,
+		.downtime_ns_max = monitor->downtime_limit_ms * NS_PER_MS,
+		.changed = move_changed,
+		.opaque = monitor,
+	};
+	const char *uri = NULL;
+	struct vmm_move *move;
+	int status, rc;
+
+	(void)ret;
+	rc = vmm_qmp_need(args, "uri", err);
+	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "uri", &uri, err);
+	if (rc < 0) {
+		return rc;
+	}
+	if (monitor->out && !vmm_move_ended(monitor->out, &status, NULL)) {
+		return gr_error_set(err, -EBUSY, "There's a migration process in progress");
+	}
+	rc = vmm_move_out(monitor->machine, uri, &params, &move, err);
+	if (rc < 0) {
+		return rc;
+	}
+	vmm_move_free(monitor->out);
+	monitor->out = move;
+	return 0;
+}
+
+static int do_migrate_cancel(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)ret;
+	(void)err;
+	if (monitor->out) {
+		vmm_move_cancel(monitor->out);
+	}
+	return 0;
+}
+
+static json_t *ram_stats(const struct gr_migrate_stats *stats)
+{
+	json_t *ram = json_object();
+	uint64_t ms = stats->total_time_ns / NS_PER_MS;
+
+	set_u64(ram, "transferred", stats->transferred_bytes);
+	set_u64(ram, "remaining", stats->remaining_bytes);
+	set_u64(ram, "total", stats->total_bytes);
+	set_u64(ram, "duplicate", stats->zero_pages);
+	set_u64(ram, "skipped", 0);
+	set_u64(ram, "normal", stats->normal_pages);
+	set_u64(ram, "normal-bytes", stats->normal_pages * VMM_PAGE_BYTES);
+	set_u64(ram, "dirty-pages-rate", stats->dirty_pages_per_s);
+	set_u64(ram, "dirty-sync-count", stats->rounds);
+	set_u64(ram, "page-size", VMM_PAGE_BYTES);
+	set_u64(ram, "postcopy-requests", 0);
+	set_u64(ram, "multifd-bytes", 0);
+	set_u64(ram, "pages-per-second",
+		ms > 0 ? (stats->normal_pages + stats->zero_pages) * 1000 / ms : 0);
+	(void)json_object_set_new(
+		ram, "mbps",
+		json_real(ms > 0 ? (double)stats->transferred_bytes * 8 / 1000 / (double)ms : 0));
+	return ram;
+}
+
+static int do_query_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	struct vmm_move *move = monitor->out ? monitor->out : monitor->in;
+	struct gr_migrate_stats stats;
+	struct gr_error why;
+	json_t *answer;
+	int status;
+
+	(void)args;
+	(void)err;
+	if (!move) {
+		return 0;
+	}
+	vmm_move_stats(move, &stats);
+	answer = json_pack("{ss}", "status", gr_migrate_state_name(stats.state));
+	set_u64(answer, "total-time", stats.total_time_ns / NS_PER_MS);
+	set_u64(answer, "setup-time", stats.setup_time_ns / NS_PER_MS);
+	if (stats.state == GR_MIGRATE_COMPLETED) {
+		set_u64(answer, "downtime", stats.downtime_ns / NS_PER_MS);
+	} else {
+		set_u64(answer, "expected-downtime", stats.expected_downtime_ns / NS_PER_MS);
+	}
+	(void)json_object_set_new(answer, "ram", ram_stats(&stats));
+	if (vmm_move_ended(move, &status, &why) && status < 0) {
+		(void)json_object_set_new(answer, "error-desc", json_string(why.msg));
+	}
+	*ret = answer;
+	return 0;
+}
+
+static int do_set_parameters(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	uint64_t bandwidth = monitor->max_bandwidth, downtime = monitor->downtime_limit_ms;
+	int rc = vmm_qmp_get_u64(args, "max-bandwidth", &bandwidth, err);
+
+	(void)ret;
+	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "downtime-limit", &downtime, err);
+	if (rc < 0) {
+		return rc;
+	}
+	if (downtime > 2000000) {
+		return gr_error_set(err, -EINVAL,
+				    "Parameter 'downtime-limit' expects an integer in the range "
+				    "of 0 to 2000 seconds");
+	}
+	monitor->max_bandwidth = bandwidth;
+	monitor->downtime_limit_ms = downtime;
+	return 0;
+}
+
+static int do_query_parameters(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)err;
+	*ret = json_object();
+	set_u64(*ret, "max-bandwidth", monitor->max_bandwidth);
+	set_u64(*ret, "downtime-limit", monitor->downtime_limit_ms);
+	return 0;
+}
+
+/* Write guest memory into an open file. */
+static int save_range(struct gr_ram *ram, uint64_t gpa, uint64_t bytes, FILE *file,
+		      struct gr_error *err)
+{
+	void *buf = malloc(SAVE_CHUNK_BYTES);
+	int rc = buf ? 0 : gr_error_set(err, -ENOMEM, "no memory for a buffer");
+
+	while (rc == 0 && bytes > 0) {
+		size_t n = bytes < SAVE_CHUNK_BYTES ? bytes : SAVE_CHUNK_BYTES;
+
+		rc = gr_ram_read(ram, gr_gpa(gpa), buf, n, err);
+		if (rc == 0 && fwrite(buf, 1, n, file) != n) {
+			rc = gr_error_set(err, -EIO, "cannot write: %s", strerror(errno));
+		}
+		gpa += n;
+		bytes -= n;
+	}
+	free(buf);
+	return rc;
+}
+
+static int do_pmemsave(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	const char *filename = NULL;
+	uint64_t val = 0, size = 0, end;
+	FILE *file;
+	int rc = vmm_qmp_need(args, "val", err);
+
+	(void)ret;
+	rc = rc < 0 ? rc : vmm_qmp_need(args, "size", err);
+	rc = rc < 0 ? rc : vmm_qmp_need(args, "filename", err);
+	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "val", &val, err);
+	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "size", &size, err);
+	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "filename", &filename, err);
+	if (rc == 0 && __builtin_add_overflow(val, size, &end)) {
+		rc = gr_error_set(err, -EINVAL, "Invalid addr or size");
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	file = fopen(filename, "we");
+	if (!file) {
+		return gr_error_set(err, -errno, "Could not open '%s': %s", filename,
+				    strerror(errno));
+	}
+	rc = save_range(vmm_machine_ram(monitor->machine), val, size, file, err);
+	if (fclose(file) != 0 && rc == 0) {
+		rc = gr_error_set(err, -EIO, "cannot write '%s': %s", filename, strerror(errno));
+	}
+	return rc;
+}
+
+static void emit_register(void *opaque, const char *name, uint64_t value)
+{
+	/* all 64 bits, which a JSON integer does not have room for everywhere */
+	char text[24];
+
+	(void)snprintf(text, sizeof(text), "0x%" PRIx64, value);
+	(void)json_object_set_new(opaque, name, json_string(text));
+}
+
+static int do_query_registers(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	json_t *cpus = json_array();
+	int rc = 0;
+
+	(void)args;
+	for (unsigned int v = 0; v < vmm_machine_vcpus(monitor->machine) && rc == 0; v++) {
+		json_t *registers = json_object();
+
+		rc = vmm_machine_describe(monitor->machine, v, emit_register, registers, err);
+		(void)json_array_append_new(cpus, json_pack("{sIso}", "cpu-index", (json_int_t)v,
+							    "registers", registers));
+	}
+	*ret = cpus;
+	return rc;
+}
+
+static int do_block_add(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	const char *id = NULL;
+	uint64_t size = 0, gpa = 0;
+	int rc = vmm_qmp_need(args, "id", err);
+
+	(void)ret;
+	rc = rc < 0 ? rc : vmm_qmp_need(args, "size", err);
+	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "id", &id, err);
+	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "size", &size, err);
+	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "gpa", &gpa, err);
+	return rc < 0 ? rc : vmm_machine_plug(monitor->machine, id, size, gpa, err);
+}
+
+static int do_block_del(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	const char *id = NULL;
+	int rc = vmm_qmp_need(args, "id", err);
+
+	(void)ret;
+	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "id", &id, err);
+	return rc < 0 ? rc : vmm_machine_unplug(monitor->machine, id, err);
+}
+
+static void emit_block(void *opaque, const char *id, uint64_t gpa, uint64_t bytes)
+{
+	json_t *block = json_pack("{ss}", "id", id);
+
+	set_u64(block, "gpa", gpa);
+	set_u64(block, "size", bytes);
+	(void)json_array_append_new(opaque, block);
+}
+
+static int do_query_blocks(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)err;
+	*ret = json_array();
+	emit_block(*ret, "ram", 0, monitor->params.machine.memory_bytes);
+	vmm_machine_plugs(monitor->machine, emit_block, *ret);
+	return 0;
+}
+
+static int do_query_heartbeat(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	struct vmm_heartbeat hb;
+	int rc = vmm_machine_heartbeat(monitor->machine, &hb, err);
+
+	(void)args;
+	if (rc < 0) {
+		return rc;
+	}
+	*ret = json_object();
+	set_u64(*ret, "last-ns", hb.last_ns);
+	set_u64(*ret, "gap-ns-max", hb.gap_ns_max);
+	set_u64(*ret, "gap-began-ns", hb.gap_began_ns);
+	set_u64(*ret, "beats", hb.beats);
+	return 0;
+}
+
+static int do_heartbeat_reset(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)ret;
+	return vmm_machine_heartbeat_reset(monitor->machine, err);
+}
+
+static int do_query_ops(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	uint64_t ops[VMM_WRITERS_MAX] = { 0 };
+
+	(void)args;
+	(void)err;
+	vmm_machine_ops(monitor->machine, ops);
+	*ret = json_array();
+	for (unsigned int w = 0; w <= vmm_machine_vcpus(monitor->machine); w++) {
+		(void)json_array_append_new(*ret, json_u64(ops[w]));
+	}
+	return 0;
+}
+
+static int do_check(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	struct vmm_check check;
+	uint64_t began_ns = now_ns();
+	char text[256];
+	int rc = vmm_machine_check(monitor->machine, &check, err);
+
+	(void)args;
+	if (rc < 0) {
+		return rc;
+	}
+	vmm_check_describe(&check, text, sizeof(text));
+	*ret = json_pack("{ss}", "first-wrong", check.pages_wrong > 0 ? text : "");
+	set_u64(*ret, "pages-checked", check.pages_checked);
+	set_u64(*ret, "plugged-pages-checked", check.plugged_pages_checked);
+	set_u64(*ret, "device-pages-checked", check.device_pages_checked);
+	set_u64(*ret, "pages-written-once", check.pages_written_once);
+	set_u64(*ret, "pages-last-written-before-final-round",
+		check.pages_last_written_before_final_round);
+	set_u64(*ret, "pages-wrong", check.pages_wrong);
+	set_u64(*ret, "took-ns", now_ns() - began_ns);
+	return 0;
+}
+
+static int do_set_rate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	uint64_t rate = 0;
+	int rc = vmm_qmp_need(args, "bytes-per-second", err);
+
+	(void)ret;
+	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "bytes-per-second", &rate, err);
+	if (rc == 0) {
+		vmm_pacer_set_rate(vmm_machine_pacer(monitor->machine), rate);
+	}
+	return rc;
+}
+
+static int do_query_commands(void *opaque, json_t *args, json_t **ret, struct gr_error *err);
+
+static const struct vmm_qmp_command commands[] = {
+	{ "cont", "", do_cont },
+	{ "migrate", "uri", do_migrate },
+	{ "migrate-set-parameters", "max-bandwidth downtime-limit", do_set_parameters },
+	{ "migrate_cancel", "", do_migrate_cancel },
+	{ "pmemsave", "val size filename", do_pmemsave },
+	{ "query-commands", "", do_query_commands },
+	{ "query-migrate", "", do_query_migrate },
+	{ "query-migrate-parameters", "", do_query_parameters },
+	{ "query-status", "", do_query_status },
+	{ "query-version", "", do_query_version },
+	{ "quit", "", do_quit },
+	{ "stop", "", do_stop },
+	/* not QEMU's */
+	{ "x-block-add", "id size gpa", do_block_add },
+	{ "x-block-del", "id", do_block_del },
+	{ "x-check", "", do_check },
+	{ "x-heartbeat-reset", "", do_heartbeat_reset },
+	{ "x-query-blocks", "", do_query_blocks },
+	{ "x-query-heartbeat", "", do_query_heartbeat },
+	{ "x-query-ops", "", do_query_ops },
+	{ "x-query-registers", "", do_query_registers },
+	{ "x-set-rate", "bytes-per-second", do_set_rate },
+	{ NULL, NULL, NULL },
+};
+
+static int do_query_commands(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	(void)opaque;
+	(void)args;
+	(void)err;
+	*ret = json_array();
+	(void)json_array_append_new(*ret, json_pack("{ss}", "name", "qmp_capabilities"));
+	for (const struct vmm_qmp_command *c = commands; c->name; c++) {
+		(void)json_array_append_new(*ret, json_pack("{ss}", "name", c->name));
+	}
+	return 0;
+}
+
+static void say(struct monitor *monitor, const char *line)
+{
+	if (monitor->params.say) {
+		monitor->params.say(monitor->params.opaque, line);
+	}
+}
+
+/* An incoming move that has ended: let the machine run, or give up. */
+static int look_at_incoming(struct monitor *monitor, struct gr_error *err)
+{
+	bool ran;
+	int rc = 0;
+
+	if (!monitor->in || !vmm_move_ended(monitor->in, &rc, err) || rc < 0) {
+		return rc;
+	}
+	if (vmm_machine_state(monitor->machine) != VMM_PAUSED) {
+		return 0;
+	}
+	ran = vmm_move_source_ran(monitor->in);
+	if (monitor->autostart && ran) {
+		monitor->autostart = false;
+		say(monitor, "the machine has arrived and runs");
+		return vmm_machine_cont(monitor->machine, err);
+	}
+	return 0;
+}
+
+static int serve(struct monitor *monitor, struct gr_error *err)
+{
+	int rc = 0;
+
+	while (rc == 0 && !monitor->quit && !got_signal) {
+		bool arriving = monitor->in != NULL;
+
+		rc = vmm_qmp_step(monitor->qmp, arriving ? 1000 : -1, err);
+		rc = rc < 0 ? rc : look_at_incoming(monitor, err);
+		(void)pthread_mutex_lock(&monitor->lock);
+		if (monitor->died && rc == 0) {
+			rc = gr_error_set(err, -ECANCELED, "the guest stopped: %s", monitor->why);
+		}
+		(void)pthread_mutex_unlock(&monitor->lock);
+	}
+	return rc;
+}
+
+static int start(struct monitor *monitor, struct gr_error *err)
+{
+	const struct vmm_move_params params = { .changed = move_changed, .opaque = monitor };
+	char line[300];
+	int rc;
+
+	if (!monitor->params.incoming) {
+		return monitor->params.paused ? 0 : vmm_machine_cont(monitor->machine, err);
+	}
+	monitor->autostart = !monitor->params.paused;
+	rc = vmm_move_in(monitor->machine, monitor->params.incoming, &params, &monitor->in, err);
+	if (rc == 0) {
+		(void)snprintf(line, sizeof(line), "waiting for a machine on %s",
+			       vmm_move_uri(monitor->in));
+		say(monitor, line);
+	}
+	return rc;
+}
+
+int vmm_monitor_run(const struct vmm_monitor_params *params, struct gr_error *err)
+{
+	const struct sigaction act = { .sa_handler = on_signal };
+	struct sigaction old_int, old_term;
+	struct monitor monitor = { .params = *params };
+	struct vmm_machine_params machine = params->machine;
+	int rc = vmm_qmp_create(params->qmp, commands, &monitor, &monitor.qmp, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	(void)pthread_mutex_init(&monitor.lock, NULL);
+	monitor.downtime_limit_ms = 300;
+	machine.incoming = params->incoming != NULL;
+	machine.changed = machine_changed;
+	machine.opaque = &monitor;
+	got_signal = 0;
+	signal_wakes = monitor.qmp;
+	(void)sigaction(SIGINT, &act, &old_int);
+	(void)sigaction(SIGTERM, &act, &old_term);
+	rc = vmm_machine_create(&machine, &monitor.machine, err);
+	rc = rc < 0 ? rc : start(&monitor, err);
+	rc = rc < 0 ? rc : serve(&monitor, err);
+	vmm_move_free(monitor.in);
+	vmm_move_free(monitor.out);
+	vmm_machine_free(monitor.machine);
+	vmm_qmp_flush(monitor.qmp);
+	(void)sigaction(SIGINT, &old_int, NULL);
+	(void)sigaction(SIGTERM, &old_term, NULL);
+	signal_wakes = NULL;
+	vmm_qmp_free(monitor.qmp);
+	(void)pthread_mutex_destroy(&monitor.lock);
+	return rc;
+}
