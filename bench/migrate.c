@@ -237,7 +237,7 @@ static double bare_copy_s(const struct bench_machine *m)
 	munmap(to, m->bytes);
 	close(fd);
 	(void)gr_channel_close(channel, NULL);
-	gr_channel_listener_free(listener);
+	gr_channel_listener_close(listener);
 	return start;
 }
 

@@ -7,11 +7,13 @@
 #include <guestram/dirty.h>
 #include <guestram/error.h>
 #include <guestram/event.h>
+#include <guestram/image.h>
 #include <guestram/log.h>
 #include <guestram/migrate.h>
 #include <guestram/ram.h>
 #include <guestram/rcu.h>
 #include <guestram/rculist.h>
+#include <guestram/track.h>
 #include <guestram/types.h>
 
 #endif

@@ -143,7 +143,7 @@ int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
 {
 	GR_RCU_READ_GUARD();
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	unsigned int pieces;
+	unsigned int pieces = 0;
 	int ret = check_range(index, gpa, bytes, write, &pieces, err);
 
 	if (ret < 0) {
