@@ -34,8 +34,12 @@ static bool readable(struct gr_source *s, uint64_t wait_ns)
 	struct timespec wait = gr_timespec_from_ns(wait_ns);
 	struct gr_return_path_message msg;
 
-	/* FEATURES and PONG often come together: the second one waits in our buffer. */
-	if (gr_return_path_parse(s->answers.buf, s->answers.bytes, &msg, NULL) != 0) {
+	/*
+	 * FEATURES and PONG often come together: the second one waits in our buffer. And a
+	 * channel without a descriptor waits by itself.
+	 */
+	if (pfd.fd < 0 || gr_return_path_parse(s->answers.buf, s->answers.bytes, &msg, NULL) !=
+				  0) {
 		return true;
 	}
 	return ppoll(&pfd, 1, &wait, NULL) > 0;
@@ -85,7 +89,7 @@ int gr_source_check_peer(struct gr_source *s, struct gr_error *err)
 	struct gr_return_path_message msg;
 	int rc;
 
-	if (!s->answer_expected || !readable(s, 0)) {
+	if (!s->answer_expected || gr_channel_fd(s->channel) < 0 || !readable(s, 0)) {
 		return 0;
 	}
 	rc = gr_return_path_next(&s->answers, s->channel, &msg, err);
