@@ -475,8 +475,8 @@ static int step_final(struct gr_source *s, struct gr_error *err)
 static int step_devices(struct gr_source *s, struct gr_error *err)
 {
 	struct gr_state_writer writer = { &s->tail, GR_SOURCE_RAM_SECTION + 1 };
-	const uint8_t *data;
-	size_t bytes;
+	const uint8_t *data = NULL;
+	size_t bytes = 0;
 	int rc = 0;
 
 	if (!s->stopped) {

@@ -28,6 +28,7 @@ struct move_guest {
 	uint64_t gpa, bytes;	  /* where they write */
 	uint64_t hot_gpa, hot_step, hot_slots; /* plugged blocks, written where they exist */
 	unsigned int writers;
+	unsigned int others;	  /* (lock) threads of the test's that park with them */
 	unsigned int pause_us;	  /* between two writes; 0: as fast as possible */
 	uint64_t seed;
 	pthread_t threads[MOVE_WRITERS_MAX];
@@ -121,7 +122,7 @@ MOVE_FN int move_guest_pause(void *opaque, struct gr_error *err)
 	pthread_mutex_lock(&g->lock);
 	g->paused = true;
 	g->pauses++;
-	while (g->parked < g->writers && !g->stop) {
+	while (g->parked < g->writers + g->others && !g->stop) {
 		pthread_cond_wait(&g->changed, &g->lock);
 	}
 	pthread_mutex_unlock(&g->lock);

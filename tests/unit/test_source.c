@@ -326,7 +326,7 @@ static void cancel_in(enum gr_migrate_state when, bool destination_reads)
 		.params = { .bandwidth_bytes_per_s_max = when == GR_MIGRATE_DEVICE ? 0 : 4 * MIB },
 	};
 	struct canceller c = { &m, when };
-	pthread_t receiver, canceller;
+	pthread_t receiver = 0, canceller;
 
 	g.ram = m.from;
 	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
