@@ -27,12 +27,12 @@ static void print_json(const struct gr_feature *features, unsigned int n)
 	struct json j;
 
 	json_begin(&j, stdout);
-	json_array(&j, "features");
+	json_put_array(&j, "features");
 	for (unsigned int i = 0; i < n; i++) {
-		json_object(&j, NULL);
-		json_string(&j, "name", features[i].name);
-		json_bool(&j, "available", features[i].available);
-		json_string(&j, "detail", features[i].detail);
+		json_put_object(&j, NULL);
+		json_put_string(&j, "name", features[i].name);
+		json_put_bool(&j, "available", features[i].available);
+		json_put_string(&j, "detail", features[i].detail);
 		json_end(&j);
 	}
 	json_end(&j);

@@ -68,13 +68,13 @@ void json_begin(struct json *j, FILE *f)
 	open_level(j, false);
 }
 
-void json_object(struct json *j, const char *key)
+void json_put_object(struct json *j, const char *key)
 {
 	begin_value(j, key);
 	open_level(j, false);
 }
 
-void json_array(struct json *j, const char *key)
+void json_put_array(struct json *j, const char *key)
 {
 	begin_value(j, key);
 	open_level(j, true);
@@ -93,7 +93,7 @@ void json_end(struct json *j)
 	}
 }
 
-void json_string(struct json *j, const char *key, const char *value)
+void json_put_string(struct json *j, const char *key, const char *value)
 {
 	begin_value(j, key);
 	if (value) {
@@ -103,25 +103,25 @@ void json_string(struct json *j, const char *key, const char *value)
 	}
 }
 
-void json_uint(struct json *j, const char *key, uint64_t value)
+void json_put_uint(struct json *j, const char *key, uint64_t value)
 {
 	begin_value(j, key);
 	(void)fprintf(j->f, "%" PRIu64, value);
 }
 
-void json_int(struct json *j, const char *key, int64_t value)
+void json_put_int(struct json *j, const char *key, int64_t value)
 {
 	begin_value(j, key);
 	(void)fprintf(j->f, "%" PRId64, value);
 }
 
-void json_bool(struct json *j, const char *key, bool value)
+void json_put_bool(struct json *j, const char *key, bool value)
 {
 	begin_value(j, key);
 	put(j, value ? "true" : "false");
 }
 
-void json_double(struct json *j, const char *key, double value)
+void json_put_double(struct json *j, const char *key, double value)
 {
 	begin_value(j, key);
 	if (isfinite(value)) {

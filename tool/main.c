@@ -8,6 +8,8 @@
 
 /* In the order in which `guestram --help` lists them; NULL ends the table. */
 static const struct verb *const verbs[] = {
+	&verb_run,
+	&verb_migrate,
 	&verb_features,
 	NULL,
 };

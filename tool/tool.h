@@ -32,6 +32,8 @@ struct verb {
 
 /* All of them, sorted. */
 extern const struct verb verb_features;
+extern const struct verb verb_migrate;
+extern const struct verb verb_run;
 
 /**
  * Say what went wrong, on stderr, in one line that begins with the tool's name.

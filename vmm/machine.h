@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The machine: RAM, trackers, vCPUs, a device, blocks that are plugged and unplugged. It can
- * be moved out (move.h) and filled from a move.
+ * be moved out (machine_move.h) and filled from a move.
  *
  * Threads: every function may be called from any thread; the machine has one mutex.
  */
@@ -93,7 +93,7 @@ int vmm_machine_describe(struct vmm_machine *machine, unsigned int cpu,
 /* The main operations each writer has done, at least; also while it runs. */
 void vmm_machine_ops(struct vmm_machine *machine, uint64_t ops[VMM_WRITERS_MAX]);
 
-/* For move.c: the steps of an outgoing move. */
+/* For machine_move.c: the steps of an outgoing move. */
 int vmm_machine_switch_over(struct vmm_machine *machine, struct gr_error *err);
 void vmm_machine_switch_back(struct vmm_machine *machine);
 void vmm_machine_moved_away(struct vmm_machine *machine);

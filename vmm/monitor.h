@@ -7,7 +7,7 @@
 #define VMM_MONITOR_H
 
 #include "machine.h"
-#include "move.h"
+#include "machine_move.h"
 
 struct vmm_monitor_params {
 	struct vmm_machine_params machine; /* changed and opaque are the monitor's */

@@ -2,8 +2,8 @@
 /*
  * Moves of a whole machine: out in a thread of its own while the guest runs, and in.
  */
-#ifndef VMM_MOVE_H
-#define VMM_MOVE_H
+#ifndef VMM_MACHINE_MOVE_H
+#define VMM_MACHINE_MOVE_H
 
 #include "machine.h"
 #include <guestram/channel.h>

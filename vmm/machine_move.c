@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "move.h"
+#include "machine_move.h"
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>

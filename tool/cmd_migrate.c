@@ -1,0 +1,191 @@
+/* SPDX-License-Identifier: MIT */
+/* guestram migrate: asks a running machine, over its monitor, to move. */
+#include "json.h"
+#include "qmp_client.h"
+#include "tool.h"
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { POLL_MS = 100, CONNECT_MS = 2000 };
+
+struct migrate_options {
+	const char *qmp;
+	const char *uri;
+	bool json;
+};
+
+static int parse_options(int argc, char **argv, struct migrate_options *o)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "qmp", required_argument, NULL, 'q' },
+		{ NULL, 0, NULL, 0 },
+	};
+	int c;
+
+	*o = (struct migrate_options){ 0 };
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (c == 'j') {
+			o->json = true;
+		} else if (c == 'q') {
+			o->qmp = optarg;
+		} else {
+			return tool_usage_error(&verb_migrate, NULL);
+		}
+	}
+	if (argc - optind != 1) {
+		return tool_usage_error(&verb_migrate, "needs one URI");
+	}
+	if (!o->qmp) {
+		return tool_usage_error(&verb_migrate, "needs --qmp unix:PATH");
+	}
+	o->uri = argv[optind];
+	return TOOL_OK;
+}
+
+static uint64_t number(const json_t *object, const char *name)
+{
+	json_int_t value = json_integer_value(json_object_get(object, name));
+
+	return value > 0 ? (uint64_t)value : 0;
+}
+
+static void show_progress(const json_t *answer, bool tty, uint64_t *shown_round)
+{
+	const json_t *ram = json_object_get(answer, "ram");
+	uint64_t round = number(ram, "dirty-sync-count");
+	char sent[24], left[24];
+
+	if (!ram || (!tty && round == *shown_round)) {
+		return;
+	}
+	*shown_round = round;
+	(void)fprintf(stderr, "%sround %" PRIu64 ": sent %s, %s remaining, %.0f Mbit/s%s",
+		      tty ? "\r" : "", round,
+		      tool_format_size(number(ram, "transferred"), sent, sizeof(sent)),
+		      tool_format_size(number(ram, "remaining"), left, sizeof(left)),
+		      json_number_value(json_object_get(ram, "mbps")), tty ? "\033[K" : "\n");
+}
+
+static bool has_ended(const char *status)
+{
+	return status && (strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
+			  strcmp(status, "cancelled") == 0);
+}
+
+/* Ask until it has ended. */
+static int follow(struct vmm_qmp_client *client, json_t **ret_answer, struct gr_error *err)
+{
+	const struct timespec pause = { .tv_nsec = POLL_MS * 1000000L };
+	const bool tty = isatty(STDERR_FILENO) == 1;
+	uint64_t round = 0;
+
+	for (;;) {
+		json_t *answer = NULL;
+		const char *status;
+		int rc = vmm_qmp_execute(client, "query-migrate", NULL, &answer, err);
+
+		if (rc < 0) {
+			return rc;
+		}
+		show_progress(answer, tty, &round);
+		status = json_string_value(json_object_get(answer, "status"));
+		if (has_ended(status)) {
+			if (tty) {
+				(void)fputs("\r\033[K", stderr);
+			}
+			*ret_answer = answer;
+			return 0;
+		}
+		json_decref(answer);
+		(void)nanosleep(&pause, NULL);
+	}
+}
+
+static void print_json(const json_t *answer)
+{
+	const json_t *ram = json_object_get(answer, "ram");
+	struct json j;
+
+	json_begin(&j, stdout);
+	json_put_string(&j, "status", json_string_value(json_object_get(answer, "status")));
+	json_put_string(&j, "error", json_string_value(json_object_get(answer, "error-desc")));
+	json_put_uint(&j, "total_time_ms", number(answer, "total-time"));
+	json_put_uint(&j, "setup_time_ms", number(answer, "setup-time"));
+	json_put_uint(&j, "downtime_ms", number(answer, "downtime"));
+	json_put_uint(&j, "rounds", number(ram, "dirty-sync-count"));
+	json_put_uint(&j, "bytes_sent", number(ram, "transferred"));
+	json_put_uint(&j, "ram_bytes", number(ram, "total"));
+	json_put_uint(&j, "pages_normal", number(ram, "normal"));
+	json_put_uint(&j, "pages_zero", number(ram, "duplicate"));
+	json_end(&j);
+}
+
+static int report(const struct migrate_options *o, const json_t *answer)
+{
+	const json_t *ram = json_object_get(answer, "ram");
+	const char *status = json_string_value(json_object_get(answer, "status"));
+	const char *why = json_string_value(json_object_get(answer, "error-desc"));
+	char sent[24];
+
+	if (o->json) {
+		print_json(answer);
+	} else if (strcmp(status, "completed") == 0) {
+		(void)printf("completed in %.3f s: %s in %" PRIu64 " rounds, downtime %" PRIu64
+			     " ms\n",
+			     (double)number(answer, "total-time") / 1000,
+			     tool_format_size(number(ram, "transferred"), sent, sizeof(sent)),
+			     number(ram, "dirty-sync-count"), number(answer, "downtime"));
+	} else {
+		(void)printf("%s%s%s\n", status, why ? ": " : "", why ? why : "");
+	}
+	return strcmp(status, "completed") == 0 ? TOOL_OK : TOOL_NO;
+}
+
+static int run(int argc, char **argv)
+{
+	struct vmm_qmp_client *client;
+	struct migrate_options o;
+	json_t *answer = NULL;
+	struct gr_error err;
+	int rc, status = parse_options(argc, argv, &o);
+
+	if (status != TOOL_OK) {
+		return status;
+	}
+	rc = vmm_qmp_connect(o.qmp, CONNECT_MS, &client, &err);
+	if (rc < 0) {
+		return tool_error("%s", err.msg);
+	}
+	rc = vmm_qmp_execute(client, "migrate", json_pack("{ss}", "uri", o.uri), NULL, &err);
+	rc = rc < 0 ? rc : follow(client, &answer, &err);
+	vmm_qmp_disconnect(client);
+	if (rc < 0) {
+		return tool_error("%s", err.msg);
+	}
+	status = report(&o, answer);
+	json_decref(answer);
+	return status;
+}
+
+const struct verb verb_migrate = {
+	.name = "migrate",
+	.help = "ask a running machine to move",
+	.usage = "Usage: guestram migrate --qmp unix:PATH [--json] URI\n"
+		 "\n"
+		 "Tells the machine whose monitor listens at PATH, a `guestram run` or a QEMU, to\n"
+		 "move to URI, shows how far it is, and ends when the move has ended.\n"
+		 "\n"
+		 "  --qmp unix:PATH   the machine's monitor\n"
+		 "  --json            the result as one JSON object\n"
+		 "\n"
+		 "URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N], as the\n"
+		 "machine understands it.\n"
+		 "Exit status: 0 completed, 1 failed or cancelled, 2 error.\n",
+	.fn = run,
+};
