@@ -82,6 +82,11 @@ struct gr_stream_block *gr_stream_reader_block(struct gr_stream_reader *r, uint3
 	return &r->blocks.entries[index];
 }
 
+enum gr_section gr_stream_reader_section(const struct gr_stream_reader *r)
+{
+	return r->section;
+}
+
 uint64_t gr_stream_reader_offset(const struct gr_stream_reader *r)
 {
 	return r->at;

@@ -194,6 +194,13 @@ struct gr_stream_block *gr_stream_reader_block(struct gr_stream_reader *r, uint3
 
 /**
  * @param r The reader.
+ * @return The kind of the 'ram' section (START, PART or END) that the last PAGES, ZERO,
+ *         XBZRLE, ANNOUNCE or EOS belongs to.
+ */
+enum gr_section gr_stream_reader_section(const struct gr_stream_reader *r);
+
+/**
+ * @param r The reader.
  * @return Bytes consumed: everything before this was delivered.
  */
 uint64_t gr_stream_reader_offset(const struct gr_stream_reader *r);

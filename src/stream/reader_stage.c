@@ -13,6 +13,7 @@
  * waits for.
  */
 #include "stream/reader_internal.h"
+#include <stdio.h>
 
 bool reader_predicted(const struct gr_stream_reader *r, const uint8_t *header)
 {
@@ -76,16 +77,21 @@ static void unstage(struct gr_stream_reader *r, size_t from, size_t to)
 /* Reads into the sequence from place `filled` on. */
 static ssize_t stage_read(struct gr_stream_reader *r, size_t filled)
 {
-	size_t total = r->run_pages_max * (size_t)(READER_HEADER_BYTES + r->page_bytes);
+	size_t slot_bytes = READER_HEADER_BYTES + r->page_bytes;
+	size_t slot = filled / slot_bytes, left;
 	struct iovec iov[2 * GR_STREAM_RUN_PAGES_MAX];
 	int n = 0;
 
-	while (filled < total) {
-		size_t left;
+	/* what is left of the slot that has begun, then whole ones */
+	while (filled % slot_bytes || n == 0) {
 		uint8_t *place = stage_at(r, filled, &left);
 
 		iov[n++] = (struct iovec){ place, left };
 		filled += left;
+	}
+	while (++slot < r->run_pages_max) {
+		iov[n++] = (struct iovec){ r->headers[slot], READER_HEADER_BYTES };
+		iov[n++] = (struct iovec){ r->stage + slot * r->page_bytes, r->page_bytes };
 	}
 	return reader_source(r, iov, n);
 }
@@ -180,8 +186,12 @@ int reader_page(struct gr_stream_reader *r, struct gr_stream_record *rec, uint64
 
 	gr_put_be64(r->headers[0], offset | GR_RAM_PAGE | GR_RAM_CONTINUE);
 	if (!r->staging) {
-		int code = reader_need(r, r->page_bytes, "a page");
+		char what[GR_ERROR_MSG_BYTES];
+		int code;
 
+		(void)snprintf(what, sizeof(what), "a page of block '%s'",
+			       reader_printable(r->blocks.entries[r->last_block].id).text);
+		code = reader_need(r, r->page_bytes, what);
 		if (code < 0) {
 			return code;
 		}

@@ -195,6 +195,10 @@ static inline ssize_t kit_readv(void *opaque, const struct iovec *iov, int n, st
 struct kit_trace {
 	uint64_t hash;
 	uint64_t pages, zeros, deltas, eos, commands, announces, tail_bytes, records;
+	/* zeros that may go on in the next record: mixed in when they do not */
+	char zero_id[GR_STREAM_ID_BYTES_MAX + 1];
+	uint64_t zero_from, zero_to;
+	uint8_t zero_fill;
 	int rc; /* of the last gr_stream_next() */
 	bool tail_complete;
 	struct gr_error err;
@@ -216,6 +220,32 @@ static inline void kit_mix_page(struct kit_trace *t, char kind, const char *id, 
 	kit_mix(t, &offset, sizeof(offset));
 }
 
+static inline void kit_end_zeros(struct kit_trace *t)
+{
+	if (t->zero_to > t->zero_from) {
+		kit_mix_page(t, 'Z', t->zero_id, t->zero_from);
+		kit_mix(t, &t->zero_to, sizeof(t->zero_to));
+		kit_mix(t, &t->zero_fill, 1);
+	}
+	t->zero_from = t->zero_to;
+}
+
+/* However a range of zeros is cut into records, it is mixed in as one. */
+static inline void kit_mix_zeros(struct kit_trace *t, const char *id, uint64_t offset,
+				 uint64_t bytes, uint8_t fill)
+{
+	if (t->zero_to > t->zero_from && t->zero_to == offset && t->zero_fill == fill &&
+	    strcmp(t->zero_id, id) == 0) {
+		t->zero_to += bytes;
+		return;
+	}
+	kit_end_zeros(t);
+	(void)snprintf(t->zero_id, sizeof(t->zero_id), "%s", id);
+	t->zero_from = offset;
+	t->zero_to = offset + bytes;
+	t->zero_fill = fill;
+}
+
 /* Aborts when a record breaks the reader's promises: also the oracle of the fuzzer. */
 static inline void kit_check(bool good)
 {
@@ -231,6 +261,9 @@ static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader
 	const struct gr_stream_block *b;
 
 	t->records++;
+	if (rec->kind != GR_STREAM_ZERO) {
+		kit_end_zeros(t);
+	}
 	switch (rec->kind) {
 	case GR_STREAM_CONFIG:
 		kit_mix(t, "C", 1);
@@ -277,11 +310,7 @@ static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader
 		kit_check(b->alive && rec->zero.offset % page == 0 && rec->zero.bytes % page == 0 &&
 			  rec->zero.bytes <= b->used_bytes &&
 			  rec->zero.offset <= b->used_bytes - rec->zero.bytes);
-		/* page by page, but a huge range only by its ends */
-		for (uint64_t o = 0; o < rec->zero.bytes && o < 4096u * page; o += page) {
-			kit_mix_page(t, 'Z', b->id, rec->zero.offset + o);
-			kit_mix(t, &rec->zero.fill, 1);
-		}
+		kit_mix_zeros(t, b->id, rec->zero.offset, rec->zero.bytes, rec->zero.fill);
 		t->zeros += rec->zero.bytes / page;
 		break;
 	case GR_STREAM_XBZRLE: {
@@ -338,6 +367,7 @@ static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
 			kit_check(gr_tail_append(&tail, rec.tail.data, rec.tail.bytes, NULL) == 0);
 		}
 	}
+	kit_end_zeros(&t);
 	if (t.rc < 0) {
 		struct gr_error again = { 0 };
 

@@ -1,0 +1,92 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Writes the seeds of reader/ and tail/ beside itself: small streams of every record, made
+from the layout in docs/wire-format.md. The files are kept; run this to add one."""
+import os
+import struct
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def be64(v):
+    return struct.pack(">Q", v)
+
+
+def str8(s):
+    return bytes([len(s)]) + s.encode()
+
+
+CONFIG = b"QEVM" + struct.pack(">I", 3) + b"\x07" + struct.pack(">I", 4) + b"test"
+START = b"\x01" + struct.pack(">I", 2) + str8("ram") + struct.pack(">II", 0, 4)
+EOS = be64(0x10) + b"\x7e" + struct.pack(">I", 2)
+PART = b"\x02" + struct.pack(">I", 2)
+END = b"\x03" + struct.pack(">I", 2)
+LIST = be64(0x18004) + str8("a") + be64(0x10000) + str8("bb") + be64(0x8000)
+
+
+def page(offset, fill, block=None):
+    return be64(offset | 8 | (0 if block else 0x20)) + (str8(block) if block else b"") + \
+        bytes([fill]) * 4096
+
+
+def zero(offset, block=None):
+    return be64(offset | 2 | (0 if block else 0x20)) + (str8(block) if block else b"") + b"\0"
+
+
+def announce(*blocks):
+    out = be64(len(blocks) << 12 | 0x800)
+    for name, incarnation, used, largest in blocks:
+        out += str8(name) + struct.pack(">QQQIIQ", incarnation, used, largest, 4096, 0, 0x100000)
+    return out
+
+
+def description(json):
+    return b"\0\x06" + struct.pack(">I", len(json)) + json
+
+
+def device(ident, name, data):
+    return b"\x04" + struct.pack(">I", ident) + str8(name) + struct.pack(">II", 0, 1) + data + \
+        b"\x7e" + struct.pack(">I", ident)
+
+
+TAIL = device(0, "timer", b"\1\2\3") + \
+    description(b'{"devices": [{"name": "timer", "instance_id": 0, "fields": [{"size": 3}]}]}')
+OWN = device(1, "cpu", struct.pack(">I", 5) + b"state") + description(
+    b'{"page_size": 4096, "writer": "guestram", "devices": '
+    b'[{"name": "cpu", "instance_id": 0, "version": 1, "size": 9}]}')
+XBZRLE = be64(0x1060) + b"\x01" + struct.pack(">H", 7) + b"\x05\x02ab\x81\x01\x01"[:7]
+BEGIN = CONFIG + START + LIST + EOS
+
+READER = {
+    "plain": b"\0" + BEGIN + PART + zero(0, "a") + zero(0x1000) + page(0, 7, "bb") + EOS + END +
+             EOS + TAIL,
+    "run": b"\x0e" + BEGIN + PART + page(0, 1, "a") + page(0x3000, 2) + page(0x2000, 3) +
+           zero(0x1000) + EOS + END + page(0x7000, 4, "bb") + EOS + TAIL,
+    "delta": b"\x03" + BEGIN + PART + page(0, 1, "a") + be64(0x60) + b"\x01\0\x06\x05\x01x\x09\x01y" +
+             EOS + END + EOS + TAIL,
+    "commands": b"\x81" + CONFIG + b"\x08\0\x01\0\0" + b"\x08\0\x02\0\x04GR\0\x01" + START + LIST +
+                EOS + END + EOS + b"\x08\0\x0b\0\0" + TAIL,
+    "extensions": b"\x21" + BEGIN + PART + announce(("a", 1, 0x10000, 0x20000),
+                                                   ("c", 2, 0x1000, 0x1000)) +
+                  be64(0x1400) + str8("a") + be64(0x5000) + page(0, 9, "c") +
+                  announce(("c", 3, 0x2000, 0x2000)) + zero(0x1000, "c") + EOS + END + EOS + OWN,
+    "pages64k": b"\0QEVM" + struct.pack(">I", 3) + b"\x07\0\0\0\1m\x05" +
+                str8("configuration/target-page-bits") + struct.pack(">II", 1, 13) + START +
+                be64(0x4004) + str8("a") + be64(0x4000) + EOS + PART + zero(0x2000, "a") +
+                be64(0x28) + bytes(8192) + EOS + END + EOS + TAIL,
+    "uuid": b"\0" + CONFIG + b"\x05" + str8("configuration/uuid") + struct.pack(">I", 1) +
+            bytes(16) + b"\x05" + str8("configuration/capabilities") + struct.pack(">II", 1, 0) +
+            START + LIST + EOS + TAIL,
+}
+TAILS = {
+    "device": TAIL,
+    "own": OWN,
+    "empty": description(b'{"devices": []}'),
+    "decoy": b"\0\x06\0\0\xff\xff{}" + TAIL,
+    "nested": description(b'{"a": [[{"b": "\\u0041\\n"}, -1.5e3, true, null]], "devices": []}'),
+}
+
+for kind, seeds in (("reader", READER), ("tail", TAILS)):
+    for name, data in seeds.items():
+        with open(f"{HERE}/{kind}/{name}", "wb") as f:
+            f.write(data)
