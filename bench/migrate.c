@@ -184,6 +184,15 @@ static struct bench_move our_move(const struct bench_machine *m)
 	return move;
 }
 
+/* The bare copy blocks in read() and write(), as the simplest program would. */
+static int blocking_fd(struct gr_channel *channel)
+{
+	int fd = gr_channel_fd(channel);
+
+	(void)fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) & ~O_NONBLOCK);
+	return fd;
+}
+
 /* The bound: the same bytes through the same kind of socket, 1 MiB at a time, no format. */
 static double bare_copy_s(const struct bench_machine *m)
 {
@@ -207,7 +216,9 @@ static double bare_copy_s(const struct bench_machine *m)
 			bench_die("bare copy: %s", err.msg);
 		}
 		while (n < m->bytes) {
-			ssize_t put = write(gr_channel_fd(channel), from + n, 1 << 20);
+			size_t left = m->bytes - n;
+			ssize_t put = write(blocking_fd(channel), from + n,
+					    left < 1 << 20 ? left : 1 << 20);
 
 			if (put <= 0) {
 				bench_die("bare copy: %s", strerror(errno));
@@ -221,7 +232,7 @@ static double bare_copy_s(const struct bench_machine *m)
 	}
 	start = bench_now_s();
 	while (n < m->bytes) {
-		ssize_t got = read(gr_channel_fd(channel), to + n, 1 << 20);
+		ssize_t got = read(blocking_fd(channel), to + n, 1 << 20);
 
 		if (got <= 0) {
 			bench_die("bare copy: %s", strerror(errno));
