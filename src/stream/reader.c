@@ -71,6 +71,11 @@ uint32_t gr_stream_reader_page_bytes(const struct gr_stream_reader *r)
 	return r->page_bytes;
 }
 
+uint32_t gr_stream_reader_section_id(const struct gr_stream_reader *r)
+{
+	return r->ram_id;
+}
+
 uint32_t gr_stream_reader_block_count(const struct gr_stream_reader *r)
 {
 	return r->blocks.count;
@@ -228,7 +233,8 @@ static int next_command(struct gr_stream_reader *r, struct gr_stream_record *rec
 	command = gr_get_be16(r->buf + r->pos + 1);
 	bytes = gr_get_be16(r->buf + r->pos + 3);
 	if (command != GR_COMMAND_OPEN_RETURN_PATH && command != GR_COMMAND_PING &&
-	    command != GR_COMMAND_SWITCHOVER_START) {
+	    command != GR_COMMAND_SWITCHOVER_START &&
+	    !(command == GR_COMMAND_POSTCOPY_ADVISE && bytes == 0)) {
 		return reader_fail(r, -EOPNOTSUPP, r->at, "command %u, %s, cannot be followed",
 				   command, command_name(command));
 	}

@@ -58,7 +58,9 @@ struct gr_stream_block {
 
 enum gr_stream_record_kind {
 	GR_STREAM_CONFIG,    /* file header and configuration section; always the first record */
-	GR_STREAM_COMMAND,   /* OPEN_RETURN_PATH, PING, SWITCHOVER_START: the others are refused */
+	/* OPEN_RETURN_PATH, PING, SWITCHOVER_START, and POSTCOPY_ADVISE without data: that one
+	 * only says that a section of dirty bitmaps may come. The others are refused. */
+	GR_STREAM_COMMAND,
 	GR_STREAM_RAM_START, /* the START of 'ram' */
 	GR_STREAM_BLOCKS,    /* the block table is filled */
 	GR_STREAM_PAGES,     /* a run of pages of one block */
@@ -178,6 +180,13 @@ void gr_stream_reader_set_page_bytes(struct gr_stream_reader *r, uint32_t page_b
  * @return The target's page size in bytes; final after CONFIG.
  */
 uint32_t gr_stream_reader_page_bytes(const struct gr_stream_reader *r);
+
+/**
+ * For those who keep the stream: QEMU finds later sections by this number.
+ * @param r The reader.
+ * @return Section id of 'ram'; known from RAM_START on.
+ */
+uint32_t gr_stream_reader_section_id(const struct gr_stream_reader *r);
 
 /**
  * @param r The reader.

@@ -44,6 +44,11 @@ void gr_stream_writer_free(struct gr_stream_writer *w)
 	free(w);
 }
 
+void gr_stream_writer_set_page_bytes(struct gr_stream_writer *w, uint32_t page_bytes)
+{
+	w->page_bytes = page_bytes;
+}
+
 uint64_t gr_stream_writer_bytes(const struct gr_stream_writer *w)
 {
 	return w->bytes;

@@ -70,6 +70,14 @@ GR_MUST_CHECK int gr_stream_write_config(struct gr_stream_writer *w, const char 
 					 uint32_t page_bytes, struct gr_error *err);
 
 /**
+ * The target's page size, when the configuration is passed through with
+ * gr_stream_write_raw().
+ * @param w          The writer.
+ * @param page_bytes What the configuration says.
+ */
+void gr_stream_writer_set_page_bytes(struct gr_stream_writer *w, uint32_t page_bytes);
+
+/**
  * Bytes as they are: a configuration or a device tail passed through. Not in a section.
  * @param w    The writer.
  * @param data What.

@@ -393,6 +393,8 @@ TEST(hostile_sections_are_refused_by_name)
 		HOSTILE("\x7e\0\0\0\2", -EBADMSG, "0x7e does not begin a section"),
 		HOSTILE("\10\0\7\0\4\0\0\0\1", -EOPNOTSUPP, "PACKAGED"),
 		HOSTILE("\10\0\3\0\20", -EOPNOTSUPP, "POSTCOPY_ADVISE"),
+		HOSTILE("\10\0\3\0\0\1\0\0\0\3\14dirty-bitmap\0\0\0\0\0\0\0\1",
+			-EOPNOTSUPP, "section 'dirty-bitmap'"),
 		HOSTILE("\10\0\6\0\20", -EOPNOTSUPP, "POSTCOPY_RAM_DISCARD"),
 		HOSTILE("\10\0\10\0\0", -EOPNOTSUPP, "ENABLE_COLO"),
 		HOSTILE("\10\0\14\0\0", -EOPNOTSUPP, "command 12"),
