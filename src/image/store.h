@@ -1,0 +1,117 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * An image that is being written. Pages come in any order and any number of times, each
+ * goes to its place; the bitmaps are kept in memory (one bit a page, and one for "was ever
+ * written") and reach the file last, after every page. So a file with a whole tail is a
+ * whole image, and nothing else is.
+ *
+ *     gr_image_store_create(path)      path.part exists, locked, empty
+ *     gr_image_store_config()          as received
+ *     gr_image_store_blocks()
+ *     { gr_image_store_pages(), _zero(), _page_read() }*
+ *     gr_image_store_finish()          bitmaps, END, tail, on disk, renamed to path
+ *     gr_image_store_free()            without finish: path.part stays
+ *
+ * One thread.
+ */
+#ifndef GR_IMAGE_STORE_H
+#define GR_IMAGE_STORE_H
+
+#include "image/format.h"
+
+struct gr_image_store;
+
+/**
+ * Begin path.part.
+ * @param path      The image that shall come out.
+ * @param ret_store The store.
+ * @param err       May be NULL.
+ * @return 0 or a negative errno.
+ * @errors -EBUSY somebody else is writing there; what the file system says.
+ */
+GR_MUST_CHECK int gr_image_store_create(const char *path, struct gr_image_store **ret_store,
+					struct gr_error *err);
+
+/** @param s May be NULL. Closes; deletes nothing. */
+void gr_image_store_free(struct gr_image_store *s);
+
+/**
+ * Take over file header and configuration.
+ * @param s          The store.
+ * @param raw        As received.
+ * @param bytes      How many.
+ * @param page_bytes Of the target.
+ * @param err        May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_image_store_config(struct gr_image_store *s, const void *raw, size_t bytes,
+					uint32_t page_bytes, struct gr_error *err);
+
+/**
+ * Lay the file out and write everything in front of the pages but the bitmaps.
+ * @param s          The store, configured.
+ * @param section_id Of the sender's 'ram'.
+ * @param places     id and used_bytes are given; copied. In the stream's order.
+ * @param n          How many, at least 1.
+ * @param err        May be NULL.
+ * @return 0 or a negative errno.
+ * @errors -EFBIG too large; -ENOMEM; what the file system says.
+ */
+GR_MUST_CHECK int gr_image_store_blocks(struct gr_image_store *s, uint32_t section_id,
+					const struct gr_image_place *places, size_t n,
+					struct gr_error *err);
+
+/*
+ * The three below: offsets are checked already (inside the block, multiples of the page
+ * size); errors are those of the file, the receive loop puts block and page in front.
+ */
+
+/**
+ * Pages with bytes. Consecutive ones go out in one write.
+ * @param s       The store.
+ * @param block   Index.
+ * @param offsets Bytes in the block.
+ * @param count   Pages.
+ * @param data    count pages.
+ * @param ret_bad On failure: index of the first page that was not written.
+ * @param err     May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_image_store_pages(struct gr_image_store *s, size_t block,
+				       const uint64_t *offsets, size_t count, const uint8_t *data,
+				       uint32_t *ret_bad, struct gr_error *err);
+
+/**
+ * A range that is zero: costs a few bits. The space of pages written earlier is given back
+ * at the end.
+ * @param s      The store.
+ * @param block  Index.
+ * @param offset Bytes in the block.
+ * @param bytes  How many.
+ */
+void gr_image_store_zero(struct gr_image_store *s, size_t block, uint64_t offset, uint64_t bytes);
+
+/**
+ * What a page has now.
+ * @param s      The store.
+ * @param block  Index.
+ * @param offset Bytes in the block.
+ * @param page   Filled.
+ * @param err    May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_image_store_page_read(struct gr_image_store *s, size_t block, uint64_t offset,
+					   uint8_t *page, struct gr_error *err);
+
+/**
+ * Complete the image, bring it to disk, give it its name.
+ * @param s     The store.
+ * @param tail  The device tail, verbatim.
+ * @param bytes How many.
+ * @param err   May be NULL.
+ * @return 0 or a negative errno: then nothing has the name that did not have it before.
+ */
+GR_MUST_CHECK int gr_image_store_finish(struct gr_image_store *s, const void *tail, size_t bytes,
+					struct gr_error *err);
+
+#endif
