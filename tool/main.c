@@ -6,13 +6,19 @@
 #include <stdio.h>
 #include <string.h>
 
+/* clang-format off: a line for each */
 /* In the order in which `guestram --help` lists them; NULL ends the table. */
 static const struct verb *const verbs[] = {
 	&verb_run,
 	&verb_migrate,
+	&verb_receive,
+	&verb_send,
+	&verb_info,
+	&verb_extract,
 	&verb_features,
 	NULL,
 };
+/* clang-format on */
 
 static void print_help(void)
 {

@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void say(const char *who, const char *fmt, va_list ap)
+GR_PRINTF(2, 0) static void say(const char *who, const char *fmt, va_list ap)
 {
 	(void)fflush(stdout); /* so that both streams are in order on a terminal */
 	(void)fprintf(stderr, "%s: ", who);

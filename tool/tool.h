@@ -31,9 +31,13 @@ struct verb {
 };
 
 /* All of them, sorted. */
+extern const struct verb verb_extract;
 extern const struct verb verb_features;
+extern const struct verb verb_info;
 extern const struct verb verb_migrate;
+extern const struct verb verb_receive;
 extern const struct verb verb_run;
+extern const struct verb verb_send;
 
 /**
  * Say what went wrong, on stderr, in one line that begins with the tool's name.
