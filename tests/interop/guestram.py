@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""The tool under test, as a user runs it."""
+import json
+import os
+import re
+import signal
+import subprocess
+
+from qemu import TIMEOUT, wait_for
+
+TOOL = os.environ.get("GR_TOOL", "build/tool/guestram")
+
+
+def run(*args, status=0, stdin=None, text=True):
+    """Run to the end; standard output. The exit status must be as expected."""
+    p = subprocess.run([TOOL, *args], stdin=stdin, stdout=subprocess.PIPE,
+                       stderr=subprocess.PIPE, timeout=TIMEOUT, check=False)
+    said = p.stderr.decode(errors="replace")
+    assert p.returncode == status, f"{args}: exit status {p.returncode}: {said}"
+    return p.stdout.decode() if text else p.stdout
+
+
+def refused(*args, stdin=None):
+    """Run what must fail with status 2; what it said on standard error."""
+    p = subprocess.run([TOOL, *args], stdin=stdin, stdout=subprocess.PIPE,
+                       stderr=subprocess.PIPE, timeout=TIMEOUT, check=False)
+    said = p.stderr.decode(errors="replace")
+    assert p.returncode == 2, f"{args}: exit status {p.returncode}: {said}"
+    assert p.stdout == b"", f"{args}: a refusal on standard output: {p.stdout[:200]!r}"
+    return said
+
+
+def info(image):
+    return json.loads(run("info", image, "--json"))
+
+
+def extract(image, block):
+    return run("extract", image, block, text=False)
+
+
+class Receiver:
+    """`guestram receive` in the background; .uri is where it listens."""
+
+    def __init__(self, uri, image):
+        self.stderr_path = image + ".stderr"
+        self.stdout_path = image + ".stdout"
+        with open(self.stderr_path, "wb") as err, open(self.stdout_path, "wb") as out:
+            self.process = subprocess.Popen([TOOL, "receive", uri, "--output", image, "--json"],
+                                            stdin=subprocess.DEVNULL, stdout=out, stderr=err)
+        self.uri = wait_for(self._listening, "listening receiver")
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        self.process.wait()
+
+    def stderr(self):
+        with open(self.stderr_path, encoding="utf-8", errors="replace") as f:
+            return f.read()
+
+    def _listening(self):
+        assert self.process.poll() is None, f"receiver ended: {self.stderr()}"
+        found = re.search(r"^listening on (.*)$", self.stderr(), re.M)
+        return found.group(1) if found else None
+
+    def result(self):
+        """Wait for the end; what it printed with --json."""
+        status = self.process.wait(TIMEOUT)
+        assert status == 0, f"receiver: exit status {status}: {self.stderr()}"
+        with open(self.stdout_path, encoding="utf-8") as f:
+            return json.load(f)

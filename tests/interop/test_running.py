@@ -1,0 +1,151 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""A QEMU whose guest writes all the time into an image, and from the image into a fresh QEMU
+where the guest goes on."""
+import os
+
+import guestram
+import writer_guest
+from qemu import Qemu, wait_for
+from tap import equal, main, same_bytes, test
+
+MIB = 1 << 20
+RAM = 32 * MIB
+PAGES = 4096  # 16 MiB that the guest dirties in each round
+
+
+def dots(path):
+    return os.path.getsize(path) if os.path.exists(path) else 0
+
+
+def running(tmp, name, *args):
+    """A QEMU with our writer; the source runs it, a destination gets it."""
+    return Qemu(tmp, name, "-m", "32", *writer_guest.floppy(tmp, PAGES),
+                "-debugcon", f"file:{tmp}/{name}.e9", *args)
+
+
+def migrate_while_writing(q, tmp, uri, rounds=5):
+    """Slowly at first, so that the guest dirties its pages again and again."""
+    wait_for(lambda: dots(f"{tmp}/{q.name}.e9") > 20, "writer at work")
+    q.cmd("migrate-set-parameters", max_bandwidth=16 * MIB)
+    q.migrate(uri)
+    wait_for(lambda: q.migration().get("ram", {}).get("dirty-sync-count", 0) >= rounds,
+             f"{rounds} rounds")
+    q.cmd("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=60000)
+    return q.wait_migrated()
+
+
+def make_image(tmp, q, uri=None):
+    """Migrate into vm.ram; the source's RAM after it has stopped."""
+    image = os.path.join(tmp, "vm.ram")
+    with guestram.Receiver(uri or f"unix:{tmp}/image.socket", image) as receiver:
+        migrate_while_writing(q, tmp, receiver.uri)
+        result = receiver.result()
+    equal(q.cmd("query-status")["status"], "postmigrate", "source")
+    return image, result, q.memory(0, RAM)
+
+
+def compare_ram(image, ram):
+    got = guestram.extract(image, "pc.ram")
+    # 0xa0000..0xfffff is not plain RAM to the monitor (VGA hole, shadowed firmware)
+    same_bytes(got[:0xa0000], ram[:0xa0000], "low RAM")
+    same_bytes(got[0x100000:], ram[0x100000:], "RAM above 1 MiB")
+    return writer_guest.check_region(got, PAGES)
+
+
+def keeps_small_over(tmp, uri):
+    with running(tmp, "source") as q:
+        image, result, ram = make_image(tmp, q, uri)
+        compare_ram(image, ram)
+    listed = guestram.info(image)
+    assert result["bytes_received"] > 2 * listed["ram_bytes"], result
+    assert listed["file_bytes"] < 1.05 * listed["ram_bytes"], listed
+    assert listed["disk_bytes"] < 1.05 * listed["ram_bytes"], listed
+
+
+@test
+def unix_image_stays_small_and_equals_the_stopped_source(tmp):
+    keeps_small_over(tmp, f"unix:{tmp}/image.socket")
+
+
+@test
+def tcp_image_stays_small_and_equals_the_stopped_source(tmp):
+    keeps_small_over(tmp, "tcp:127.0.0.1:0")
+
+
+@test
+def exec_capture_grows_and_its_image_does_not(tmp):
+    capture, image = os.path.join(tmp, "capture"), os.path.join(tmp, "vm.ram")
+    with running(tmp, "source") as q:
+        migrate_while_writing(q, tmp, f"exec:cat > {capture}")
+        guestram.run("receive", f"file:{capture}", "--output", image)
+        compare_ram(image, q.memory(0, RAM))
+    listed = guestram.info(image)
+    assert os.path.getsize(capture) > 2 * listed["ram_bytes"], os.path.getsize(capture)
+    assert listed["file_bytes"] < 1.05 * listed["ram_bytes"], listed
+
+
+@test
+def differences_are_applied(tmp):
+    """XBZRLE, whose records change a part of a page that the image has already."""
+    image = os.path.join(tmp, "vm.ram")
+    with running(tmp, "source") as q:
+        q.capability("xbzrle")
+        with guestram.Receiver(f"unix:{tmp}/image.socket", image) as receiver:
+            migrate_while_writing(q, tmp, receiver.uri)
+            result = receiver.result()
+        compare_ram(image, q.memory(0, RAM))
+    assert result["pages_xbzrle"] > PAGES, result
+
+
+def goes_on(tmp, destination, image, ram):
+    """The destination has the source's RAM, and its writer counts on from there."""
+    info = destination.wait_migrated()
+    equal(info["status"], "completed", "destination")
+    destination.wait_status("paused", "prelaunch")
+    got = destination.memory(0, RAM)
+    same_bytes(got, ram, "destination's RAM")
+    counter = compare_ram(image, got)
+    nonce = destination.word(writer_guest.NONCE_AT)
+    destination.cmd("cont")
+    wait_for(lambda: destination.word(writer_guest.COUNTER_AT) > counter + 20,
+             "writer going on")
+    equal(destination.word(writer_guest.NONCE_AT), nonce, "nonce: the guest has rebooted")
+    assert dots(f"{tmp}/{destination.name}.e9") > 10
+    destination.cmd("stop")
+    later = destination.memory(0, RAM)
+    assert writer_guest.check_region(later, PAGES) > counter
+
+
+@test
+def image_sent_back_runs_on_in_a_fresh_qemu(tmp):
+    with running(tmp, "source") as q:
+        image, _, ram = make_image(tmp, q)
+    # -S: it must not run before its RAM has been looked at
+    uris = {"unix": f"unix:{tmp}/incoming", "tcp": "tcp:127.0.0.1:0"}
+    for name, uri in uris.items():
+        with running(tmp, name, "-S", "-incoming", "defer") as q:
+            q.cmd("migrate-incoming", uri=uri)
+            if name == "tcp":
+                port = q.migration()["socket-address"][0]["port"]
+                uri = f"tcp:127.0.0.1:{port}"
+            guestram.run("send", image, uri, "--json")
+            goes_on(tmp, q, image, ram)
+    back = os.path.join(tmp, "back")
+    guestram.run("send", image, f"file:{back}")
+    with running(tmp, "exec", "-S", "-incoming", f"exec:cat {back}") as q:
+        goes_on(tmp, q, image, ram)
+
+
+@test
+def image_after_differences_runs_on_too(tmp):
+    with running(tmp, "source") as q:
+        q.capability("xbzrle")
+        q.capability("return-path")
+        image, _, ram = make_image(tmp, q)
+    with running(tmp, "destination", "-S", "-incoming", f"unix:{tmp}/incoming") as q:
+        guestram.run("send", image, f"unix:{tmp}/incoming")
+        goes_on(tmp, q, image, ram)
+
+
+main()
