@@ -83,6 +83,7 @@
 #include "base/heavy_fence.h"
 #include "rcu/rcu_internal.h"
 #include <assert.h>
+#include <sched.h>
 
 static struct {
 	/* Who drives. Only ever tried; protects the running of a grace period, nothing else. */
@@ -226,6 +227,9 @@ static uint32_t request_reports(bool *ret_hot)
 		}
 	}
 #ifdef GR_MUTANT_RCU_REQUEST_BEFORE_PENDING
+	for (int i = 0; i < 2000; i++) {
+		gr_cpu_relax(); /* makes the bad schedule likely */
+	}
 	gr_store_release(&gp.pending, n);
 #endif
 	gr_rcu_registry_unlock(&saved);
@@ -372,6 +376,7 @@ static void unlock_and_hand_on(unsigned served) GR_RELEASE(gp.lock)
 {
 #ifdef GR_MUTANT_RCU_BUMP_BEFORE_UNLOCK
 	hand_on(served);
+	sched_yield(); /* makes the bad schedule likely */
 	gr_mutex_unlock(&gp.lock);
 #else
 	gr_mutex_unlock(&gp.lock);

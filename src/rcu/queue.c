@@ -207,6 +207,17 @@ static void run_one(struct gr_rcu_head *head)
 	}
 }
 
+static bool slice_has_room(int ran, uint64_t start_ns)
+{
+#ifdef GR_MUTANT_RCU_ONE_SLICE
+	(void)ran;
+	(void)start_ns;
+	return true;
+#else
+	return ran < GR_RCU_SLICE_CALLBACKS && gr_clock_ns() - start_ns < GR_RCU_SLICE_NS;
+#endif
+}
+
 /* Returns whether the batch may have more. */
 static bool run_slice(struct gr_rcu_queue *q)
 {
@@ -221,7 +232,7 @@ static bool run_slice(struct gr_rcu_queue *q)
 		if (head) {
 			run_one(head);
 		}
-	} while (head && ++n < GR_RCU_SLICE_CALLBACKS && gr_clock_ns() - start < GR_RCU_SLICE_NS);
+	} while (head && slice_has_room(++n, start));
 	q->held_ns += gr_clock_ns() - start;
 	q->user_unlock(q->user_opaque);
 	return head != NULL;
@@ -254,7 +265,9 @@ static void run_batch(struct gr_rcu_queue *q)
 	/* Before the batch is taken: take_batch() releases it to who finds the stack empty. */
 	gr_store_release(&q->seq, q->seq + 1);
 	if (take_batch(q)) {
+#ifndef GR_MUTANT_RCU_CALLBACK_WITHOUT_GRACE_PERIOD
 		gr_rcu_synchronize();
+#endif
 		q->last_end_ns = gr_clock_ns();
 		run_callbacks(q);
 	}
@@ -357,7 +370,11 @@ static uint64_t batch_that_has_it(struct gr_rcu_queue *q)
 	uint64_t seq = gr_load_acquire(&q->seq);
 
 	if (empty) {
+#ifdef GR_MUTANT_RCU_BARRIER_FORGETS_RUNNING
+		return seq & ~1ull;
+#else
 		return (seq + 1) & ~1ull;
+#endif
 	}
 	return (seq + 3) & ~1ull;
 }

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "harness.h"
 #include <errno.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -155,6 +156,44 @@ int test_in_child(void (*fn)(void *), void *arg, char *err_text, size_t err_byte
 	while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
 	}
 	return status;
+}
+
+static struct {
+	const uint64_t *counter;
+	double seconds;
+} watched;
+
+static void *watch(void *arg)
+{
+	const struct timespec step = { 0, 100000000 };
+	uint64_t last = __atomic_load_n(watched.counter, __ATOMIC_RELAXED);
+	double still = 0;
+
+	(void)arg;
+	while (still < watched.seconds) {
+		uint64_t now;
+
+		nanosleep(&step, NULL);
+		now = __atomic_load_n(watched.counter, __ATOMIC_RELAXED);
+		still = now == last ? still + 0.1 : 0;
+		last = now;
+	}
+	FAIL("no progress for %.1f s, at %" PRIu64, watched.seconds, last);
+}
+
+void test_watch_progress(const uint64_t *counter, double seconds)
+{
+	pthread_attr_t attr;
+	pthread_t t;
+
+	watched.counter = counter;
+	watched.seconds = seconds;
+	pthread_attr_init(&attr);
+	pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	if (pthread_create(&t, &attr, watch, NULL) != 0) {
+		FAIL("cannot start the watch");
+	}
+	pthread_attr_destroy(&attr);
 }
 
 /* Waits for the child, killing its process group when the time is up. */

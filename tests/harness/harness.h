@@ -48,6 +48,8 @@ bool test_under_tsan(void);
 bool test_under_asan(void);
 /* Runs fn(arg) in a child; returns its wait status and what it wrote to stderr. */
 int test_in_child(void (*fn)(void *), void *arg, char *err_text, size_t err_bytes);
+/* From now on the test fails when *counter stays the same for so long: for lost wake-ups. */
+void test_watch_progress(const uint64_t *counter, double seconds);
 void test_diag(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
 #define TEST(ident)                                                                                \

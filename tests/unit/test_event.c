@@ -114,7 +114,8 @@ TEST(no_wake_up_is_lost_among_several_setters_and_waiters)
 
 /* Two events used as a ball: every hand-over is a wait that must see the plain write. */
 static struct gr_event ping = GR_EVENT_INIT(false), pong = GR_EVENT_INIT(false);
-static unsigned long ball;
+static uint64_t ball;
+static unsigned long plain; /* only the events order it */
 
 static void *returner(void *arg)
 {
@@ -124,7 +125,8 @@ static void *returner(void *arg)
 		gr_event_wait(&ping);
 		gr_event_reset(&ping);
 		ASSERT_EQ(ball, 2 * i + 1);
-		ball++;
+		ASSERT_EQ(plain++, 2 * i + 1);
+		__atomic_store_n(&ball, ball + 1, __ATOMIC_RELAXED); /* the watch looks too */
 		gr_event_set(&pong);
 	}
 	return NULL;
@@ -135,10 +137,12 @@ TEST(a_wait_that_returns_sees_what_was_written_before_the_set)
 	unsigned long n = test_under_tsan() ? 2000 : 20000;
 	pthread_t t;
 
+	test_watch_progress(&ball, 4);
 	pthread_create(&t, NULL, returner, &n);
 	for (unsigned long i = 0; i < n; i++) {
 		ASSERT_EQ(ball, 2 * i);
-		ball++;
+		ASSERT_EQ(plain++, 2 * i);
+		__atomic_store_n(&ball, ball + 1, __ATOMIC_RELAXED);
 		gr_event_set(&ping);
 		gr_event_wait(&pong);
 		gr_event_reset(&pong);
