@@ -1,0 +1,265 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Random operations on dirty memory against a model that is too simple to be wrong: for each
+ * consumer one bool per page for "will be in its next epoch" and one for "is in its open
+ * epoch". Pages are those of some windows, which lie across the borders of words, sum words,
+ * top words and chunks, where mistakes live.
+ */
+#include "bitmap/dirty.h"
+#include "harness.h"
+#include <errno.h>
+#include <guestram/dirty.h>
+#include <stdlib.h>
+
+#define CHUNK ((uint64_t)GR_BITS_CHUNK_PAGES)
+
+enum { WINDOW = 320, WINDOWS = 9, PAGES = WINDOW * WINDOWS };
+
+/* All are multiples of 64, for gr_dirty_or_le(). */
+static const uint64_t window_at[WINDOWS] = {
+	0,
+	4096 - 128,		  /* across a sum word */
+	4096 * 64 - 192,	  /* across a top word */
+	CHUNK / 2,
+	CHUNK - 128,		  /* across chunks */
+	CHUNK + 4096 * 64 * 3 - 64,
+	2 * CHUNK - 256,
+	3 * CHUNK - 64,
+	4 * CHUNK - WINDOW,	  /* the very end */
+};
+
+struct model {
+	struct gr_dirty_consumer *c;
+	bool open;
+	bool next[PAGES]; /* marked, and not in an epoch since */
+	bool set[PAGES];  /* in the open epoch */
+};
+
+static struct gr_dirty *dirty;
+static struct model models[GR_DIRTY_CONSUMERS_MAX];
+static uint64_t rng;
+
+static uint64_t page_of(unsigned int i)
+{
+	return window_at[i / WINDOW] + i % WINDOW;
+}
+
+static unsigned int roll(unsigned int n)
+{
+	return (unsigned int)(test_rand(&rng) % n);
+}
+
+/* A range inside one window that is covered; false if it is not. */
+static bool some_range(unsigned int *ret_first, unsigned int *ret_n)
+{
+	unsigned int first = roll(PAGES), room = WINDOW - first % WINDOW;
+	unsigned int n = roll(3) ? roll(GR_MIN(room, 70u) + 1) : roll(room + 1);
+
+	*ret_first = first;
+	*ret_n = n;
+	return window_at[first / WINDOW] + WINDOW <= gr_dirty_pages(dirty);
+}
+
+static void model_mark(unsigned int first, unsigned int n)
+{
+	for (unsigned int k = 0; k < GR_DIRTY_CONSUMERS_MAX; k++) {
+		for (unsigned int i = first; models[k].c && i < first + n; i++) {
+			models[k].next[i] = true;
+		}
+	}
+}
+
+static void mark_some(void)
+{
+	unsigned int first, n;
+
+	if (!some_range(&first, &n)) {
+		return;
+	}
+	gr_rcu_read_lock();
+	if (roll(2)) {
+		gr_dirty_mark_range(dirty, page_of(first), n);
+	} else {
+		for (unsigned int i = first; i < first + n; i++) {
+			gr_dirty_mark(dirty, page_of(i));
+		}
+	}
+	gr_rcu_read_unlock();
+	model_mark(first, n);
+}
+
+static void or_some(void)
+{
+	unsigned char words[1 + WINDOW / 8];
+	unsigned int first, n, count = 0, shift = roll(2);
+
+	if (!some_range(&first, &n)) {
+		return;
+	}
+	first -= first % WINDOW % 64;
+	n = GR_MIN(n, WINDOW - first % WINDOW);
+	for (size_t i = 0; i < sizeof(words); i++) {
+		words[i] = roll(2) ? (unsigned char)roll(256) : 0;
+	}
+	for (unsigned int i = 0; i < n; i++) {
+		if (words[shift + i / 8] >> (i % 8) & 1) {
+			model_mark(first + i, 1);
+			count++;
+		}
+	}
+	gr_rcu_read_lock();
+	ASSERT_EQ(gr_dirty_or_le(dirty, page_of(first), words + shift, n), count);
+	gr_rcu_read_unlock();
+}
+
+static uint64_t count(const bool *set)
+{
+	uint64_t n = 0;
+
+	for (unsigned int i = 0; i < PAGES; i++) {
+		n += set[i];
+	}
+	return n;
+}
+
+static void check_epoch(struct model *m)
+{
+	bool seen[PAGES] = { false };
+	uint64_t at = 0, first, pages, before = 0;
+
+	ASSERT_EQ(gr_dirty_epoch_pages(m->c), count(m->set));
+	while (gr_dirty_epoch_next(m->c, at, &first, &pages)) {
+		ASSERT_GT(pages, (uint64_t)0);
+		/* As long as it goes: two runs never touch. */
+		ASSERT(first > before || before == 0);
+		for (unsigned int i = 0; i < PAGES; i++) {
+			seen[i] = seen[i] || page_of(i) - first < pages;
+		}
+		at = before = first + pages;
+	}
+	ASSERT_MEM_EQ(seen, m->set, sizeof(seen));
+}
+
+static void begin(struct model *m)
+{
+	uint64_t pages = 77;
+
+	if (m->open) {
+		ASSERT_EQ(gr_dirty_epoch_begin(m->c, &pages, NULL), -EBUSY);
+		ASSERT_EQ(pages, (uint64_t)77);
+		return;
+	}
+	ASSERT_EQ(gr_dirty_epoch_begin(m->c, &pages, NULL), 0);
+	memcpy(m->set, m->next, sizeof(m->set));
+	memset(m->next, 0, sizeof(m->next));
+	m->open = true;
+	ASSERT_EQ(pages, count(m->set));
+	check_epoch(m);
+}
+
+static void end_epoch(struct model *m, bool abort)
+{
+	int want = m->open ? 0 : -EINVAL;
+
+	if (abort) {
+		ASSERT_EQ(gr_dirty_epoch_abort(m->c), want);
+		for (unsigned int i = 0; i < PAGES; i++) {
+			m->next[i] = m->next[i] || m->set[i];
+		}
+	} else {
+		ASSERT_EQ(gr_dirty_epoch_commit(m->c), want);
+	}
+	memset(m->set, 0, sizeof(m->set));
+	m->open = false;
+	ASSERT_EQ(gr_dirty_epoch_pages(m->c), (uint64_t)0);
+	ASSERT_LE(gr_dirty_pending_pages(m->c), count(m->next));
+}
+
+static void change_epoch(struct model *m)
+{
+	unsigned int first, n;
+	bool add = roll(2);
+
+	if (!m->open || !some_range(&first, &n)) {
+		return;
+	}
+	if (add) {
+		gr_dirty_epoch_add(m->c, page_of(first), n);
+	} else {
+		gr_dirty_epoch_done(m->c, page_of(first), n);
+	}
+	memset(m->set + first, add, n);
+	check_epoch(m);
+}
+
+static void add_or_del(struct model *m)
+{
+	enum gr_dirty_start start = roll(4) ? GR_DIRTY_START_CLEAN : GR_DIRTY_START_FULL;
+	uint64_t pages = gr_dirty_pages(dirty);
+
+	if (m->c) {
+		gr_dirty_consumer_del(m->c);
+		memset(m, 0, sizeof(*m));
+		return;
+	}
+	ASSERT_EQ(gr_dirty_consumer_add(dirty, "model", start, &m->c, NULL), 0);
+	if (start == GR_DIRTY_START_CLEAN) {
+		return;
+	}
+	/* The first epoch is everything; leave the windows of it. */
+	ASSERT_EQ(gr_dirty_epoch_begin(m->c, NULL, NULL), 0);
+	ASSERT_EQ(gr_dirty_epoch_pages(m->c), pages);
+	m->open = true;
+	for (unsigned int w = 0; w < WINDOWS; w++) {
+		uint64_t from = w ? window_at[w - 1] + WINDOW : 0;
+
+		gr_dirty_epoch_done(m->c, from, window_at[w] - from);
+	}
+	for (unsigned int i = 0; i < PAGES; i++) {
+		m->set[i] = page_of(i) < pages;
+	}
+	check_epoch(m);
+}
+
+static void step(void)
+{
+	struct model *m = &models[roll(GR_DIRTY_CONSUMERS_MAX)];
+	unsigned int what = roll(100);
+
+	if (what < 40) {
+		mark_some();
+	} else if (what < 55) {
+		or_some();
+	} else if (what == 55) {
+		ASSERT_EQ(gr_dirty_grow(dirty, (1 + roll(4)) * CHUNK, NULL), 0);
+	} else if (what < 58 || !m->c) {
+		add_or_del(m);
+	} else if (what < 70) {
+		begin(m);
+	} else if (what < 90) {
+		change_epoch(m);
+	} else {
+		end_epoch(m, what >= 95);
+	}
+}
+
+TEST(random_operations_agree_with_a_model)
+{
+	unsigned int steps = test_under_tsan() || test_under_asan() ? 4000 : 20000;
+
+	rng = test_seed();
+	ASSERT_EQ(gr_dirty_create(1, &dirty, NULL), 0);
+	for (unsigned int i = 0; i < steps; i++) {
+		step();
+	}
+	for (unsigned int k = 0; k < GR_DIRTY_CONSUMERS_MAX; k++) {
+		if (models[k].c) {
+			end_epoch(&models[k], true);
+			begin(&models[k]);
+			gr_dirty_consumer_del(models[k].c);
+		}
+	}
+	gr_dirty_free(dirty);
+}
+
+TEST_MAIN()
