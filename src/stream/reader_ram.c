@@ -364,11 +364,11 @@ static int next_eos(struct gr_stream_reader *r, struct gr_stream_record *rec)
 				   "section 'ram' starts without a list of blocks");
 	}
 	footer = r->buf + r->pos + READER_HEADER_BYTES;
-#ifndef GR_MUTANT_READER_FOOTER
 	if (footer[0] != GR_SECTION_FOOTER) {
 		return reader_fail(r, -EBADMSG, r->at + READER_HEADER_BYTES,
 				   "0x%02x instead of the footer of section 'ram'", footer[0]);
 	}
+#ifndef GR_MUTANT_READER_FOOTER
 	if (gr_get_be32(footer + 1) != r->ram_id) {
 		return reader_fail(r, -EBADMSG, r->at + READER_HEADER_BYTES,
 				   "the footer of section %u at the end of section %u ('ram')",

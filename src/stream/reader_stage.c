@@ -123,7 +123,11 @@ static int run(struct gr_stream_reader *r, struct gr_stream_record *rec, size_t 
 
 	r->pos = 0;
 	r->end = 0;
+#ifdef GR_MUTANT_STAGED_WAITS
+	while (filled < r->run_pages_max * slot_bytes) {
+#else
 	while (filled < slot_bytes) {
+#endif
 		ssize_t got;
 
 		if (filled >= READER_HEADER_BYTES && !reader_predicted(r, r->headers[0])) {

@@ -43,7 +43,7 @@ static int walk(uint8_t *page, const uint8_t *payload, size_t n, size_t page_byt
 		}
 		in += used;
 #ifdef GR_MUTANT_XBZRLE_LENGTH
-		if (copy > n - in) {
+		if (copy > n - in || copy > page_bytes) {
 			return -EBADMSG;
 		}
 #else

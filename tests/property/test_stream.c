@@ -141,7 +141,7 @@ static void replug(struct machine *m, struct gr_stream_writer *w, uint64_t *s)
 }
 
 /* Sends OPS random records; true: those of our own peers too. */
-static void send(struct machine *m, struct gr_channel *ch, bool own, uint64_t *s)
+static void send_stream(struct machine *m, struct gr_channel *ch, bool own, uint64_t *s)
 {
 	struct gr_stream_block_desc list[BLOCKS];
 	struct gr_stream_writer *w;
@@ -225,7 +225,7 @@ static void follow(struct machine *m, struct gr_stream_reader *r)
 			b->user = &m->block[at];
 			memset(b->user, 0, sizeof(struct block));
 		}
-		(void)snprintf(((struct block *)b->user)->id, 32, "%s", b->id);
+		(void)snprintf(((struct block *)b->user)->id, 32, "%.31s", b->id);
 		((struct block *)b->user)->incarnation = b->incarnation;
 		((struct block *)b->user)->pages = (uint32_t)(b->used_bytes / PAGE);
 	}
@@ -319,7 +319,7 @@ static void round_trip(bool own)
 		memset(&sent, 0, sizeof(sent));
 		memset(&got, 0, sizeof(got));
 		ASSERT_EQ(gr_channel_memory(NULL, &ch, NULL), 0);
-		send(&sent, ch, own, &s);
+		send_stream(&sent, ch, own, &s);
 		source.data = gr_channel_memory_written(ch, &n);
 		source.n = n;
 		receive(&got, &source, own);
@@ -359,7 +359,7 @@ TEST(damaged_anywhere_a_stream_gives_an_error_or_records_and_nothing_else)
 
 	memset(&sent, 0, sizeof(sent));
 	ASSERT_EQ(gr_channel_memory(NULL, &ch, NULL), 0);
-	send(&sent, ch, true, &s);
+	send_stream(&sent, ch, true, &s);
 	data = gr_channel_memory_written(ch, &n);
 	for (int round = 0; round < 60; round++) {
 		struct kit_source source = { .piece_max = round % 2 ? 5000 : 0, .seed = s };
