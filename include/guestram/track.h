@@ -65,12 +65,14 @@ struct gr_tracker_params {
 /**
  * Keep a KVM machine's memory slots in step with a machine's RAM: one slot per region,
  * through the blocks' own mapping. A slot that goes away is synchronised before, with the
- * vCPUs out of the guest (kick), so that no dirty bit is lost with it.
+ * vCPUs out of the guest (kick), so that no dirty bit is lost with it. The VM's slot numbers
+ * (of address space 0) belong to it: add no slots of your own.
  *
  * @param ram     The machine's RAM.
  * @param vm_fd   KVM's VM file descriptor; borrowed.
- * @param kick    Called before a slot is removed: has every vCPU leave the guest and stay
- *                out until resume(). May be NULL when no vCPU exists yet.
+ * @param kick    Called before a slot is removed, with the list's mutex held: has every vCPU
+ *                leave the guest and stay out until resume(). It may not wait for anyone
+ *                who changes the list. May be NULL when no vCPU runs meanwhile.
  * @param resume  The other half; may be NULL.
  * @param opaque  For both.
  * @param ret_kvm Set on success only.
@@ -86,7 +88,7 @@ GR_EXPORT GR_MUST_CHECK int gr_kvm_memory_create(struct gr_ram *ram, int vm_fd,
 						 struct gr_error *err);
 /**
  * Remove all slots and free.
- * @param kvm May be NULL. Its tracker must have been freed before.
+ * @param kvm May be NULL. A tracker that uses it may go on, and reports nothing any more.
  * @context Outside a read-side section.
  */
 GR_EXPORT void gr_kvm_memory_free(struct gr_kvm_memory *kvm);

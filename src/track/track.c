@@ -316,6 +316,7 @@ static const struct {
 		      struct gr_tracker **ret_tracker, struct gr_error *err);
 } kinds[] = {
 	[GR_TRACKER_SOFTWARE] = { SOFTWARE_NAME, NULL },
+	[GR_TRACKER_KVM_LOG] = { "kvm-log", gr_tracker_kvm_log_create },
 	[GR_TRACKER_UFFD_WP] = { "uffd-wp", gr_tracker_uffd_wp_create },
 };
 

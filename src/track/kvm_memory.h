@@ -1,0 +1,95 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * KVM's memory slots and their dirty logs, as the tracker of the KVM log sees them.
+ *
+ * Lock: gr_kvm_memory.lock covers the slots, their debts and every ioctl on them, so a
+ * report is fetched and marked before the next caller fetches one (O4). The vCPUs never
+ * take it. Callers' kick() and resume() run without it.
+ */
+#ifndef GR_TRACK_KVM_MEMORY_H
+#define GR_TRACK_KVM_MEMORY_H
+
+#include "base/compiler.h"
+#include "base/mutex.h"
+#include "track/debt.h"
+#include <guestram/ram.h>
+#include <guestram/track.h>
+
+enum {
+	/* Bits of one KVM slot number; the upper ones name an address space (SMM). */
+	GR_KVM_SLOTS_MAX = 32768,
+	/*
+	 * A re-arm protects the debt of whole windows of so many pages around the run that is
+	 * about to be read: each CLEAR costs a system call and a TLB flush on every vCPU, and
+	 * dirty pages come in clusters. A page that is protected early and written again
+	 * before it is read goes twice; none is lost. A multiple of 64, as CLEAR wants.
+	 */
+	GR_KVM_CLEAR_PAGES = 1024,
+};
+
+/* One region of the guest, as KVM knows it. */
+struct gr_kvm_slot {
+	uint32_t id;		     /* (c) KVM's number */
+	bool has_debt;		     /* (l) debt is in use: logged, with manual protect */
+	struct gr_ram_region region; /* (c) its block lives as long as the region */
+	uint64_t pages;		     /* (c) KVM's pages: bits of its log */
+	uint64_t start;		     /* (c) RAM address of its first byte */
+	uint64_t reach;		     /* (l) RAM address where this and all slots before it end */
+	struct gr_debt debt;	     /* (l) in pages from its start */
+};
+
+struct gr_kvm_memory {
+	unsigned int refs;		 /* (a) the creator's, and its tracker's */
+	struct gr_ram *ram;		 /* (c) */
+	int vm_fd;			 /* (c) borrowed */
+	unsigned int slots_max;		 /* (c) what KVM offers */
+	bool can_manual;		 /* (c) KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
+	void (*kick)(void *opaque);	 /* (c) */
+	void (*resume)(void *opaque);	 /* (c) */
+	void *opaque;			 /* (c) */
+	struct gr_ram_listener listener; /* (c) */
+
+	uint64_t page_bytes; /* (c) of KVM: the host's */
+
+	struct gr_mutex lock;
+	struct gr_kvm_slot **slots; /* (l) by start */
+	unsigned int nslots;	    /* (l) */
+	unsigned int room;	    /* (l) how many fit into slots */
+	uint64_t *ids;		    /* (l) a bit for each slot number in use */
+	uint64_t *words;	    /* (l) room for the log of the biggest slot */
+	uint64_t words_pages;	    /* (l) how big a slot that is */
+	bool logging;		    /* (l) */
+	bool manual;		    /* (l) a fetched page is protected by CLEAR only */
+};
+
+/* The tracker may outlive the slots: it then has nothing to report. */
+void gr_kvm_memory_get(struct gr_kvm_memory *kvm);
+void gr_kvm_memory_put(struct gr_kvm_memory *kvm);
+
+/*
+ * Choose between fetch-then-clear and clear-on-fetch; before logging starts. Manual protect is
+ * refused with -ENOTSUP where KVM has none.
+ */
+GR_MUST_CHECK int gr_kvm_log_set_manual(struct gr_kvm_memory *kvm, bool manual,
+					struct gr_error *err);
+/* Log every slot, present and future. On failure none is logged. */
+GR_MUST_CHECK int gr_kvm_log_start(struct gr_kvm_memory *kvm, struct gr_error *err);
+void gr_kvm_log_stop(struct gr_kvm_memory *kvm);
+/* Fetch every log and mark what it says. */
+GR_MUST_CHECK int gr_kvm_log_sync(struct gr_kvm_memory *kvm, struct gr_error *err);
+/* Protect again what was fetched and not protected since, in this part of the RAM space. */
+GR_MUST_CHECK int gr_kvm_log_rearm(struct gr_kvm_memory *kvm, gr_ram_addr_t start, uint64_t bytes,
+				   struct gr_error *err);
+
+/* For kvm_memory.c, under kvm->lock. */
+/* Make the slot, or change whether it is logged. */
+GR_MUST_CHECK int gr_kvm_slot_set(struct gr_kvm_memory *kvm, const struct gr_kvm_slot *slot,
+				  bool log, struct gr_error *err) GR_REQUIRES(kvm->lock);
+/* Have room for its debt, if there will be any, before it is logged. */
+GR_MUST_CHECK int gr_kvm_slot_debt_locked(struct gr_kvm_memory *kvm, struct gr_kvm_slot *slot,
+					  struct gr_error *err) GR_REQUIRES(kvm->lock);
+/* Fetch its log and mark what it says. */
+GR_MUST_CHECK int gr_kvm_slot_sync_locked(struct gr_kvm_memory *kvm, struct gr_kvm_slot *slot,
+					  struct gr_error *err) GR_REQUIRES(kvm->lock);
+
+#endif

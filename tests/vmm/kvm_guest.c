@@ -1,0 +1,218 @@
+/* SPDX-License-Identifier: MIT */
+#include "kvm_guest.h"
+#include "harness.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/*
+ * 0x00  fill:  mov [edi], eax        89 07
+ *              add edi, edx          01 d7
+ *              loop fill             e2 fa
+ *              hlt                   f4
+ * 0x10  spin:  imul ebx, ebx, 1664525
+ *              add ebx, 1013904223
+ *              mov edi, ebx
+ *              and edi, edx          edx: which bits of a page address may vary
+ *              add edi, esi
+ *              inc eax
+ *              mov [edi], eax
+ *              jmp spin
+ */
+enum { CODE_FILL = 0, CODE_SPIN = 0x10 };
+static const uint8_t code[] = {
+	0x89, 0x07, 0x01, 0xd7, 0xe2, 0xfa, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4, 0xf4,
+	0xf4, 0xf4, 0xf4, 0x69, 0xdb, 0x0d, 0x66, 0x19, 0x00, 0x81, 0xc3, 0x5f, 0xf3,
+	0x6e, 0x3c, 0x89, 0xdf, 0x21, 0xd7, 0x01, 0xf7, 0x40, 0x89, 0x07, 0xeb, 0xe9,
+};
+
+static void flat_mode(struct kvm_guest *g)
+{
+	struct kvm_segment data = { .limit = 0xffffffff,
+				    .selector = 16,
+				    .type = 3,
+				    .present = 1,
+				    .db = 1,
+				    .s = 1,
+				    .g = 1 };
+	struct kvm_segment text = data;
+	struct kvm_sregs s;
+
+	text.selector = 8;
+	text.type = 11;
+	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_GET_SREGS, &s), 0);
+	s.cr0 |= 1;
+	s.cs = text;
+	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_SET_SREGS, &s), 0);
+}
+
+static void on_kick(int sig)
+{
+	(void)sig;
+}
+
+void kvm_guest_create(struct kvm_guest *g)
+{
+	int bytes;
+
+	memset(g, 0, sizeof(*g));
+	g->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
+	if (g->kvm_fd < 0) {
+		SKIP("no /dev/kvm: %s", strerror(errno));
+	}
+	g->vm_fd = ioctl(g->kvm_fd, KVM_CREATE_VM, 0);
+	if (g->vm_fd < 0) {
+		SKIP("KVM makes no VM: %s", strerror(errno));
+	}
+	g->vcpu_fd = ioctl(g->vm_fd, KVM_CREATE_VCPU, 0);
+	ASSERT_GE(g->vcpu_fd, 0);
+	bytes = ioctl(g->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
+	ASSERT_GT(bytes, 0);
+	g->run_bytes = (size_t)bytes;
+	g->run = mmap(NULL, g->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu_fd, 0);
+	ASSERT(g->run != MAP_FAILED);
+	pthread_mutex_init(&g->lock, NULL);
+	pthread_cond_init(&g->changed, NULL);
+	(void)sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = on_kick }, NULL);
+	flat_mode(g);
+}
+
+void kvm_guest_boot(struct kvm_guest *g, struct gr_ram *ram, uint32_t at)
+{
+	g->code = at;
+	ASSERT_EQ(gr_ram_write(ram, gr_gpa(at), code, sizeof(code), NULL), 0);
+}
+
+void kvm_guest_destroy(struct kvm_guest *g)
+{
+	munmap(g->run, g->run_bytes);
+	close(g->vcpu_fd);
+	close(g->vm_fd);
+	close(g->kvm_fd);
+	pthread_cond_destroy(&g->changed);
+	pthread_mutex_destroy(&g->lock);
+}
+
+static void set_regs(struct kvm_guest *g, struct kvm_regs r)
+{
+	r.rflags = 2;
+	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_SET_REGS, &r), 0);
+}
+
+static uint32_t run_out(struct kvm_guest *g)
+{
+	while (ioctl(g->vcpu_fd, KVM_RUN, 0) < 0) {
+		ASSERT_EQ(errno, EINTR);
+	}
+	return g->run->exit_reason;
+}
+
+uint32_t kvm_guest_store(struct kvm_guest *g, uint32_t gpa, uint32_t value)
+{
+	set_regs(g, (struct kvm_regs){
+			    .rip = g->code + CODE_FILL, .rdi = gpa, .rax = value, .rcx = 1 });
+	return run_out(g);
+}
+
+void kvm_guest_fill(struct kvm_guest *g, uint32_t gpa, uint32_t stride, uint32_t count,
+		    uint32_t value)
+{
+	set_regs(g, (struct kvm_regs){ .rip = g->code + CODE_FILL,
+				       .rdi = gpa,
+				       .rax = value,
+				       .rdx = stride,
+				       .rcx = count });
+	ASSERT_EQ(run_out(g), (uint32_t)KVM_EXIT_HLT);
+}
+
+static void *spin(void *arg)
+{
+	struct kvm_guest *g = arg;
+
+	pthread_mutex_lock(&g->lock);
+	while (g->spinning) {
+		if (g->held > 0) {
+			g->out = true;
+			pthread_cond_broadcast(&g->changed);
+			pthread_cond_wait(&g->changed, &g->lock);
+			continue;
+		}
+		g->out = false;
+		pthread_mutex_unlock(&g->lock);
+		if (ioctl(g->vcpu_fd, KVM_RUN, 0) == 0) {
+			/* A store where no memory is any more: dropped. */
+			ASSERT_EQ(g->run->exit_reason, (uint32_t)KVM_EXIT_MMIO);
+		} else {
+			ASSERT_EQ(errno, EINTR);
+		}
+		pthread_mutex_lock(&g->lock);
+		if (g->held == 0) {
+			__atomic_store_n(&g->run->immediate_exit, 0, __ATOMIC_RELAXED);
+		}
+	}
+	pthread_mutex_unlock(&g->lock);
+	return NULL;
+}
+
+void kvm_guest_spin(struct kvm_guest *g, uint32_t gpa, uint32_t bytes)
+{
+	set_regs(g, (struct kvm_regs){ .rip = g->code + CODE_SPIN,
+				       .rsi = gpa,
+				       .rdx = (bytes - 1) & ~UINT32_C(4095),
+				       .rbx = 1 });
+	g->spinning = true;
+	ASSERT_EQ(pthread_create(&g->thread, NULL, spin, g), 0);
+}
+
+/* Out of the guest, now or at the next entry: the flag for the second, the signal for the first. */
+static void poke(struct kvm_guest *g)
+{
+	__atomic_store_n(&g->run->immediate_exit, 1, __ATOMIC_RELAXED);
+	pthread_kill(g->thread, SIGUSR1);
+}
+
+uint32_t kvm_guest_halt(struct kvm_guest *g)
+{
+	struct kvm_regs r;
+
+	pthread_mutex_lock(&g->lock);
+	g->spinning = false;
+	poke(g);
+	pthread_mutex_unlock(&g->lock);
+	pthread_join(g->thread, NULL);
+	g->run->immediate_exit = 0;
+	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_GET_REGS, &r), 0);
+	return (uint32_t)r.rax;
+}
+
+void kvm_guest_kick(void *arg)
+{
+	struct kvm_guest *g = arg;
+
+	pthread_mutex_lock(&g->lock);
+	g->held++;
+	if (g->spinning) {
+		poke(g);
+		while (!g->out) {
+			pthread_cond_wait(&g->changed, &g->lock);
+		}
+	}
+	pthread_mutex_unlock(&g->lock);
+}
+
+void kvm_guest_resume(void *arg)
+{
+	struct kvm_guest *g = arg;
+
+	pthread_mutex_lock(&g->lock);
+	if (--g->held == 0) {
+		__atomic_store_n(&g->run->immediate_exit, 0, __ATOMIC_RELAXED);
+		g->out = false;
+		pthread_cond_broadcast(&g->changed);
+	}
+	pthread_mutex_unlock(&g->lock);
+}

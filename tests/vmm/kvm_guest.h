@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The smallest KVM guest that writes memory: one vCPU in flat 32-bit mode that stores where it
+ * is told, in the calling thread or on its own. For tests of slots and dirty logs; it is
+ * no machine.
+ */
+#ifndef KVM_GUEST_H
+#define KVM_GUEST_H
+
+#include <guestram/ram.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+
+struct kvm_guest {
+	int kvm_fd, vm_fd, vcpu_fd;
+	struct kvm_run *run;
+	size_t run_bytes;
+	uint32_t code; /* where its program is */
+
+	pthread_t thread; /* while it spins */
+	pthread_mutex_t lock;
+	pthread_cond_t changed;
+	bool spinning; /* (l) the thread shall go on */
+	int held;      /* (l) kicks without resume */
+	bool out;      /* (l) the vCPU is out of the guest and stays */
+};
+
+/* Opens /dev/kvm and makes a VM with one vCPU, or skips the test with the reason. */
+void kvm_guest_create(struct kvm_guest *g);
+/* Once there is RAM: puts the program at a guest address, a page that tests leave alone. */
+void kvm_guest_boot(struct kvm_guest *g, struct gr_ram *ram, uint32_t code);
+void kvm_guest_destroy(struct kvm_guest *g);
+
+/* The guest stores a 32-bit value; returns KVM's exit reason (KVM_EXIT_HLT: it has). */
+uint32_t kvm_guest_store(struct kvm_guest *g, uint32_t gpa, uint32_t value);
+/* The guest stores value at gpa, gpa + stride, ... */
+void kvm_guest_fill(struct kvm_guest *g, uint32_t gpa, uint32_t stride, uint32_t count,
+		    uint32_t value);
+/* The guest stores a growing number at the start of random pages of [gpa, gpa + bytes) until
+ * it is halted; bytes is a power of two. */
+void kvm_guest_spin(struct kvm_guest *g, uint32_t gpa, uint32_t bytes);
+/* Returns how many stores it has made. */
+uint32_t kvm_guest_halt(struct kvm_guest *g);
+/* Have the spinning guest out and keep it out; for gr_kvm_memory_create(). */
+void kvm_guest_kick(void *g);
+void kvm_guest_resume(void *g);
+
+#endif

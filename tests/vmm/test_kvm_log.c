@@ -1,0 +1,557 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * KVM's slots and dirty log under a real guest: what it wrote is reported, whatever
+ * happens to the slots meanwhile. The oracle is the difference of memory.
+ */
+#include "base/compiler.h"
+#include "harness.h"
+#include "kvm_guest.h"
+#include "track/kvm_memory.h"
+#include <errno.h>
+#include <guestram/track.h>
+#include <stdlib.h>
+#include <time.h>
+
+enum {
+	PAGE = 4096,
+	RAM_PAGES = 512,
+	CODE = (RAM_PAGES - 1) * PAGE,
+	PLUG_GPA = 0x40000000,
+};
+
+struct machine {
+	struct kvm_guest guest;
+	struct gr_ram *ram;
+	struct gr_ram_block *block;
+	struct gr_kvm_memory *kvm;
+	struct gr_track *track;
+};
+
+static struct gr_ram_block *plug(struct machine *m, const char *id, uint64_t gpa, uint64_t pages)
+{
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = id,
+					  .used_bytes = pages * PAGE,
+					  .mapped = true,
+					  .gpa = gr_gpa(gpa) };
+	struct gr_ram_block *block;
+
+	ASSERT_EQ(gr_ram_block_add(m->ram, &desc, &block, NULL), 0);
+	return block;
+}
+
+/* A guest with RAM_PAGES of RAM; nothing tracks yet. */
+static void machine_create(struct machine *m)
+{
+	struct gr_tracker_params params = { .size = sizeof(params) };
+	struct gr_error err;
+
+	kvm_guest_create(&m->guest);
+	ASSERT_EQ(gr_ram_create(NULL, &m->ram, NULL), 0);
+	m->block = plug(m, "ram", 0, RAM_PAGES);
+	kvm_guest_boot(&m->guest, m->ram, CODE);
+	if (gr_kvm_memory_create(m->ram, m->guest.vm_fd, kvm_guest_kick, kvm_guest_resume,
+				 &m->guest, &m->kvm, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	ASSERT_EQ(gr_track_create(m->ram, &m->track, NULL), 0);
+	params.kvm = m->kvm;
+	if (gr_track_use(m->track, GR_TRACKER_KVM_LOG, &params, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+}
+
+static void track(struct machine *m)
+{
+	struct gr_error err;
+
+	if (gr_track_start(m->track, GR_WRITERS_KVM_VCPUS | GR_WRITERS_MARKED, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+}
+
+static void machine_destroy(struct machine *m)
+{
+	gr_kvm_memory_free(m->kvm);
+	gr_track_free(m->track);
+	gr_ram_free(m->ram);
+	kvm_guest_destroy(&m->guest);
+}
+
+/* A consumer with a copy of one block, kept up to date as a migration does it. */
+struct copier {
+	struct machine *m;
+	struct gr_ram_block *block;
+	struct gr_dirty_consumer *c;
+	uint8_t *copy;
+};
+
+static void copier_create(struct copier *k, struct machine *m, struct gr_ram_block *block,
+			  enum gr_dirty_start start)
+{
+	k->m = m;
+	k->block = block;
+	k->copy = calloc(1, block->max_bytes);
+	ASSERT(k->copy);
+	ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(m->ram), "copier", start, &k->c, NULL), 0);
+}
+
+static void copier_destroy(struct copier *k)
+{
+	gr_dirty_consumer_del(k->c);
+	free(k->copy);
+}
+
+static uint64_t begin(struct copier *k)
+{
+	struct gr_error err;
+	uint64_t pages;
+
+	if (gr_track_sync(k->m->track, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	ASSERT_EQ(gr_dirty_epoch_begin(k->c, &pages, NULL), 0);
+	return pages;
+}
+
+/* Re-arms and reads what is in the epoch. */
+static void copy(struct copier *k)
+{
+	uint64_t base = k->block->offset.v / PAGE, end = base + k->block->max_bytes / PAGE;
+	uint64_t first, pages;
+
+	for (uint64_t at = base; gr_dirty_epoch_next(k->c, at, &first, &pages) && first < end;
+	     at = first + pages) {
+		uint64_t offset, bytes;
+		struct gr_error err;
+
+		pages = GR_MIN(pages, end - first);
+		offset = (first - base) * PAGE;
+		bytes = pages * PAGE;
+		if (gr_track_rearm(k->m->track, k->block, offset, bytes, &err) < 0) {
+			FAIL("%s", err.msg);
+		}
+		memcpy(k->copy + offset, k->block->host + offset, bytes);
+	}
+}
+
+static uint64_t round_of(struct copier *k)
+{
+	uint64_t pages = begin(k);
+
+	copy(k);
+	ASSERT_EQ(gr_dirty_epoch_commit(k->c), 0);
+	return pages;
+}
+
+static void assert_up_to_date(const struct copier *k)
+{
+	uint64_t wrong = 0;
+
+	for (uint64_t p = 0; p < k->block->max_bytes; p += PAGE) {
+		wrong += memcmp(k->copy + p, k->block->host + p, PAGE) != 0;
+	}
+	ASSERT_EQ(wrong, 0u);
+}
+
+/* Every n-th page, from one that is no multiple of 64 on. */
+static void scripted_writes(bool manual)
+{
+	struct machine m;
+	struct copier k;
+	uint64_t pages;
+
+	machine_create(&m);
+	ASSERT_EQ(gr_kvm_log_set_manual(m.kvm, manual, NULL), 0);
+	track(&m);
+	copier_create(&k, &m, m.block, GR_DIRTY_START_FULL);
+	ASSERT_GE(round_of(&k), (uint64_t)RAM_PAGES);
+	for (uint32_t n = 1; n < 40; n += 7) {
+		uint32_t count = RAM_PAGES / 2 / n;
+
+		kvm_guest_fill(&m.guest, 5 * PAGE + 8, n * PAGE, count, 1000 + n);
+		pages = round_of(&k);
+		assert_up_to_date(&k);
+		/* KVM counts a page that it maps writable on a fetch: the code's. */
+		ASSERT_LE(pages, (uint64_t)count + 1);
+		ASSERT_GE(pages, (uint64_t)count);
+	}
+	ASSERT_LE(round_of(&k), 1u); /* nothing comes twice */
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+TEST(every_page_the_guest_wrote_is_reported_with_manual_protect)
+{
+	scripted_writes(true);
+}
+
+TEST(every_page_the_guest_wrote_is_reported_without_manual_protect)
+{
+	scripted_writes(false);
+}
+
+/*
+ * A has copied P and re-armed it; the guest writes P again; B, to whom P is still pending,
+ * copies. If B cleared P in KVM's log again, A would never learn of the second write.
+ */
+static void two_consumers(bool manual)
+{
+	struct machine m;
+	struct copier a, b;
+
+	machine_create(&m);
+	ASSERT_EQ(gr_kvm_log_set_manual(m.kvm, manual, NULL), 0);
+	track(&m);
+	copier_create(&a, &m, m.block, GR_DIRTY_START_FULL);
+	copier_create(&b, &m, m.block, GR_DIRTY_START_FULL);
+	round_of(&a);
+	round_of(&b);
+
+	kvm_guest_fill(&m.guest, 10 * PAGE, PAGE, 128, 1);
+	begin(&b);
+	begin(&a); /* after B's: A's next epoch is not told of P by B's sync */
+	copy(&a);
+	kvm_guest_fill(&m.guest, 10 * PAGE, PAGE, 112, 2);
+	copy(&b);
+	ASSERT_EQ(gr_dirty_epoch_commit(a.c), 0);
+	ASSERT_EQ(gr_dirty_epoch_commit(b.c), 0);
+
+	ASSERT_GE(round_of(&a), 112u);
+	round_of(&b);
+	assert_up_to_date(&a);
+	assert_up_to_date(&b);
+	copier_destroy(&b);
+	copier_destroy(&a);
+	machine_destroy(&m);
+}
+
+TEST(two_consumers_of_one_log_both_end_with_the_guests_bytes_with_manual_protect)
+{
+	two_consumers(true);
+}
+
+TEST(two_consumers_of_one_log_both_end_with_the_guests_bytes_without_manual_protect)
+{
+	two_consumers(false);
+}
+
+TEST(a_page_that_nobody_rearms_is_reported_again)
+{
+	struct machine m;
+	struct copier k;
+
+	machine_create(&m);
+	track(&m);
+	copier_create(&k, &m, m.block, GR_DIRTY_START_FULL);
+	round_of(&k);
+	kvm_guest_fill(&m.guest, 0, PAGE, 100, 7);
+	ASSERT_GE(begin(&k), 100u);
+	ASSERT_EQ(gr_dirty_epoch_commit(k.c), 0); /* not re-armed, not read */
+	ASSERT_GE(round_of(&k), 100u);
+	ASSERT_LE(round_of(&k), 1u);
+	assert_up_to_date(&k);
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+/* The block stays when its region goes, so its bits must not go with the slot. */
+TEST(a_slot_that_goes_leaves_its_dirty_bits)
+{
+	struct machine m;
+	struct copier k;
+	struct gr_ram_block *dimm;
+	struct gr_ram_region region;
+
+	machine_create(&m);
+	track(&m);
+	dimm = plug(&m, "dimm", PLUG_GPA, 128);
+	copier_create(&k, &m, dimm, GR_DIRTY_START_FULL);
+	round_of(&k);
+	kvm_guest_fill(&m.guest, PLUG_GPA + 3 * PAGE, 2 * PAGE, 50, 9);
+	ASSERT_EQ(gr_ram_region_del(m.ram, gr_gpa(PLUG_GPA), NULL), 0);
+	ASSERT_GE(round_of(&k), 50u);
+	assert_up_to_date(&k);
+
+	/* The guest sees it again elsewhere, and goes on. */
+	region = (struct gr_ram_region){ .gpa = gr_gpa(2 * (uint64_t)PLUG_GPA),
+					 .bytes = 128 * PAGE,
+					 .block = dimm };
+	ASSERT_EQ(gr_ram_region_add(m.ram, &region, NULL), 0);
+	kvm_guest_fill(&m.guest, 2u * PLUG_GPA, 2 * PAGE, 60, 10);
+	ASSERT_GE(round_of(&k), 60u);
+	assert_up_to_date(&k);
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+TEST(a_block_plugged_while_tracking_is_tracked)
+{
+	struct machine m;
+	struct copier k;
+	struct gr_ram_block *dimm;
+
+	machine_create(&m);
+	track(&m);
+	dimm = plug(&m, "dimm", PLUG_GPA, 100); /* the last word of its log is half used */
+	copier_create(&k, &m, dimm, GR_DIRTY_START_FULL);
+	round_of(&k);
+	kvm_guest_fill(&m.guest, PLUG_GPA + 90 * PAGE, PAGE, 10, 3);
+	ASSERT_GE(round_of(&k), 10u);
+	kvm_guest_fill(&m.guest, PLUG_GPA + 90 * PAGE, PAGE, 10, 4);
+	ASSERT_GE(round_of(&k), 10u);
+	assert_up_to_date(&k);
+	ASSERT_LE(round_of(&k), 1u);
+	ASSERT_EQ(gr_ram_block_del_by_id(m.ram, "dimm", NULL), 0);
+	/* Nobody is there any more: as a device's window. */
+	ASSERT_EQ(kvm_guest_store(&m.guest, PLUG_GPA, 1), (uint32_t)KVM_EXIT_MMIO);
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+/* The log's words lie across those of the dirty memory. */
+TEST(a_region_that_begins_inside_a_block_is_reported_at_the_right_pages)
+{
+	struct machine m;
+	struct copier k;
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "dimm",
+					  .used_bytes = 512 * PAGE };
+	struct gr_ram_block *dimm;
+	struct gr_ram_region parts[] = {
+		{ .gpa = gr_gpa(PLUG_GPA), .bytes = 37 * PAGE, .block_offset = 0 },
+		{ .gpa = gr_gpa(2u * PLUG_GPA), .bytes = 201 * PAGE, .block_offset = 37 * PAGE },
+		{ .gpa = gr_gpa(3u * PLUG_GPA), .bytes = 64 * PAGE, .block_offset = 300 * PAGE },
+	};
+
+	machine_create(&m);
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, &dimm, NULL), 0);
+	for (unsigned int i = 0; i < 3; i++) {
+		parts[i].block = dimm;
+		ASSERT_EQ(gr_ram_region_add(m.ram, &parts[i], NULL), 0);
+	}
+	track(&m);
+	copier_create(&k, &m, dimm, GR_DIRTY_START_FULL);
+	round_of(&k);
+	for (unsigned int i = 0; i < 3; i++) {
+		uint32_t pages = (uint32_t)(parts[i].bytes / PAGE);
+
+		kvm_guest_store(&m.guest, (uint32_t)parts[i].gpa.v + (pages - 1) * PAGE, 40 + i);
+		ASSERT_GE(round_of(&k), 1u);
+		assert_up_to_date(&k);
+		kvm_guest_fill(&m.guest, (uint32_t)parts[i].gpa.v, 5 * PAGE, pages / 5, 50 + i);
+		ASSERT_LE(round_of(&k), (uint64_t)pages / 5 + 1);
+		assert_up_to_date(&k);
+	}
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+TEST(a_block_mapped_twice_is_tracked_through_both)
+{
+	struct machine m;
+	struct copier k;
+	struct gr_ram_region second;
+
+	machine_create(&m);
+	second = (struct gr_ram_region){ .gpa = gr_gpa(PLUG_GPA),
+					 .bytes = 100 * PAGE,
+					 .block = m.block,
+					 .block_offset = 64 * PAGE };
+	ASSERT_EQ(gr_ram_region_add(m.ram, &second, NULL), 0);
+	track(&m);
+	copier_create(&k, &m, m.block, GR_DIRTY_START_FULL);
+	round_of(&k);
+	for (uint32_t n = 0; n < 3; n++) {
+		kvm_guest_fill(&m.guest, 70 * PAGE, PAGE, 20, 100 + n);
+		round_of(&k);
+		assert_up_to_date(&k);
+		kvm_guest_fill(&m.guest, PLUG_GPA + 6 * PAGE, PAGE, 20, 200 + n);
+		round_of(&k);
+		assert_up_to_date(&k);
+	}
+	ASSERT_LE(round_of(&k), 1u);
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+TEST(the_guest_cannot_write_a_read_only_region)
+{
+	struct machine m;
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "rom",
+					  .used_bytes = 16 * PAGE,
+					  .flags = GR_RAM_READONLY,
+					  .mapped = true,
+					  .gpa = gr_gpa(PLUG_GPA) };
+	struct gr_ram_block *rom;
+
+	machine_create(&m);
+	track(&m);
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, &rom, NULL), 0);
+	ASSERT_EQ(kvm_guest_store(&m.guest, PLUG_GPA + 8, 1), (uint32_t)KVM_EXIT_MMIO);
+	ASSERT_EQ(rom->host[8], 0);
+	ASSERT_EQ(gr_track_sync(m.track, NULL), 0);
+	machine_destroy(&m);
+}
+
+TEST(a_region_that_kvm_refuses_is_not_mapped)
+{
+	struct machine m;
+	struct gr_error err;
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "odd",
+					  .used_bytes = PAGE,
+					  .mapped = true,
+					  .gpa = gr_gpa(PLUG_GPA) };
+
+	machine_create(&m);
+	m.kvm->slots_max = 1;
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, NULL, &err), -ENOSPC);
+	ASSERT_HAS(err.msg, "no memory slot left");
+	m.kvm->slots_max = 2;
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, NULL, NULL), 0);
+	ASSERT_EQ(kvm_guest_store(&m.guest, PLUG_GPA, 77), (uint32_t)KVM_EXIT_HLT);
+	/* A number that was given back is used again. */
+	ASSERT_EQ(gr_ram_block_del_by_id(m.ram, "odd", NULL), 0);
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, NULL, NULL), 0);
+	ASSERT_EQ(kvm_guest_store(&m.guest, PLUG_GPA, 77), (uint32_t)KVM_EXIT_HLT);
+	machine_destroy(&m);
+}
+
+TEST(smaller_pages_than_kvms_are_refused_with_the_reason)
+{
+	struct kvm_guest g;
+	struct gr_ram_params params = { .size = sizeof(params), .page_bytes = 1024 };
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "small", .used_bytes = 8192 };
+	struct gr_ram_region region = { .gpa = gr_gpa(1024), .bytes = 4096 };
+	struct gr_kvm_memory *kvm;
+	struct gr_ram *ram;
+	struct gr_error err;
+
+	kvm_guest_create(&g);
+	ASSERT_EQ(gr_ram_create(&params, &ram, NULL), 0);
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, &region.block, NULL), 0);
+	ASSERT_EQ(gr_kvm_memory_create(ram, g.vm_fd, NULL, NULL, NULL, &kvm, NULL), 0);
+	ASSERT_EQ(gr_ram_region_add(ram, &region, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "whole pages of 4096");
+	gr_kvm_memory_free(kvm);
+	gr_ram_free(ram);
+	kvm_guest_destroy(&g);
+}
+
+TEST(tracking_can_stop_and_start_again)
+{
+	struct machine m;
+	struct copier k;
+
+	machine_create(&m);
+	for (uint32_t n = 0; n < 3; n++) {
+		track(&m);
+		copier_create(&k, &m, m.block, GR_DIRTY_START_FULL);
+		round_of(&k);
+		kvm_guest_fill(&m.guest, PAGE, PAGE, 77, n);
+		ASSERT_GE(round_of(&k), 77u);
+		assert_up_to_date(&k);
+		gr_track_stop(m.track);
+		kvm_guest_fill(&m.guest, PAGE, PAGE, 77, 50 + n);
+		ASSERT_EQ(round_of(&k), 0u); /* nobody looks */
+		copier_destroy(&k);
+	}
+	machine_destroy(&m);
+}
+
+static double now(void)
+{
+	struct timespec ts;
+
+	clock_gettime(CLOCK_MONOTONIC, &ts);
+	return (double)ts.tv_sec + (double)ts.tv_nsec / 1e9;
+}
+
+/* The guest writes all the time; slots come and go; two consumers copy at their own pace. */
+static void running_guest(bool manual)
+{
+	struct machine m;
+	struct copier a, b;
+	double end = now() + test_seconds(1.0);
+	uint64_t rounds = 0, plugs = 0;
+
+	machine_create(&m);
+	ASSERT_EQ(gr_kvm_log_set_manual(m.kvm, manual, NULL), 0);
+	kvm_guest_spin(&m.guest, 0, 256 * PAGE);
+	track(&m);
+	copier_create(&a, &m, m.block, GR_DIRTY_START_FULL);
+	copier_create(&b, &m, m.block, GR_DIRTY_START_FULL);
+	while (now() < end || rounds < 3) {
+		begin(&a);
+		begin(&b);
+		copy(&a);
+		plug(&m, "dimm", PLUG_GPA, 64);
+		copy(&b);
+		ASSERT_EQ(gr_dirty_epoch_commit(a.c), 0);
+		ASSERT_EQ(rounds % 2 ? gr_dirty_epoch_abort(b.c) : gr_dirty_epoch_commit(b.c), 0);
+		ASSERT_EQ(gr_ram_block_del_by_id(m.ram, "dimm", NULL), 0);
+		plugs++;
+		rounds++;
+	}
+	ASSERT_GT(kvm_guest_halt(&m.guest), 0u);
+	round_of(&a);
+	round_of(&b);
+	assert_up_to_date(&a);
+	assert_up_to_date(&b);
+	test_diag("%" PRIu64 " rounds", rounds);
+	copier_destroy(&b);
+	copier_destroy(&a);
+	machine_destroy(&m);
+}
+
+TEST(a_running_guest_loses_no_page_with_manual_protect)
+{
+	running_guest(true);
+}
+
+TEST(a_running_guest_loses_no_page_without_manual_protect)
+{
+	running_guest(false);
+}
+
+/* The region that a running guest writes goes: what it wrote until then must be seen. */
+TEST(a_slot_that_goes_under_a_running_guest_loses_no_page)
+{
+	struct machine m;
+	struct copier k;
+	struct gr_ram_block *dimm;
+	struct gr_ram_region region;
+	double end = now() + test_seconds(1.0);
+	uint64_t turns = 0;
+
+	machine_create(&m);
+	dimm = plug(&m, "dimm", PLUG_GPA, 128);
+	region = (struct gr_ram_region){ .gpa = gr_gpa(PLUG_GPA),
+					 .bytes = 128 * PAGE,
+					 .block = dimm };
+	track(&m);
+	copier_create(&k, &m, dimm, GR_DIRTY_START_FULL);
+	kvm_guest_spin(&m.guest, PLUG_GPA, 128 * PAGE);
+	while (now() < end || turns < 3) {
+		uint64_t seen = 0;
+
+		while (seen == 0) { /* it writes */
+			seen = round_of(&k);
+		}
+		ASSERT_EQ(gr_ram_region_del(m.ram, region.gpa, NULL), 0);
+		round_of(&k);
+		assert_up_to_date(&k);
+		ASSERT_EQ(gr_ram_region_add(m.ram, &region, NULL), 0);
+		turns++;
+	}
+	kvm_guest_halt(&m.guest);
+	round_of(&k);
+	assert_up_to_date(&k);
+	test_diag("%" PRIu64 " turns", turns);
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+TEST_MAIN()
