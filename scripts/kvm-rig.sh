@@ -43,7 +43,7 @@ while getopts f: opt; do
 done
 shift $((OPTIND - 1))
 [ $# -ge 1 ] || die "which program?"
-program=$(realpath "$1") || die "no program $1"
+program=$(realpath -e "$1") || die "no program $1"
 shift
 
 command -v qemu-system-x86_64 >/dev/null || die "needs qemu-system-x86 (scripts/deps.sh test)"

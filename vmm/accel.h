@@ -25,6 +25,7 @@ struct vmm_accel_env {
 	const struct vmm_workload *workload; /* NULL: a flat image is run instead */
 	const char *flat;		     /* path of the flat image, or NULL */
 	int debug_fd;		 /* where bytes for the debug port 0xe9 go; -1: nowhere */
+	bool incoming;		 /* guest RAM will come from a move: write none of it */
 	bool software_tracker;	 /* use no other tracker: for tests */
 	struct vmm_pacer *pacer; /* vCPU v is its writer v */
 	/*
@@ -57,8 +58,8 @@ struct vmm_accel_ops {
 
 	/*
 	 * Prepare vCPUs and trackers; nothing runs. For a workload guest it may write its
-	 * own system pages (VMM_ACCEL_GPA on) here; an incoming machine's RAM is
-	 * overwritten later. Sets accel->writers.
+	 * own system pages (VMM_ACCEL_GPA on) here, unless the machine is incoming. Sets
+	 * accel->writers.
 	 */
 	int (*create)(const struct vmm_accel_env *env, struct vmm_accel **ret_accel,
 		      struct gr_error *err);

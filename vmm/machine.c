@@ -86,7 +86,7 @@ static int make_main_ram(struct vmm_machine *machine, struct gr_error *err)
 
 static int make_vcpus(struct vmm_machine *machine, struct gr_error *err)
 {
-	const struct vmm_accel_ops *ops;
+	const struct vmm_accel_ops *ops = NULL;
 	struct vmm_accel_env env = {
 		.ram = machine->ram,
 		.track = machine->track,
@@ -94,6 +94,7 @@ static int make_vcpus(struct vmm_machine *machine, struct gr_error *err)
 		.workload = machine->flat ? NULL : &machine->wl,
 		.flat = machine->params.flat,
 		.debug_fd = machine->params.debug_fd,
+		.incoming = machine->params.incoming,
 		.software_tracker = machine->params.software_tracker,
 		.pacer = &machine->pacer,
 		.stopped = guest_stopped,

@@ -117,13 +117,22 @@ static uint64_t due_locked(struct vmm_pacer *pacer, struct vmm_pacer_writer *wri
 
 uint32_t vmm_pacer_take(struct vmm_pacer *pacer, unsigned int w)
 {
-	struct vmm_pacer_writer *writer = &pacer->writer[w];
-	uint64_t ops = 0, wait_ns = 0;
+	return vmm_pacer_take_within(pacer, w, UINT64_MAX);
+}
 
+uint32_t vmm_pacer_take_within(struct vmm_pacer *pacer, unsigned int w, uint64_t wait_ns_max)
+{
+	struct vmm_pacer_writer *writer = &pacer->writer[w];
+	uint64_t ops = 0, wait_ns = 0, end_ns;
+
+	if (__builtin_add_overflow(now_ns(), wait_ns_max, &end_ns)) {
+		end_ns = UINT64_MAX;
+	}
 	(void)pthread_mutex_lock(&pacer->lock);
 	writer->finished = writer->given;
-	while (!writer->stop && (ops = due_locked(pacer, writer, &wait_ns)) == 0) {
-		wait_until_locked(pacer, wait_ns);
+	while (!writer->stop && (ops = due_locked(pacer, writer, &wait_ns)) == 0 &&
+	       now_ns() < end_ns) {
+		wait_until_locked(pacer, wait_ns < end_ns ? wait_ns : end_ns);
 	}
 	if (writer->stop) {
 		ops = 0;

@@ -40,6 +40,12 @@ uint64_t vmm_pacer_rate(struct vmm_pacer *pacer);
  */
 uint32_t vmm_pacer_take(struct vmm_pacer *pacer, unsigned int w);
 
+/*
+ * The same, but sleeps for wait_ns_max at most and returns 0 then: for a guest that has to look at
+ * its clock meanwhile.
+ */
+uint32_t vmm_pacer_take_within(struct vmm_pacer *pacer, unsigned int w, uint64_t wait_ns_max);
+
 /* Operations that were given to w and not done (it stopped half way) are taken back. */
 void vmm_pacer_give_back(struct vmm_pacer *pacer, unsigned int w, uint32_t ops);
 
