@@ -16,10 +16,9 @@
  * the kernel can tell "not written" from "written and then taken away". That costs 8 bytes
  * per page (0.2 %) and makes a scan of an idle block cost about 2 ms per GiB.
  *
- * category_mask and return_mask are exactly PAGE_IS_WRITTEN. Then, and only then, an empty
- * entry counts as written. A shared page that was written and then reclaimed (swapped out,
- * or its mapping zapped) leaves just such an empty entry: any other question to the kernel
- * would lose the store.
+ * The scan asks for written pages and nothing else. A shared page that was written and then
+ * reclaimed (swapped out, its mapping zapped) leaves an empty entry, which counts as written
+ * but not as present or swapped: whoever asks for those too loses the store.
  *
  * What it cannot see, whoever does it must mark: another mapping of the file, another
  * process, write() on the fd, a hole punched or memory discarded, and DMA into pages that
@@ -142,12 +141,12 @@ static int scan_some(struct uffd_wp *u, struct gr_ram_block *block, uint64_t at,
 		.end = end,
 		.vec = (uint64_t)(uintptr_t)u->regions,
 		.vec_len = REGIONS_MAX,
-		.category_mask = GR_PAGE_IS_WRITTEN,
-#ifdef GR_MUTANT_UFFD_MORE_CATEGORIES
-		.return_mask = GR_PAGE_IS_WRITTEN | GR_PAGE_IS_PRESENT,
+#ifdef GR_MUTANT_UFFD_ASKS_FOR_PRESENT
+		.category_mask = GR_PAGE_IS_WRITTEN | GR_PAGE_IS_PRESENT,
 #else
-		.return_mask = GR_PAGE_IS_WRITTEN,
+		.category_mask = GR_PAGE_IS_WRITTEN,
 #endif
+		.return_mask = GR_PAGE_IS_WRITTEN,
 	};
 	int found = ioctl(u->pagemap, GR_PAGEMAP_SCAN, &scan);
 

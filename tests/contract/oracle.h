@@ -131,8 +131,11 @@ static inline void oracle_read_epoch(struct oracle *o)
 {
 	uint64_t first, pages;
 
+	/* A full start has every page covered, far beyond the blocks: look each run up once. */
 	for (uint64_t at = 0; gr_dirty_epoch_next(o->consumer, at, &first, &pages);) {
-		at = first + oracle_read_some(o, first, pages);
+		for (at = first; at < first + pages;) {
+			at += oracle_read_some(o, at, first + pages - at);
+		}
 	}
 }
 
