@@ -3,10 +3,13 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <unistd.h>
 
 /* /proc/PID/pagemap: bit 63 present, bit 62 swapped. */
-#define PAGEMAP_FILLED (UINT64_C(3) << 62)
+#define PAGEMAP_FILLED	(UINT64_C(3) << 62)
+#define PAGEMAP_SWAPPED (UINT64_C(1) << 62)
 
 int gr_holes_init(struct gr_holes *h, uint64_t page_bytes, struct gr_error *err)
 {
@@ -14,7 +17,8 @@ int gr_holes_init(struct gr_holes *h, uint64_t page_bytes, struct gr_error *err)
 	h->host_page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
 	h->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 	h->map = malloc(GR_HOLES_MAP_PAGES * sizeof(*h->map));
-	if (!h->map) {
+	h->in_core = malloc(GR_HOLES_MAP_PAGES);
+	if (!h->map || !h->in_core) {
 		gr_holes_destroy(h);
 		return gr_error_set(err, -ENOMEM, "no memory to look for holes");
 	}
@@ -23,11 +27,12 @@ int gr_holes_init(struct gr_holes *h, uint64_t page_bytes, struct gr_error *err)
 
 void gr_holes_destroy(struct gr_holes *h)
 {
-	if (h->map && h->pagemap_fd >= 0) {
+	if (h->page_bytes != 0 && h->pagemap_fd >= 0) {
 		close(h->pagemap_fd);
 	}
 	free(h->map);
-	h->map = NULL;
+	free(h->in_core);
+	*h = (struct gr_holes){ .pagemap_fd = -1 };
 }
 
 /*
@@ -77,6 +82,35 @@ static bool next_by_seek(struct gr_holes *h, const struct gr_ram_block *block, u
 	return hole;
 }
 
+static bool swap_is_used(void)
+{
+	struct sysinfo info;
+
+	return sysinfo(&info) < 0 || info.freeswap != info.totalswap;
+}
+
+/*
+ * The page map calls a page swapped that has no memory but a note in its place: so it is with
+ * every untouched page of a block that userfaultfd protects. mincore() tells them from
+ * pages that are on the move, and if nothing at all is swapped out, the rest are notes.
+ * Clears the bit of those.
+ */
+static void forget_notes(struct gr_holes *h, uint64_t address, uint64_t n)
+{
+	uint64_t size = h->host_page_bytes;
+	unsigned char *in_core = h->in_core;
+
+	if (swap_is_used() || mincore((void *)(uintptr_t)address, n * size, in_core) < 0 ||
+	    swap_is_used()) {
+		return;
+	}
+	for (uint64_t i = 0; i < n; i++) {
+		if ((in_core[i] & 1) == 0) {
+			h->map[i] &= ~PAGEMAP_FILLED;
+		}
+	}
+}
+
 static bool next_by_map(struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,
 			uint64_t end, uint64_t *ret_end)
 {
@@ -84,9 +118,9 @@ static bool next_by_map(struct gr_holes *h, const struct gr_ram_block *block, ui
 	uint64_t first = offset & ~(size - 1);
 	uint64_t pages = GR_DIV_ROUND_UP(end - first, size);
 	uint64_t address = (uint64_t)(uintptr_t)block->host + first;
-	ssize_t got;
+	bool hole, swapped = false;
 	uint64_t n, i = 0;
-	bool hole;
+	ssize_t got;
 
 	*ret_end = end;
 	if (h->pagemap_fd < 0) {
@@ -99,9 +133,14 @@ static bool next_by_map(struct gr_holes *h, const struct gr_ram_block *block, ui
 		return false;
 	}
 	n = (uint64_t)got / sizeof(*h->map);
+	for (i = 0; i < n; i++) {
+		swapped |= (h->map[i] & PAGEMAP_FILLED) == PAGEMAP_SWAPPED;
+	}
+	if (swapped) {
+		forget_notes(h, address, n);
+	}
 	hole = (h->map[0] & PAGEMAP_FILLED) == 0;
-	while (i < n && ((h->map[i] & PAGEMAP_FILLED) == 0) == hole) {
-		i++;
+	for (i = 0; i < n && ((h->map[i] & PAGEMAP_FILLED) == 0) == hole; i++) {
 	}
 	*ret_end = clip(h, offset, first + i * size, end, &hole);
 	return hole;

@@ -25,6 +25,7 @@ struct gr_holes {
 	uint64_t page_bytes;	/* the guest's page size: a hole is whole pages of it */
 	uint64_t host_page_bytes;
 	uint64_t *map;		/* GR_HOLES_MAP_PAGES entries of the page map */
+	unsigned char *in_core; /* as many answers of mincore() */
 };
 
 /**

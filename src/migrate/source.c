@@ -297,7 +297,7 @@ static int harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *er
 		return rc;
 	}
 	s->epoch = true;
-	s->cursor = 0;
+	s->cursor = s->run_end = 0;
 	s->lost = false;
 	/* After begin: a block whose marks are in the epoch is in the list by now. */
 	rc = gr_source_follow_blocks(s, err);

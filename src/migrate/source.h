@@ -96,6 +96,7 @@ struct gr_source {
 	uint32_t shadows;		 /* (o) */
 	enum gr_source_phase phase;	 /* (o) */
 	uint64_t cursor;		 /* (o) page number: where the search goes on */
+	uint64_t run_end;		 /* (o) the run of dirty pages there ends here */
 	uint64_t rounds;		 /* (o) harvests */
 	uint64_t section_pages;		 /* (o) in the open PART section */
 	uint64_t ping_ns, pause_ns;	 /* (o) when */

@@ -95,13 +95,32 @@ void gr_source_trim_epoch(struct gr_source *s)
 	}
 }
 
+/*
+ * The run of dirty pages at or after the cursor. Runs can be as long as RAM and finding
+ * their end costs by their length, so the end of the present one is kept; nobody but us
+ * takes pages out of our epoch.
+ */
+static bool next_run(struct gr_source *s, uint64_t *ret_first, uint64_t *ret_pages)
+{
+	if (s->cursor >= s->run_end) {
+		if (!gr_dirty_epoch_next(s->consumer, s->cursor, ret_first, ret_pages)) {
+			return false;
+		}
+		s->cursor = *ret_first;
+		s->run_end = *ret_first + *ret_pages;
+	}
+	*ret_first = s->cursor;
+	*ret_pages = s->run_end - s->cursor;
+	return true;
+}
+
 /* Guest memory is written while we look: each word on its own, no order wanted. */
 __attribute__((no_sanitize("thread"))) static bool words_are_zero(const uint64_t *w, size_t n)
 {
 	const volatile uint64_t *v = w;
 
-	/* Most pages that are not zero show it in one of three words. */
-	if ((v[0] | v[n / 2] | v[n - 1]) != 0) {
+	/* Most pages that are not zero show it in the first of three words. */
+	if (v[0] != 0 || v[n / 2] != 0 || v[n - 1] != 0) {
 		return false;
 	}
 	for (size_t i = 0; i < n; i += 8) {
@@ -281,7 +300,7 @@ static int fill_batch(struct gr_source *s, const struct gr_source_block *e, stru
 
 	while (rc == 0 && b->count < b->room && b->looks < GR_SOURCE_BATCH_LOOKS &&
 	       b->runs < GR_SOURCE_BATCH_RUNS &&
-	       gr_dirty_epoch_next(s->consumer, s->cursor, &first, &pages) && first < end) {
+	       next_run(s, &first, &pages) && first < end) {
 		rc = add_run(s, first, GR_MIN(pages, end - first), err);
 	}
 	if (rc < 0) {
@@ -381,7 +400,7 @@ int gr_source_send_batch(struct gr_source *s, struct gr_error *err)
 		return rc;
 	}
 	do {
-		if (!gr_dirty_epoch_next(s->consumer, s->cursor, &first, &pages)) {
+		if (!next_run(s, &first, &pages)) {
 			return 0;
 		}
 		e = gr_source_blocks_at(&s->table, first);

@@ -2,6 +2,7 @@
 #include "migrate/holes.h"
 #include "migrate/place.h"
 #include "move.h"
+#include <guestram/track.h>
 #include <sys/mman.h>
 
 enum { PAGES = 64, BYTES = PAGES * MOVE_PAGE };
@@ -71,6 +72,34 @@ TEST(anonymous_blocks_show_their_holes)
 	touch_some(b->host);
 	view(b, MOVE_PAGE, got);
 	ASSERT_STR_EQ(got, SOME);
+	gr_ram_free(ram);
+}
+
+/* Protecting a block leaves a note in each of its empty entries. */
+TEST(anonymous_blocks_under_write_protection_show_their_holes)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block *b = move_add(ram, "ram", BYTES, 0, GR_RAM_ANONYMOUS);
+	struct gr_track *track;
+	char got[PAGES + 1];
+	struct gr_error err;
+
+	ASSERT_EQ(madvise(b->host, BYTES, MADV_NOHUGEPAGE), 0);
+	b->host[2 * MOVE_PAGE] = 1;
+	ASSERT_EQ(gr_track_create(ram, &track, &err), 0);
+	if (gr_track_use(track, GR_TRACKER_UFFD_WP, NULL, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+	ASSERT_EQ(gr_track_start(track, GR_WRITERS_MAPPING, &err), 0);
+	touch_some(b->host);
+	view(b, MOVE_PAGE, got);
+	if (strcmp(got, "x.xxx..........................................................x") != 0) {
+		/* Allowed where something is swapped out: data is what it then says. */
+		ASSERT_EQ(strspn(got, "x"), (size_t)PAGES);
+		SKIP("swap is in use here");
+	}
+	gr_track_stop(track);
+	gr_track_free(track);
 	gr_ram_free(ram);
 }
 
