@@ -7,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { INPUT_BYTES_MAX = 1 << 20, PREFIXES = 2000, FLIPS = 2000 };
+enum { INPUT_BYTES_MAX = 1 << 20, PREFIXES = 300, FLIPS = 300 };
 
 static size_t read_file(const char *folder, const char *name, uint8_t *buf)
 {
