@@ -9,6 +9,7 @@
 /* clang-format off: a line for each */
 /* In the order in which `guestram --help` lists them; NULL ends the table. */
 static const struct verb *const verbs[] = {
+	&verb_demo,
 	&verb_run,
 	&verb_migrate,
 	&verb_receive,

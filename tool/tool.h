@@ -31,6 +31,7 @@ struct verb {
 };
 
 /* All of them, sorted. */
+extern const struct verb verb_demo;
 extern const struct verb verb_extract;
 extern const struct verb verb_features;
 extern const struct verb verb_info;

@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* The operation that wrote (or is writing) a writer's segment of a page last. */
 struct last {
@@ -167,6 +168,39 @@ static void check_page(const struct vmm_check_input *in, const struct place *pla
 	}
 }
 
+/* Bytes of a block that are known to be all there, or all not. */
+struct extent {
+	uint64_t begin, end;
+	bool hole;
+};
+
+/*
+ * Whether a byte of a block lies in a hole of the file behind it. A hole is zero, and asking
+ * does not fill it, as a look at it would.
+ */
+static bool in_hole(const struct gr_ram_block *block, uint64_t offset, struct extent *extent)
+{
+	off_t at, next;
+
+	if (block->fd < 0) {
+		return false;
+	}
+	if (offset >= extent->begin && offset < extent->end) {
+		return extent->hole;
+	}
+	at = (off_t)(block->fd_offset + offset);
+	next = lseek(block->fd, at, SEEK_DATA);
+	extent->hole = next > at || (next < 0 && errno == ENXIO);
+	if (!extent->hole && next == at) {
+		next = lseek(block->fd, at, SEEK_HOLE);
+	}
+	extent->begin = offset;
+	extent->end = next > at	     ? offset + (uint64_t)(next - at)
+		      : extent->hole ? UINT64_MAX
+				     : offset + 1; /* the system does not say */
+	return extent->hole;
+}
+
 /*
  * Check pages of guest memory, block by block. A block is kept by a reference, so that no
  * read-side section lasts as long as a check.
@@ -177,6 +211,7 @@ static void check_range(const struct vmm_check_input *in, struct place place, ui
 	static const uint64_t nothing[VMM_PAGE_WORDS];
 
 	while (pages > 0) {
+		struct extent extent = { 0 };
 		uint64_t offset = 0, bytes = 0, run;
 		struct gr_ram_block *block;
 
@@ -193,9 +228,15 @@ static void check_range(const struct vmm_check_input *in, struct place place, ui
 			run = 1;
 			place.pfn++;
 			place.page++;
+			bytes = 0;
 		}
-		for (uint64_t p = 0; block && p < run; p++, place.pfn++, place.page++) {
-			check_page(in, &place, block->host + offset + p * VMM_PAGE_BYTES, check);
+		for (uint64_t p = 0; bytes > 0 && p < run; p++, place.pfn++, place.page++) {
+			uint64_t at = offset + p * VMM_PAGE_BYTES;
+
+			check_page(in, &place,
+				   in_hole(block, at, &extent) ? (const uint8_t *)nothing
+							       : block->host + at,
+				   check);
 		}
 		gr_ram_block_put(block);
 		pages -= run;

@@ -6,8 +6,8 @@
 
 enum {
 	TAKE_OPS_MAX = 256,
-	TAKE_AHEAD_NS = 1000000,    /* sleep so long for a lot, not for each operation */
-	CATCH_UP_NS_MAX = 20000000, /* a writer that was held up longer does not catch up */
+	TAKE_AHEAD_NS = 1000000,     /* sleep so long for a lot, not for each operation */
+	CATCH_UP_NS_MAX = 100000000, /* a writer that was held up longer does not catch up */
 };
 #define NS_PER_S UINT64_C(1000000000)
 
