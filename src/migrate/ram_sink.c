@@ -207,7 +207,10 @@ static void look_for_content(struct gr_ram_sink *sink, struct sink_block *b)
 {
 	uint64_t end = 0;
 
-	for (uint64_t at = 0; at < b->bytes; at = end) {
+#ifdef GR_MUTANT_MIGRATE_OLD_CONTENT_STAYS
+	end = b->bytes;
+#endif
+	for (uint64_t at = end; at < b->bytes; at = end) {
 		if (!gr_holes_next(&sink->holes, b->block, at, b->bytes, &end)) {
 			set_present(b, at / sink->page_bytes, (end - at) / sink->page_bytes);
 		}

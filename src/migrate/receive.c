@@ -311,6 +311,11 @@ static int finish(struct gr_receive *r, struct gr_error *err)
 				(unsigned long long)gr_stream_reader_offset(r->reader));
 		return rc;
 	}
+#ifdef GR_MUTANT_MIGRATE_SHUT_FIRST
+	if (r->return_path) {
+		(void)answer(r, GR_RETURN_SHUT, 0, NULL);
+	}
+#endif
 	rc = r->sink.ops->finish(r->sink.opaque, &r->tail, err);
 	if (rc < 0) {
 		return rc;

@@ -243,6 +243,21 @@ static int look(struct gr_source *s, uint64_t offset, uint64_t end, uint64_t *re
 	return rc;
 }
 
+#ifdef GR_MUTANT_MIGRATE_REARM_LATE
+#define REARM_LATE true
+#else
+#define REARM_LATE false
+#endif
+
+/* Nobody writes any more in the final round: nothing to watch. */
+static int rearm(struct gr_source *s, uint64_t offset, uint64_t end, struct gr_error *err)
+{
+	if (!s->track || s->final) {
+		return 0;
+	}
+	return gr_track_rearm(s->track, s->batch.block, offset, end - offset, err);
+}
+
 /* One run of dirty pages of the batch's block, as far as the batch has room. */
 static int add_run(struct gr_source *s, uint64_t first, uint64_t pages, struct gr_error *err)
 {
@@ -252,13 +267,15 @@ static int add_run(struct gr_source *s, uint64_t first, uint64_t pages, struct g
 	int rc = 0;
 
 	while (rc == 0 && at < end && b->count < b->room && b->looks < GR_SOURCE_BATCH_LOOKS) {
-		/* O4. Nobody writes any more in the final round: nothing to watch. */
-		piece = GR_MIN(end, at + GR_SOURCE_BATCH_LOOKS * s->page_bytes);
-		if (s->track && !s->final) {
-			rc = gr_track_rearm(s->track, b->block, at, piece - at, err);
-			if (rc < 0) {
-				return rc;
-			}
+		uint64_t begin = at;
+
+		piece = GR_MIN(end, at + (GR_SOURCE_BATCH_LOOKS - b->looks) * s->page_bytes);
+		/* O4: before anything is read, holes included. */
+		if (!REARM_LATE) {
+			rc = rearm(s, begin, piece, err);
+		}
+		if (rc < 0) {
+			return rc;
 		}
 		if (is_hole(s, at, piece, &piece)) {
 			rc = add_zeros(s, at, piece - at, err);
@@ -267,6 +284,9 @@ static int add_run(struct gr_source *s, uint64_t first, uint64_t pages, struct g
 			at = piece;
 		} else {
 			rc = look(s, at, piece, &at, err);
+		}
+		if (rc == 0 && REARM_LATE) {
+			rc = rearm(s, begin, at, err);
 		}
 	}
 	b->run_first[b->runs] = first;
