@@ -26,7 +26,15 @@
  *   (*) when the KVM slots use the blocks' own mapping, as gr_kvm_memory does.
  *
  * Threads: use, start and stop from one thread at a time; sync and rearm from any thread
- * that drives a consumer.
+ * that drives a consumer. Plugging and unplugging go on meanwhile and wait for no sync.
+ *
+ * Caveats: no tracker can know of a second mapping of a block, of another process that has
+ * its fd, or of write() on the fd: whoever lets one exist has to name GR_WRITERS_OUTSIDE, and
+ * is refused. Discarding memory and punching holes is invisible to write protection: who does
+ * it marks. So is DMA into pages that were pinned before (O_DIRECT reads, registered
+ * buffers, VFIO), which the kernel notes when it pins and not when the bytes arrive: take
+ * such memory as an iovec, and it is marked when it is put back. A fork's child has no
+ * trackers: what it stores is tracked in no way.
  */
 #ifndef GUESTRAM_TRACK_H
 #define GUESTRAM_TRACK_H
@@ -41,7 +49,8 @@ GR_BEGIN_DECLS
 enum gr_tracker_kind {
 	GR_TRACKER_SOFTWARE, /**< code that marks; always in force */
 	GR_TRACKER_KVM_LOG,  /**< KVM's dirty log, with manual protect where offered */
-	GR_TRACKER_UFFD_WP,  /**< userfaultfd write protection (async) and PAGEMAP_SCAN */
+	GR_TRACKER_UFFD_WP,  /**< userfaultfd write protection (async) and PAGEMAP_SCAN;
+			      *   needs no privilege, tracks memory of any kind */
 };
 
 /** Who writes guest memory. */
@@ -104,7 +113,11 @@ GR_EXPORT void gr_kvm_memory_free(struct gr_kvm_memory *kvm);
  */
 GR_EXPORT GR_MUST_CHECK int gr_track_create(struct gr_ram *ram, struct gr_track **ret_track,
 					    struct gr_error *err);
-/** Stop and free it. @param track May be NULL. @context Outside a read-side section. */
+/**
+ * Stop and free it; before gr_ram_free().
+ * @param track May be NULL.
+ * @context Outside a read-side section; no other thread uses it.
+ */
 GR_EXPORT void gr_track_free(struct gr_track *track);
 
 /**
@@ -130,19 +143,27 @@ GR_EXPORT GR_MUST_CHECK int gr_track_use(struct gr_track *track, enum gr_tracker
  * @param err     May be NULL.
  * @return 0 or a negative errno; on failure nothing tracks that did not before.
  * @errors  -EINVAL a writer is covered by no tracker in use; the message names both.
+ *          GR_WRITERS_OUTSIDE is always refused in this version. What the kernel says
+ *          when a block cannot be tracked; the message names the block.
  * @context Any thread, outside a read-side section. What is stored after the return is
  *          tracked.
  */
 GR_EXPORT GR_MUST_CHECK int gr_track_start(struct gr_track *track, unsigned int writers,
 					   struct gr_error *err);
-/** Undo one gr_track_start(). @param track The driver. @context As gr_track_start(). */
+/**
+ * Undo one gr_track_start(). Stores that were not synced before the last stop are not reported.
+ * @param track The driver.
+ * @context As gr_track_start(). Dies if nothing was started.
+ */
 GR_EXPORT void gr_track_stop(struct gr_track *track);
 
 /**
  * Fetch what the trackers know and mark it in the dirty memory, for every consumer (O4).
+ * Without a start it does nothing: software marks need no sync.
  * @param track The driver.
  * @param err   May be NULL.
- * @return 0 or a negative errno.
+ * @return 0 or a negative errno. After an error the pages in question are marked or still
+ *         known to the tracker; none is forgotten.
  * @context Any thread, outside a read-side section. Takes the tracker locks.
  */
 GR_EXPORT GR_MUST_CHECK int gr_track_sync(struct gr_track *track, struct gr_error *err);
@@ -166,7 +187,7 @@ GR_EXPORT GR_MUST_CHECK int gr_track_rearm(struct gr_track *track, struct gr_ram
  * @param track The driver.
  * @param buf   Filled: names joined by '+', e.g. "uffd-wp+software".
  * @param bytes Its size.
- * @context Any.
+ * @context Any thread, not beside gr_track_use().
  */
 GR_EXPORT void gr_track_describe(const struct gr_track *track, char *buf, size_t bytes);
 

@@ -10,7 +10,6 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <guestram/track.h>
-#include <linux/kvm.h>
 #include <linux/userfaultfd.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -18,6 +17,9 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#if __has_include(<asm/kvm.h>)
+#	include <linux/kvm.h>
+#endif
 
 static void close_fd(int *fd)
 {
@@ -249,6 +251,7 @@ static void probe_copy_shared(struct gr_feature *f)
 
 /* ---- KVM ------------------------------------------------------------------------------ */
 
+#ifdef KVM_API_VERSION
 /* A VM, or -1 with the reason in f. */
 static int open_vm(struct gr_feature *f)
 {
@@ -312,6 +315,15 @@ static void probe_kvm_ring(struct gr_feature *f)
 		say(f, false, "KVM_CAP_DIRTY_LOG_RING is not offered");
 	}
 }
+
+#else
+static void probe_kvm(struct gr_feature *f)
+{
+	say(f, false, "KVM does not exist on this architecture");
+}
+#	define probe_kvm_log  probe_kvm
+#	define probe_kvm_ring probe_kvm
+#endif
 
 /* ---- huge pages ----------------------------------------------------------------------- */
 
