@@ -91,6 +91,15 @@ void vmm_kvm_vcpu_poke_locked(struct vmm_kvm_vcpu *vcpu)
 	}
 }
 
+/* O6: whether KVM still has to deliver what the vCPU left the guest for. */
+static bool has_open_exit(const struct vmm_kvm_vcpu *vcpu)
+{
+#ifdef GR_MUTANT_PAUSE_UNSETTLED
+	return false;
+#endif
+	return !vcpu->settled && !vcpu->ended;
+}
+
 /* Waits until the vCPU may enter, or has an exit to complete; false: the thread shall end. */
 static bool enter(struct vmm_kvm_vcpu *vcpu)
 {
@@ -100,7 +109,7 @@ static bool enter(struct vmm_kvm_vcpu *vcpu)
 	(void)pthread_mutex_lock(&kvm->lock);
 	while (!kvm->quit) {
 		stand = kvm->paused || vcpu->halted || vcpu->ended;
-		if (kvm->holds == 0 && (!stand || (!vcpu->settled && !vcpu->ended))) {
+		if (kvm->holds == 0 && (!stand || has_open_exit(vcpu))) {
 			break;
 		}
 		if (kvm->holds == 0) {

@@ -1,0 +1,41 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# The tests that need /dev/kvm, and the mutants that only it kills, in one boot of the rig:
+# for machines without /dev/kvm. kvm-test.sh [BUILD FOLDER]. Takes a few minutes.
+set -eu
+cd "$(dirname "$0")/.."
+scripts/deps.sh test
+build=$(realpath "${1:-build}")
+tests="tests/vmm/test_kvm_log tests/vmm/test_kvm_machine"
+mutants="kvm_rearm_own_set:two_consumers_of_one_log_both_end_with_the_guests_bytes_with_manual_protect
+kvm_delete_unsynced:a_slot_that_goes_leaves_its_dirty_bits
+kvm_pause_unsettled:what_a_vcpu_left_the_guest_for_is_done_once_also_over_a_move"
+
+[ -f "$build/build.ninja" ] || meson setup "$build" >&2
+ninja -C "$build" >&2
+
+mkdir -p build-kvm-rig
+list=$(mktemp build-kvm-rig/tests.XXXXXX)
+trap 'rm -f "$list"' EXIT
+files=
+{
+	echo '#!/bin/sh'
+	echo 'status=0'
+	for t in $tests; do
+		files="$files -f $build/$t"
+		echo "$build/$t || status=1"
+	done
+	for m in $mutants; do
+		exe=$build/tests/mutants/mutant_${m%%:*}
+		files="$files -f $exe"
+		echo "if $exe ${m#*:} | tee /tmp/out | grep -q '^not ok'; then"
+		echo "	echo 'ok - ${m#*:} kills ${m%%:*}'"
+		echo "else"
+		echo "	echo 'not ok - ${m#*:} kills ${m%%:*}'; cat /tmp/out; status=1"
+		echo "fi"
+	done
+	echo "exit \$status"
+} >"$list"
+chmod +x "$list"
+# shellcheck disable=SC2086  # a list of options on purpose
+KVM_RIG_SECONDS=${KVM_RIG_SECONDS:-1200} scripts/kvm-rig.sh $files "$list"
