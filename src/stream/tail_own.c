@@ -146,11 +146,12 @@ int gr_tail_section_next(struct gr_tail *t, size_t *cursor, struct gr_tail_secti
 			 struct gr_error *err)
 {
 	size_t at = *cursor, end = gr_tail_sections_bytes(t), left = end - at, name, data;
-	const uint8_t *p = t->data + at;
+	const uint8_t *p;
 
 	if (left == 0) {
 		return 0;
 	}
+	p = t->data + at;
 	if (p[0] != GR_SECTION_FULL || left < 6) {
 		return bad(at, "no device section begins here", err);
 	}
