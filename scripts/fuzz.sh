@@ -9,6 +9,8 @@ scripts/deps.sh fuzz
 [ -f build-fuzz/build.ninja ] || CC=clang meson setup build-fuzz -Dfuzz=true -Dmutants=false \
 	-Db_sanitize=address,undefined -Db_lundef=false >&2
 ninja -C build-fuzz >&2
+# Without this undefined behaviour is printed and fuzzed over.
+export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1
 
 if [ $# -eq 0 ]; then
 	for target in tests/fuzz/fuzz_*.c; do
