@@ -186,19 +186,17 @@ int gr_dirty_epoch_abort(struct gr_dirty_consumer *consumer)
 	if (!consumer->open) {
 		return -EINVAL;
 	}
-#ifndef GR_MUTANT_ABORT_DROPS_EPOCH
 	gr_mutex_lock(&d->lock);
+#ifdef GR_MUTANT_ABORT_OVERWRITES_PENDING
+	swap_bits(&consumer->set, &consumer->pend);
+#elif !defined(GR_MUTANT_ABORT_DROPS_EPOCH)
 	/* OR the smaller into the larger; no fence: nothing live is cleared. */
 	if (consumer->set.pages > consumer->pend.pages) {
 		swap_bits(&consumer->set, &consumer->pend);
 	}
-#ifndef GR_MUTANT_ABORT_DROPS_PENDING
 	gr_bits_or(&consumer->pend, &consumer->set);
 #endif
 	gr_mutex_unlock(&d->lock);
-#else
-	(void)d;
-#endif
 	gr_bits_clear(&consumer->set);
 	consumer->open = false;
 	return 0;

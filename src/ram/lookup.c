@@ -66,7 +66,11 @@ const struct gr_ram_region *gr_ram_region_at_rcu(const struct gr_ram_index *inde
 {
 	const struct gr_ram_region *r = last.region;
 
+#ifdef GR_MUTANT_LOOKUP_NO_GENERATION
+	if (r && gpa.v - r->gpa.v < r->bytes) {
+#else
 	if (last.region_generation == index->generation && gpa.v - r->gpa.v < r->bytes) {
+#endif
 		return r;
 	}
 	r = gr_ram_index_region_from(index, gpa.v);

@@ -7,7 +7,6 @@
 #include "base/heavy_fence.h"
 #include "bitmap/dirty.h"
 #include "harness.h"
-#include <malloc.h>
 #include <pthread.h>
 #include <semaphore.h>
 #include <stdlib.h>
@@ -222,22 +221,34 @@ TEST(range_mark_half_way_during_a_harvest_loses_no_page)
 	end(d, c);
 }
 
+static void *others_memory[64];
+
 TEST(marker_that_loaded_the_map_before_growth_marks_what_the_harvest_after_it_reads)
 {
 	struct gr_dirty_consumer *c;
 	struct gr_dirty *d;
 	struct stopped m = { .page = CHUNK / 2 };
 
-	mallopt(M_PERTURB, 0x5a); /* what is freed does not look as before */
 	d = make(CHUNK, &c);
 	m.dirty = d;
 	run_to(&m, "mark: map loaded", do_mark);
 	ASSERT_EQ(gr_dirty_grow(d, 3 * CHUNK, NULL), 0);
+	/* Were the old map freed already, somebody else would write there now. */
+	for (int i = 0; i < 64; i++) {
+		size_t bytes = sizeof(struct gr_dirty_map) + sizeof(struct gr_bits_chunk *);
+
+		others_memory[i] = malloc(bytes);
+		ASSERT(others_memory[i] != NULL);
+		memset(others_memory[i], 0x5a, bytes);
+	}
 	mark(d, 3 * CHUNK - 1);
 	finish(&m);
 	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
 	ASSERT(in_epoch(c, CHUNK / 2));
 	ASSERT(in_epoch(c, 3 * CHUNK - 1));
+	for (int i = 0; i < 64; i++) {
+		free(others_memory[i]);
+	}
 	end(d, c);
 }
 
