@@ -19,7 +19,10 @@
  *
  * Caveats: a failed or cancelled source leaves the guest running (it is resumed if it had
  * been stopped), and every other consumer of the dirty memory as if nothing had been. A
- * destination that fails never starts the guest; its RAM is then undefined.
+ * destination that fails never starts the guest; its RAM is then undefined. While a move
+ * switches over, and all the time towards a peer that is no guestram, adding and removing
+ * blocks fails with -EBUSY. After a plain move (no return path) close the channel, or end
+ * its writing: the end of the stream is what tells the peer. docs/migration.md has the rest.
  */
 #ifndef GUESTRAM_MIGRATE_H
 #define GUESTRAM_MIGRATE_H
@@ -161,8 +164,9 @@ GR_EXPORT GR_MUST_CHECK int gr_source_create(struct gr_ram *ram, struct gr_track
  * @param err    May be NULL.
  * @return 0 when the destination has all (and, if it is a guestram, said so), or a
  *         negative errno.
- * @errors  -ECANCELED; what the channel, the
- *          trackers or the ops returned, with the block and page where it happened.
+ * @errors  -ECANCELED; -EREMOTEIO the destination says that it has failed; -EPIPE it has
+ *          closed the connection; what the channel, the trackers or the ops returned, with
+ *          the block and page where it happened.
  * @context One thread. Blocks. Outside a read-side section.
  * @source  Clark et al., "Live Migration of Virtual Machines", NSDI 2005.
  */
@@ -178,7 +182,12 @@ GR_EXPORT GR_MUST_CHECK int gr_source_run(struct gr_source *source, struct gr_er
  */
 GR_EXPORT GR_MUST_CHECK int gr_source_step(struct gr_source *source, struct gr_error *err);
 
-/** Ask a source to end. @param source The source. @context Any thread; returns at once. */
+/**
+ * Ask a source to end. Too late once the destination has said that it has everything:
+ * gr_source_run() then returns 0.
+ * @param source The source.
+ * @context Any thread; returns at once.
+ */
 GR_EXPORT void gr_source_cancel(struct gr_source *source);
 
 /**
