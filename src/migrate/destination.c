@@ -29,8 +29,9 @@ int gr_destination_create(struct gr_ram *ram, struct gr_channel *channel,
 	int rc;
 
 	if (!ram || !channel || (params && params->size != sizeof(*params))) {
-		return gr_error_set(err, -EINVAL, "a destination needs RAM, a channel and "
-						  "parameters of the right size");
+		return gr_error_set(err, -EINVAL,
+				    "a destination needs RAM, a channel and "
+				    "parameters of the right size");
 	}
 	d = calloc(1, sizeof(*d));
 	if (!d) {

@@ -21,8 +21,8 @@ enum { GR_HOLES_MAP_PAGES = 4096 };
 
 /* Zero-initialise, then init. One thread. */
 struct gr_holes {
-	int pagemap_fd;		/* -1: not to be had */
-	uint64_t page_bytes;	/* the guest's page size: a hole is whole pages of it */
+	int pagemap_fd;	     /* -1: not to be had */
+	uint64_t page_bytes; /* the guest's page size: a hole is whole pages of it */
 	uint64_t host_page_bytes;
 	uint64_t *map;		/* GR_HOLES_MAP_PAGES entries of the page map */
 	unsigned char *in_core; /* as many answers of mincore() */

@@ -2,7 +2,6 @@
 #include "migrate/model.h"
 #include "base/compiler.h"
 
-
 void gr_model_sample(struct gr_model *m, uint64_t bytes, uint64_t ns)
 {
 	m->bytes += bytes;
@@ -28,8 +27,8 @@ uint64_t gr_model_bandwidth(const struct gr_model *m)
 void gr_model_harvest(struct gr_model *m, uint64_t pages, uint64_t cost_ns, uint64_t now_ns)
 {
 	if (m->harvested_ns != 0 && now_ns > m->harvested_ns) {
-		m->dirty_pages_per_s =
-			(uint64_t)((unsigned __int128)pages * GR_NS_PER_S / (now_ns - m->harvested_ns));
+		m->dirty_pages_per_s = (uint64_t)((unsigned __int128)pages * GR_NS_PER_S /
+						  (now_ns - m->harvested_ns));
 	}
 	m->harvest_ns = cost_ns;
 	m->harvested_ns = now_ns;
@@ -38,13 +37,18 @@ void gr_model_harvest(struct gr_model *m, uint64_t pages, uint64_t cost_ns, uint
 uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t page_bytes)
 {
 	uint64_t bandwidth = gr_model_bandwidth(m);
+	uint64_t guess = GR_MODEL_PAUSE_NS + GR_MODEL_STATE_NS;
 	unsigned __int128 dirtied, send;
 
 	if (bandwidth == 0) {
 		return UINT64_MAX;
 	}
-	dirtied = (unsigned __int128)m->dirty_pages_per_s * (GR_MODEL_PAUSE_NS + m->harvest_ns) / GR_NS_PER_S;
+	dirtied = (unsigned __int128)m->dirty_pages_per_s * (GR_MODEL_PAUSE_NS + m->harvest_ns) /
+		  GR_NS_PER_S;
 	send = ((unsigned __int128)pages + dirtied) * page_bytes * GR_NS_PER_S / bandwidth;
-	send += (unsigned __int128)GR_MODEL_PAUSE_NS + m->harvest_ns + GR_MODEL_STATE_NS + m->answer_ns;
+	if (m->limit_ns != 0) {
+		guess = GR_MIN(guess, m->limit_ns / 4);
+	}
+	send += (unsigned __int128)guess + m->harvest_ns + m->answer_ns;
 	return send > UINT64_MAX ? UINT64_MAX : (uint64_t)send;
 }

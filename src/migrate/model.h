@@ -5,6 +5,9 @@
  *     downtime = (pages left + pages dirtied until it stands still) x bytes / bandwidth
  *              + the last sync and harvest + device state + the answer's way
  *
+ * What devices and stopping take is a guess; it may take up a quarter of the limit at most,
+ * or a short limit could never be met.
+ *
  * Bandwidth is bytes over time with a memory of about a second, weighted by time: one slow
  * or fast moment does not decide. Pure arithmetic; one thread.
  */
@@ -20,6 +23,7 @@
 
 struct gr_model {
 	uint64_t bytes, ns;	    /* of the samples, older ones faded */
+	uint64_t limit_ns;	    /* the downtime allowed; 0: not said */
 	uint64_t bytes_per_s_max;   /* the bandwidth limit; 0: none. To be on the safe side it
 				     * counts for the last pages too, although they ignore it. */
 	uint64_t harvest_ns;	    /* of the last sync and begin */

@@ -20,13 +20,13 @@ struct sink_block {
 };
 
 struct gr_ram_sink {
-	struct gr_ram *ram;		/* (c) */
-	struct gr_destination_ops ops;	/* (c) */
-	uint64_t page_bytes;		/* (c) of the machine, and then of the stream */
-	struct gr_placer placer;	/* (o) */
-	struct gr_holes holes;		/* (o) */
-	struct sink_block *blocks;	/* (o) */
-	struct gr_section_watch watch;	/* (o) */
+	struct gr_ram *ram;	       /* (c) */
+	struct gr_destination_ops ops; /* (c) */
+	uint64_t page_bytes;	       /* (c) of the machine, and then of the stream */
+	struct gr_placer placer;       /* (o) */
+	struct gr_holes holes;	       /* (o) */
+	struct sink_block *blocks;     /* (o) */
+	struct gr_section_watch watch; /* (o) */
 };
 
 static bool page_present(const struct sink_block *b, uint64_t page)
@@ -146,10 +146,9 @@ static int sink_config(void *opaque, const struct gr_stream_record *config, stru
 	struct gr_ram_sink *sink = opaque;
 
 	if (config->config.page_bytes != sink->page_bytes) {
-		return gr_error_set(err, -EINVAL,
-				    "the stream's pages have %u bytes, this machine's have %llu",
-				    config->config.page_bytes,
-				    (unsigned long long)sink->page_bytes);
+		return gr_error_set(
+			err, -EINVAL, "the stream's pages have %u bytes, this machine's have %llu",
+			config->config.page_bytes, (unsigned long long)sink->page_bytes);
 	}
 	return 0;
 }
@@ -355,9 +354,9 @@ static int sink_pages(void *opaque, struct gr_stream_block *entry, uint32_t coun
 			return gr_error_set(err, -EBADMSG, "beyond the block's end");
 		}
 		present = page_present(b, offsets[i] / size);
-		for (n = 1; i + n < count && offsets[i + n] == offsets[i] + n * size &&
-			    offsets[i + n] < b->bytes &&
-			    page_present(b, offsets[i + n] / size) == present;
+		for (n = 1;
+		     i + n < count && offsets[i + n] == offsets[i] + n * size &&
+		     offsets[i + n] < b->bytes && page_present(b, offsets[i + n] / size) == present;
 		     n++) {
 		}
 		place_run(sink, b, offsets[i], data + i * size, n, present);

@@ -12,20 +12,20 @@
 #include <string.h>
 
 struct gr_receive {
-	struct gr_channel *channel;	   /* (c) borrowed */
-	struct gr_sink sink;		   /* (c) */
-	struct gr_receive_params params;   /* (c) */
-	char *machine;			   /* (c) what params.machine points to */
-	struct gr_stream_reader *reader;   /* (o) */
-	struct gr_progress progress;	   /* its own locking */
-	struct gr_tail tail;		   /* (o) */
-	struct gr_error error;		   /* (o) the first one */
-	uint8_t *page;			   /* (o) one page, for fill bytes and differences */
-	uint32_t page_bytes;		   /* (o) of the stream */
-	bool return_path;		   /* (o) the source has opened it */
-	bool ours;			   /* (o) FEATURES was sent */
-	bool blocks_wait;		   /* (o) the list came, the announcement not yet */
-	bool done;			   /* (o) */
+	struct gr_channel *channel;	 /* (c) borrowed */
+	struct gr_sink sink;		 /* (c) */
+	struct gr_receive_params params; /* (c) */
+	char *machine;			 /* (c) what params.machine points to */
+	struct gr_stream_reader *reader; /* (o) */
+	struct gr_progress progress;	 /* its own locking */
+	struct gr_tail tail;		 /* (o) */
+	struct gr_error error;		 /* (o) the first one */
+	uint8_t *page;			 /* (o) one page, for fill bytes and differences */
+	uint32_t page_bytes;		 /* (o) of the stream */
+	bool return_path;		 /* (o) the source has opened it */
+	bool ours;			 /* (o) FEATURES was sent */
+	bool blocks_wait;		 /* (o) the list came, the announcement not yet */
+	bool done;			 /* (o) */
 };
 
 int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
@@ -180,8 +180,8 @@ static int take_blocks(struct gr_receive *r, const struct gr_stream_record *rec,
 static int sink_failed(struct gr_receive *r, const struct gr_stream_record *rec, int rc,
 		       uint32_t block, uint64_t offset, struct gr_error *err)
 {
-	gr_error_prefix(err, "byte %llu: block '%s', page %llu: ",
-			(unsigned long long)rec->byte_offset,
+	gr_error_prefix(err,
+			"byte %llu: block '%s', page %llu: ", (unsigned long long)rec->byte_offset,
 			gr_stream_reader_block(r->reader, block)->id,
 			(unsigned long long)(offset / r->page_bytes));
 	return rc;
@@ -307,8 +307,8 @@ static int finish(struct gr_receive *r, struct gr_error *err)
 		(void)gr_progress_move(&r->progress, GR_MIGRATE_DEVICE);
 	}
 	if (rc < 0) {
-		gr_error_prefix(err, "byte %llu: ",
-				(unsigned long long)gr_stream_reader_offset(r->reader));
+		gr_error_prefix(
+			err, "byte %llu: ", (unsigned long long)gr_stream_reader_offset(r->reader));
 		return rc;
 	}
 #ifdef GR_MUTANT_MIGRATE_SHUT_FIRST
@@ -423,8 +423,8 @@ int gr_receive_step(struct gr_receive *r, struct gr_error *err)
 	}
 	rc = gr_stream_next(r->reader, &rec, &r->error);
 	if (rc > 0) {
-		rc = rec.kind == GR_STREAM_TAIL ? take_tail(r, &rec, &r->error) :
-						  take(r, &rec, &r->error);
+		rc = rec.kind == GR_STREAM_TAIL ? take_tail(r, &rec, &r->error)
+						: take(r, &rec, &r->error);
 		rc = rc == 0 && !r->done ? 1 : rc;
 	} else if (rc == 0) {
 		rc = finish(r, &r->error);

@@ -14,8 +14,7 @@ struct gr_section_watch {
 	uint64_t ns_max;
 };
 
-static inline void gr_section_enter(struct gr_section_watch *w)
-	GR_ACQUIRE_SHARED(gr_rcu_section)
+static inline void gr_section_enter(struct gr_section_watch *w) GR_ACQUIRE_SHARED(gr_rcu_section)
 {
 	w->begin_ns = gr_clock_ns();
 	gr_rcu_read_lock();

@@ -97,6 +97,7 @@ int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_chann
 	if (s->params.downtime_ns_max == 0) {
 		s->params.downtime_ns_max = GR_SOURCE_DOWNTIME_NS;
 	}
+	s->model.limit_ns = s->params.downtime_ns_max;
 	s->model.bytes_per_s_max = s->params.bandwidth_bytes_per_s_max;
 	gr_progress_init(&s->progress);
 	gr_tail_builder_init(&s->tail, (uint32_t)s->page_bytes);

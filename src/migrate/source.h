@@ -10,11 +10,11 @@
 #ifndef GR_MIGRATE_SOURCE_H
 #define GR_MIGRATE_SOURCE_H
 
-#include "migrate/source_blocks.h"
 #include "migrate/holes.h"
 #include "migrate/model.h"
 #include "migrate/pacing.h"
 #include "migrate/progress.h"
+#include "migrate/source_blocks.h"
 #include "stream/return_path.h"
 #include "stream/tail.h"
 #include "stream/writer.h"
@@ -24,24 +24,24 @@
 
 enum {
 	GR_SOURCE_BATCH_PAGES = GR_STREAM_RUN_PAGES_MAX, /* sent with one system call */
-	GR_SOURCE_BATCH_LOOKS = 4096,  /* pages looked at in one batch, at most */
-	GR_SOURCE_BATCH_RUNS = 256,    /* runs of dirty pages in one batch, at most */
+	GR_SOURCE_BATCH_LOOKS = 4096,			 /* pages looked at in one batch, at most */
+	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
 	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */
-	GR_SOURCE_RAM_SECTION = 2,     /* section id of 'ram'; the devices' follow */
+	GR_SOURCE_RAM_SECTION = 2,	/* section id of 'ram'; the devices' follow */
 };
 /* How long a peer may take to answer the first PING. */
-#define GR_SOURCE_PEER_NS (5 * GR_NS_PER_S)
+#define GR_SOURCE_PEER_NS     (5 * GR_NS_PER_S)
 #define GR_SOURCE_DOWNTIME_NS (300 * GR_NS_PER_MS)
 
 /* What the next step does. */
 enum gr_source_phase {
 	GR_SOURCE_SETUP,
-	GR_SOURCE_PEER,   /* wait for FEATURES or PONG */
-	GR_SOURCE_START,  /* announce the blocks */
+	GR_SOURCE_PEER,	   /* wait for FEATURES or PONG */
+	GR_SOURCE_START,   /* announce the blocks */
 	GR_SOURCE_HARVEST, /* sync, begin, decide */
-	GR_SOURCE_ROUND,  /* send the epoch while the guest runs */
-	GR_SOURCE_SWITCH, /* stop the guest, harvest last */
-	GR_SOURCE_FINAL,  /* send the last epoch */
+	GR_SOURCE_ROUND,   /* send the epoch while the guest runs */
+	GR_SOURCE_SWITCH,  /* stop the guest, harvest last */
+	GR_SOURCE_FINAL,   /* send the last epoch */
 	GR_SOURCE_DEVICES,
 	GR_SOURCE_ANSWER, /* wait for SHUT */
 	GR_SOURCE_ENDED,
@@ -69,47 +69,47 @@ struct gr_source_extent {
 };
 
 struct gr_source {
-	struct gr_ram *ram;		 /* (c) */
-	struct gr_track *track;		 /* (c) may be NULL */
-	struct gr_channel *channel;	 /* (c) */
-	struct gr_source_params params;	 /* (c) defaults filled in */
-	char *machine;			 /* (c) */
-	struct gr_source_ops ops;	 /* (c) */
-	bool stopped;			 /* (c) the machine is: no ops were given */
-	uint64_t page_bytes;		 /* (c) */
-	struct gr_progress progress;	 /* its own locking */
-	struct gr_dirty_consumer *consumer; /* (o) */
-	struct gr_stream_writer *writer; /* (o) */
+	struct gr_ram *ram;		      /* (c) */
+	struct gr_track *track;		      /* (c) may be NULL */
+	struct gr_channel *channel;	      /* (c) */
+	struct gr_source_params params;	      /* (c) defaults filled in */
+	char *machine;			      /* (c) */
+	struct gr_source_ops ops;	      /* (c) */
+	bool stopped;			      /* (c) the machine is: no ops were given */
+	uint64_t page_bytes;		      /* (c) */
+	struct gr_progress progress;	      /* its own locking */
+	struct gr_dirty_consumer *consumer;   /* (o) */
+	struct gr_stream_writer *writer;      /* (o) */
 	struct gr_return_path_reader answers; /* (o) */
-	struct gr_source_blocks table;	 /* (o) what the destination knows */
-	struct gr_section_watch watch;	 /* (o) */
-	struct gr_holes holes;		 /* (o) */
-	struct gr_pacing pacing;	 /* (o) */
-	struct gr_model model;		 /* (o) */
-	struct gr_tail_builder tail;	 /* (o) */
-	struct gr_source_batch batch;	 /* (o) */
-	struct gr_source_extent extent;	 /* (o) */
-	struct gr_error error;		 /* (o) how it ended, if not well */
-	uint8_t *bounce;		 /* (o) see gr_source_send_batch() */
-	uint8_t **shadow;		 /* (o) source_fault.c; by entry of the table */
-	uint64_t *shadow_incarnation;	 /* (o) */
-	uint32_t shadows;		 /* (o) */
-	enum gr_source_phase phase;	 /* (o) */
-	uint64_t cursor;		 /* (o) page number: where the search goes on */
-	uint64_t run_end;		 /* (o) the run of dirty pages there ends here */
-	uint64_t rounds;		 /* (o) harvests */
-	uint64_t section_pages;		 /* (o) in the open PART section */
-	uint64_t ping_ns, pause_ns;	 /* (o) when */
-	bool ours;			 /* (o) the peer is a guestram */
-	bool answer_expected;		 /* (o) it will say SHUT */
-	bool tracking;			 /* (o) gr_track_start() has succeeded */
-	bool frozen;			 /* (o) gr_ram_freeze() is in force */
-	bool paused;			 /* (o) the machine was stopped by us */
-	bool epoch;			 /* (o) one is open */
-	bool section;			 /* (o) a section is open in the stream */
-	bool switch_next;		 /* (o) the decision has fallen */
-	bool final;			 /* (o) nobody writes guest memory any more */
-	bool lost;			 /* (o) GR_FAULT_LOSE_PAGE: this round's page */
+	struct gr_source_blocks table;	      /* (o) what the destination knows */
+	struct gr_section_watch watch;	      /* (o) */
+	struct gr_holes holes;		      /* (o) */
+	struct gr_pacing pacing;	      /* (o) */
+	struct gr_model model;		      /* (o) */
+	struct gr_tail_builder tail;	      /* (o) */
+	struct gr_source_batch batch;	      /* (o) */
+	struct gr_source_extent extent;	      /* (o) */
+	struct gr_error error;		      /* (o) how it ended, if not well */
+	uint8_t *bounce;		      /* (o) see gr_source_send_batch() */
+	uint8_t **shadow;		      /* (o) source_fault.c; by entry of the table */
+	uint64_t *shadow_incarnation;	      /* (o) */
+	uint32_t shadows;		      /* (o) */
+	enum gr_source_phase phase;	      /* (o) */
+	uint64_t cursor;		      /* (o) page number: where the search goes on */
+	uint64_t run_end;		      /* (o) the run of dirty pages there ends here */
+	uint64_t rounds;		      /* (o) harvests */
+	uint64_t section_pages;		      /* (o) in the open PART section */
+	uint64_t ping_ns, pause_ns;	      /* (o) when */
+	bool ours;			      /* (o) the peer is a guestram */
+	bool answer_expected;		      /* (o) it will say SHUT */
+	bool tracking;			      /* (o) gr_track_start() has succeeded */
+	bool frozen;			      /* (o) gr_ram_freeze() is in force */
+	bool paused;			      /* (o) the machine was stopped by us */
+	bool epoch;			      /* (o) one is open */
+	bool section;			      /* (o) a section is open in the stream */
+	bool switch_next;		      /* (o) the decision has fallen */
+	bool final;			      /* (o) nobody writes guest memory any more */
+	bool lost;			      /* (o) GR_FAULT_LOSE_PAGE: this round's page */
 };
 
 /* source_send.c */

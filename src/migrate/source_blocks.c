@@ -57,7 +57,8 @@ static int by_page(const void *a, const void *b)
 }
 
 /* Where the guest sees each block: the region that shows it from its first byte on. */
-static void find_gpas(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_section_watch *watch)
+static void find_gpas(struct gr_source_blocks *t, struct gr_ram *ram,
+		      struct gr_section_watch *watch)
 {
 	uint64_t page_bytes = gr_ram_page_bytes(ram);
 	struct gr_ram_region region;
@@ -89,7 +90,7 @@ static void find_gpas(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_
 }
 
 int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
-			struct gr_section_watch *watch, struct gr_error *err)
+			  struct gr_section_watch *watch, struct gr_error *err)
 {
 	struct gr_source_blocks n = { .capacity = GR_MAX(t->count + 4, (uint32_t)FIRST_CAPACITY) };
 
@@ -129,8 +130,8 @@ const struct gr_source_block *gr_source_blocks_at(const struct gr_source_blocks 
 	return low < t->count ? &t->entries[low] : NULL;
 }
 
-int gr_source_blocks_describe(const struct gr_source_blocks *t, struct gr_stream_block_desc **ret_descs,
-			    struct gr_error *err)
+int gr_source_blocks_describe(const struct gr_source_blocks *t,
+			      struct gr_stream_block_desc **ret_descs, struct gr_error *err)
 {
 	struct gr_stream_block_desc *descs = calloc(GR_MAX(t->count, 1u), sizeof(*descs));
 

@@ -45,7 +45,7 @@ void gr_source_blocks_destroy(struct gr_source_blocks *t);
  * @return 0 or -ENOMEM.
  */
 GR_MUST_CHECK int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
-				      struct gr_section_watch *watch, struct gr_error *err);
+					struct gr_section_watch *watch, struct gr_error *err);
 
 /**
  * Find the entry of a page, or the next one.
@@ -63,7 +63,7 @@ const struct gr_source_block *gr_source_blocks_at(const struct gr_source_blocks 
  * @return 0 or -ENOMEM.
  */
 GR_MUST_CHECK int gr_source_blocks_describe(const struct gr_source_blocks *t,
-					  struct gr_stream_block_desc **ret_descs,
-					  struct gr_error *err);
+					    struct gr_stream_block_desc **ret_descs,
+					    struct gr_error *err);
 
 #endif

@@ -38,8 +38,7 @@ static bool readable(struct gr_source *s, uint64_t wait_ns)
 	 * FEATURES and PONG often come together: the second one waits in our buffer. And a
 	 * channel without a descriptor waits by itself.
 	 */
-	if (pfd.fd < 0 || gr_return_path_parse(s->answers.buf, s->answers.bytes, &msg, NULL) !=
-				  0) {
+	if (pfd.fd < 0 || gr_return_path_parse(s->answers.buf, s->answers.bytes, &msg, NULL) != 0) {
 		return true;
 	}
 	return ppoll(&pfd, 1, &wait, NULL) > 0;

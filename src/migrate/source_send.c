@@ -244,9 +244,9 @@ static int look(struct gr_source *s, uint64_t offset, uint64_t end, uint64_t *re
 }
 
 #ifdef GR_MUTANT_MIGRATE_REARM_LATE
-#define REARM_LATE true
+#	define REARM_LATE true
 #else
-#define REARM_LATE false
+#	define REARM_LATE false
 #endif
 
 /* Nobody writes any more in the final round: nothing to watch. */
@@ -319,8 +319,7 @@ static int fill_batch(struct gr_source *s, const struct gr_source_block *e, stru
 	int rc = 0;
 
 	while (rc == 0 && b->count < b->room && b->looks < GR_SOURCE_BATCH_LOOKS &&
-	       b->runs < GR_SOURCE_BATCH_RUNS &&
-	       next_run(s, &first, &pages) && first < end) {
+	       b->runs < GR_SOURCE_BATCH_RUNS && next_run(s, &first, &pages) && first < end) {
 		rc = add_run(s, first, GR_MIN(pages, end - first), err);
 	}
 	if (rc < 0) {
@@ -386,8 +385,8 @@ static int send_from(struct gr_source *s, const struct gr_source_block *e, struc
 	b->entry = e;
 	b->count = b->looks = b->runs = 0;
 	b->zero_bytes = b->zero_pages = b->hole_pages = 0;
-	b->room = s->paused ? GR_SOURCE_BATCH_PAGES :
-			      (uint32_t)GR_MAX(piece / s->page_bytes, (uint64_t)1);
+	b->room = s->paused ? GR_SOURCE_BATCH_PAGES
+			    : (uint32_t)GR_MAX(piece / s->page_bytes, (uint64_t)1);
 	b->block = entry_block(s, e);
 	if (!b->block) {
 		/* Unplugged: its pages are nobody's, the next announcement says so. */

@@ -25,19 +25,19 @@ enum { MOVE_WRITERS_MAX = 4, MOVE_PAGE = 4096 };
 /* The running guest: threads that write through gr_ram_write() until they are stopped. */
 struct move_guest {
 	struct gr_ram *ram;
-	uint64_t gpa, bytes;	  /* where they write */
+	uint64_t gpa, bytes;		       /* where they write */
 	uint64_t hot_gpa, hot_step, hot_slots; /* plugged blocks, written where they exist */
 	unsigned int writers;
-	unsigned int others;	  /* (lock) threads of the test's that park with them */
-	unsigned int pause_us;	  /* between two writes; 0: as fast as possible */
+	unsigned int others;   /* (lock) threads of the test's that park with them */
+	unsigned int pause_us; /* between two writes; 0: as fast as possible */
 	uint64_t seed;
 	pthread_t threads[MOVE_WRITERS_MAX];
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	bool stop, paused;	  /* (lock) */
-	unsigned int parked;	  /* (lock) */
+	bool stop, paused;	      /* (lock) */
+	unsigned int parked;	      /* (lock) */
 	unsigned int pauses, resumes; /* (lock) how often */
-	uint64_t writes;	  /* (atomic) */
+	uint64_t writes;	      /* (atomic) */
 };
 
 struct move_writer_arg {

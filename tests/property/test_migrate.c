@@ -94,8 +94,12 @@ static void plug_one(struct plugger *p, unsigned int slot)
 {
 	char id[16];
 	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = id, .used_bytes = HOT_PAGES * MOVE_PAGE, .fd = -1,
-		.backing = slot % 2 ? GR_RAM_ANONYMOUS : GR_RAM_MEMFD, .mapped = true,
+		.size = sizeof(desc),
+		.id = id,
+		.used_bytes = HOT_PAGES * MOVE_PAGE,
+		.fd = -1,
+		.backing = slot % 2 ? GR_RAM_ANONYMOUS : GR_RAM_MEMFD,
+		.mapped = true,
 		.gpa = gr_gpa(HOT_GPA + slot * HOT_PAGES * MOVE_PAGE),
 	};
 	int rc;
@@ -218,9 +222,14 @@ static void world_start(struct world *w, uint64_t *seed, bool plugging, bool uff
 					&w->backup.consumer, NULL),
 		  0);
 	w->guest = (struct move_guest){
-		.ram = w->ram, .bytes = BYTES, .writers = 2, .pause_us = 20,
-		.seed = test_rand(seed), .hot_gpa = HOT_GPA,
-		.hot_step = HOT_PAGES * MOVE_PAGE, .hot_slots = plugging ? HOT_SLOTS : 0,
+		.ram = w->ram,
+		.bytes = BYTES,
+		.writers = 2,
+		.pause_us = 20,
+		.seed = test_rand(seed),
+		.hot_gpa = HOT_GPA,
+		.hot_step = HOT_PAGES * MOVE_PAGE,
+		.hot_slots = plugging ? HOT_SLOTS : 0,
 	};
 	move_guest_start(&w->guest);
 	if (uffd) {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Streams made by hand or taken from a source, fed to a destination from memory. */
-#include "move.h"
 #include "migrate/receive.h"
+#include "move.h"
 #include "stream/channel.h"
 #include "stream/return_path.h"
 #include "stream/writer.h"
@@ -24,7 +24,8 @@ struct feed {
 
 static void feed(struct feed *f, struct gr_ram *to)
 {
-	struct gr_memory_script script = { .data = f->data, .bytes = f->bytes,
+	struct gr_memory_script script = { .data = f->data,
+					   .bytes = f->bytes,
 					   .read_max = f->read_max };
 	struct gr_destination *d;
 	struct gr_channel *ch;
@@ -105,7 +106,7 @@ static void no_resume(void *opaque)
 static uint8_t *capture(struct gr_ram *from, bool ours, size_t *ret_bytes)
 {
 	static const uint8_t answers[] = {
-		0x47, 0x52, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0,	 /* FEATURES */
+		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, 0,		    /* FEATURES */
 		0,    2,    0, 4, 0x47, 0x52, 0, 1, 0, 1, 0, 4, 0, 0, 0, 0, /* PONG, SHUT 0 */
 	};
 	struct gr_memory_script script = { .data = answers + (ours ? 0 : 12),
@@ -153,8 +154,9 @@ static void whole(struct gr_ram *from, const uint8_t *data, size_t bytes, bool o
 	for (size_t i = 0; i < sizeof(pieces) / sizeof(pieces[0]); i++) {
 		struct move_loaded loaded = { 0 };
 		struct gr_destination_ops ops = { .load = move_load, .opaque = &loaded };
-		struct feed f = { .data = data, .bytes = bytes, .read_max = pieces[i],
-				  .ops = &ops };
+		struct feed f = {
+			.data = data, .bytes = bytes, .read_max = pieces[i], .ops = &ops
+		};
 		struct gr_ram *to = move_ram();
 
 		feed(&f, to);
@@ -334,8 +336,11 @@ TEST(a_block_of_another_size_is_refused)
 
 TEST(a_block_that_stays_at_home_is_not_filled)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = name, .fd = -1,
-					  .used_bytes = RAM_BYTES, .flags = GR_RAM_NO_MIGRATE };
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = name,
+					  .fd = -1,
+					  .used_bytes = RAM_BYTES,
+					  .flags = GR_RAM_NO_MIGRATE };
 	struct made s;
 	struct feed f = { 0 };
 	struct gr_ram *to = move_ram();
@@ -522,10 +527,18 @@ static void announce(struct made *s, const struct gr_stream_block_desc *descs, s
 TEST(replugged_blocks_are_new_blocks_and_absent_ones_go)
 {
 	struct gr_stream_block_desc d[] = {
-		{ .id = "a", .used_bytes = RAM_BYTES, .max_bytes = RAM_BYTES, .incarnation = 1,
-		  .gpa = 0, .page_bytes = MOVE_PAGE },
-		{ .id = "b", .used_bytes = RAM_BYTES, .max_bytes = RAM_BYTES, .incarnation = 2,
-		  .gpa = 1 << 30, .page_bytes = MOVE_PAGE },
+		{ .id = "a",
+		  .used_bytes = RAM_BYTES,
+		  .max_bytes = RAM_BYTES,
+		  .incarnation = 1,
+		  .gpa = 0,
+		  .page_bytes = MOVE_PAGE },
+		{ .id = "b",
+		  .used_bytes = RAM_BYTES,
+		  .max_bytes = RAM_BYTES,
+		  .incarnation = 2,
+		  .gpa = 1 << 30,
+		  .page_bytes = MOVE_PAGE },
 	};
 	struct made s;
 	struct feed f = { 0 };
@@ -574,9 +587,12 @@ TEST(replugged_blocks_are_new_blocks_and_absent_ones_go)
 
 TEST(extensions_are_refused_from_a_peer_that_was_not_told_of_them)
 {
-	struct gr_stream_block_desc d = { .id = name, .used_bytes = RAM_BYTES,
-					  .max_bytes = RAM_BYTES, .incarnation = 1,
-					  .gpa = 0, .page_bytes = MOVE_PAGE };
+	struct gr_stream_block_desc d = { .id = name,
+					  .used_bytes = RAM_BYTES,
+					  .max_bytes = RAM_BYTES,
+					  .incarnation = 1,
+					  .gpa = 0,
+					  .page_bytes = MOVE_PAGE };
 	struct made s;
 	struct feed f = { 0 };
 	struct gr_ram *to = move_ram();
@@ -597,8 +613,9 @@ static void make_foreign_end(struct made *s, struct feed *f)
 {
 	static const char json[] = "{\"page_size\": 4096, \"devices\": [{\"name\": \"timer\", "
 				   "\"instance_id\": 0, \"version\": 2, \"fields\": []}]}";
-	uint8_t tail[256] = { 4, 0, 0, 0, 0, 5, 't', 'i', 'm', 'e', 'r', 0, 0, 0, 0, 0, 0, 0, 2,
-			      1, 2, 3, 0x7e, 0, 0, 0, 0, 0, 6, 0, 0, 0, sizeof(json) - 1 };
+	uint8_t tail[256] = { 4,    0, 0, 0, 0, 5, 't', 'i', 'm', 'e', 'r',
+			      0,    0, 0, 0, 0, 0, 0,	2,   1,	  2,   3,
+			      0x7e, 0, 0, 0, 0, 0, 6,	0,   0,	  0,   sizeof(json) - 1 };
 
 	memcpy(tail + 33, json, sizeof(json) - 1);
 	ASSERT_EQ(gr_stream_write_eos(s->w, NULL), 0);
@@ -655,10 +672,10 @@ TEST(an_unterminated_stream_needs_leave)
 TEST(pings_are_answered_in_order_and_features_only_to_our_own)
 {
 	static const uint8_t want[] = {
-		0, 2, 0, 4, 0, 0, 0, 1,					    /* PONG 1 */
-		0x47, 0x52, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0,		    /* FEATURES */
-		0, 2, 0, 4, 0x47, 0x52, 0, 1,				    /* its PONG */
-		0, 1, 0, 4, 0, 0, 0, 0,					    /* SHUT 0 */
+		0,    2,    0, 4, 0,	0,    0, 1,		/* PONG 1 */
+		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, 0, /* FEATURES */
+		0,    2,    0, 4, 0x47, 0x52, 0, 1,		/* its PONG */
+		0,    1,    0, 4, 0,	0,    0, 0,		/* SHUT 0 */
 	};
 	struct made s;
 	struct feed f = { 0 };

@@ -36,7 +36,9 @@ static void touch_some(uint8_t *host)
 	host[63 * MOVE_PAGE] = 1;
 }
 
-#define SOME "x..xx" "..........................................................x"
+#define SOME    \
+	"x..xx" \
+	"..........................................................x"
 
 TEST(memfd_blocks_show_their_holes)
 {
@@ -121,8 +123,12 @@ TEST(holes_are_whole_pages_of_the_guest)
 static struct gr_ram_block *add_callers(struct gr_ram *ram, void *host, int fd)
 {
 	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = "own", .used_bytes = BYTES,
-		.backing = GR_RAM_CALLER, .host = host, .fd = fd,
+		.size = sizeof(desc),
+		.id = "own",
+		.used_bytes = BYTES,
+		.backing = GR_RAM_CALLER,
+		.host = host,
+		.fd = fd,
 	};
 	struct gr_ram_block *b;
 	struct gr_error err;
@@ -153,7 +159,8 @@ TEST(a_private_mapping_of_the_callers_is_not_called_a_hole)
 TEST(memory_of_the_callers_without_an_fd_has_no_holes)
 {
 	struct gr_ram *ram = move_ram();
-	uint8_t *host = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	uint8_t *host =
+		mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	char got[PAGES + 1];
 
 	ASSERT(host != MAP_FAILED);

@@ -130,6 +130,11 @@ TEST(downtime_counts_pages_dirtying_harvest_devices_and_answer)
 	bare = gr_model_downtime_ns(&m, 10000, 4104);
 	ASSERT_GE(bare, 100000000 + GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS);
 	ASSERT_LE(bare, 100000000 + GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS + 1000000);
+	/* A guess alone must not keep a short limit from being met. */
+	m.limit_ns = 4000000;
+	ASSERT_EQ(gr_model_downtime_ns(&m, 10000, 4104),
+		  bare - GR_MODEL_STATE_NS - GR_MODEL_PAUSE_NS + 1000000);
+	m.limit_ns = 0;
 	m.answer_ns = 7000000;
 	ASSERT_EQ(gr_model_downtime_ns(&m, 10000, 4104), bare + 7000000);
 	gr_model_harvest(&m, 50000, 4000000, 1000000000);

@@ -69,8 +69,9 @@ TEST(blocks_arrive_where_the_guest_sees_them)
 
 TEST(a_running_machine_moves_with_its_devices)
 {
-	struct move_guest g = { .bytes = RAM_BYTES, .writers = 2, .seed = test_seed(),
-				.pause_us = 20 };
+	struct move_guest g = {
+		.bytes = RAM_BYTES, .writers = 2, .seed = test_seed(), .pause_us = 20
+	};
 	struct gr_source_ops ops = move_guest_ops(&g);
 	struct move_loaded loaded = { 0 };
 	struct gr_destination_ops to_ops = { .load = move_load, .opaque = &loaded };
@@ -166,8 +167,9 @@ TEST(what_a_destination_had_before_is_gone_where_the_source_has_zeros)
 /* A peer that does not know us: no extension in the stream, hotplug refused meanwhile. */
 static int plug_is_refused(void *opaque, struct gr_error *err)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "late",
-					  .used_bytes = MIB, .fd = -1 };
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "late", .used_bytes = MIB, .fd = -1
+	};
 	struct move_guest *g = opaque;
 	struct gr_error refused = { 0 };
 
@@ -178,8 +180,9 @@ static int plug_is_refused(void *opaque, struct gr_error *err)
 
 static void plain_move(bool source_plain, bool destination_plain)
 {
-	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = test_seed(),
-				.pause_us = 20 };
+	struct move_guest g = {
+		.bytes = RAM_BYTES, .writers = 1, .seed = test_seed(), .pause_us = 20
+	};
 	struct gr_source_ops ops = move_guest_ops(&g);
 	struct move m = {
 		.from = move_ram(),
@@ -188,8 +191,9 @@ static void plain_move(bool source_plain, bool destination_plain)
 		.params = { .plain = source_plain },
 		.to_params = { .plain = destination_plain },
 	};
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "after",
-					  .used_bytes = MIB, .fd = -1 };
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "after", .used_bytes = MIB, .fd = -1
+	};
 
 	ops.pause = plug_is_refused;
 	g.ram = m.from;
@@ -318,8 +322,9 @@ static void *cancel_when(void *opaque)
 
 static void cancel_in(enum gr_migrate_state when, bool destination_reads)
 {
-	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = test_seed(),
-				.pause_us = 20 };
+	struct move_guest g = {
+		.bytes = RAM_BYTES, .writers = 1, .seed = test_seed(), .pause_us = 20
+	};
 	struct gr_source_ops ops = move_guest_ops(&g);
 	struct move m = {
 		.from = move_ram(),
@@ -578,19 +583,23 @@ static size_t broken_run(struct gr_ram *ram, struct move_guest *g, size_t fail_a
 			 uint8_t *copy, size_t copy_bytes)
 {
 	static const uint8_t answers[] = {
-		0x47, 0x52, 0, 8, 0, 0, 0, 1, 0, 0, 0, 0, /* FEATURES */
-		0, 2, 0, 4, 0x47, 0x52, 0, 1,		  /* PONG */
-		0, 1, 0, 4, 0, 0, 0, 0,			  /* SHUT 0 */
+		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, 0, /* FEATURES */
+		0,    2,    0, 4, 0x47, 0x52, 0, 1,		/* PONG */
+		0,    1,    0, 4, 0,	0,    0, 0,		/* SHUT 0 */
 	};
 	struct gr_memory_script script = {
-		.data = answers, .bytes = sizeof(answers), .write_max = write_max,
+		.data = answers,
+		.bytes = sizeof(answers),
+		.write_max = write_max,
 		.eintr_every = write_max ? 3 : 0,
-		.write_fail_at = fail_at, .write_error = fail_at == SIZE_MAX ? 0 : -ENOSPC,
+		.write_fail_at = fail_at,
+		.write_error = fail_at == SIZE_MAX ? 0 : -ENOSPC,
 	};
 	struct gr_source_ops ops = move_guest_ops(g);
 	unsigned int pauses = g->pauses, resumes = g->resumes;
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "plug", .fd = -1,
-					  .used_bytes = MOVE_PAGE };
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "plug", .fd = -1, .used_bytes = MOVE_PAGE
+	};
 	struct gr_migrate_stats stats;
 	struct gr_channel *ch;
 	struct gr_source *s;
