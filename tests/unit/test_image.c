@@ -148,7 +148,8 @@ static void stream_free(struct stream *s)
 	free(s->rom);
 }
 
-static int receive_file(const char *capture, const char *path, struct gr_error *err)
+static int receive_file_with(const char *capture, const char *path,
+			     const struct gr_image_params *params, struct gr_error *err)
 {
 	struct gr_channel_listener *listener;
 	struct gr_channel *ch;
@@ -157,9 +158,14 @@ static int receive_file(const char *capture, const char *path, struct gr_error *
 	ASSERT_EQ(gr_channel_listen(capture, &listener, NULL), 0);
 	ASSERT_EQ(gr_channel_accept(listener, &ch, NULL), 0);
 	gr_channel_listener_close(listener);
-	rc = gr_image_receive(ch, path, NULL, NULL, err);
+	rc = gr_image_receive(ch, path, params, NULL, err);
 	ASSERT_EQ(gr_channel_close(ch, NULL), 0);
 	return rc;
+}
+
+static int receive_file(const char *capture, const char *path, struct gr_error *err)
+{
+	return receive_file_with(capture, path, NULL, err);
 }
 
 static void receive_well(const char *capture, const char *path)
@@ -492,6 +498,89 @@ TEST(byte_too_many_is_refused)
 	ASSERT_EQ(truncate(path, st.st_size + 1), 0);
 	ASSERT_EQ(gr_image_open(path, &image, &err), -EBADMSG);
 	ASSERT_HAS(err.msg, "too long");
+	remove_folder();
+}
+
+TEST(torn_image_without_description_is_found)
+{
+	struct gr_image_params params = { .size = sizeof(params), .allow_unterminated = true };
+	const char *path = small_image(), *capture = in_folder("capture");
+	struct gr_image_info info;
+	struct gr_image *image;
+	struct gr_error err;
+	struct stat st;
+
+	/* a sender that stops before its last byte, and is allowed to */
+	ASSERT_EQ(stat(capture, &st), 0);
+	ASSERT_EQ(truncate(capture, st.st_size - 1), 0);
+	ASSERT_EQ(receive_file_with(capture, path, &params, &err), 0);
+	image = open_well(path);
+	gr_image_info(image, &info);
+	ASSERT(!info.terminated);
+	gr_image_close(image);
+
+	ASSERT_EQ(stat(path, &st), 0);
+	ASSERT_EQ(truncate(path, st.st_size - 1), 0);
+	ASSERT_EQ(gr_image_open(path, &image, &err), -EBADMSG);
+	ASSERT_HAS(err.msg, "incomplete");
+	remove_folder();
+}
+
+TEST(hostile_block_headers_are_refused_for_what_is_wrong_with_them)
+{
+	/* the first block's header in small_image(): its fields, what to write, what to hear */
+	enum {
+		TOTAL = 90,
+		ID = 99,
+		USED = 105,
+		LAYOUT = 109,
+		PAGE_SIZE = 117,
+		BITMAP = 125,
+		PAGES = 133
+	};
+	static const struct {
+		off_t at;
+		uint64_t value;
+		const char *words;
+	} cases[] = {
+		{ TOTAL, 0x1000 | GR_RAM_MEM_SIZE, "larger than their total" },
+		{ TOTAL, GR_RAM_MEM_SIZE, "without blocks" },
+		{ TOTAL, GR_RAM_EOS, "list of blocks" },
+		{ ID, 0, "proper name" },
+		{ USED, 0, "block 'pc.ram' of 0 bytes" },
+		{ USED, 0x1001, "block 'pc.ram' of 0x1001 bytes" },
+		{ USED, UINT64_MAX << 12, "block 'pc.ram' of" },
+		{ USED, (uint64_t)1 << 40, "bitmap of block 'pc.ram'" },
+		{ LAYOUT, 2, "newer layout" },
+		{ PAGE_SIZE, 8192, "another size" },
+		{ PAGE_SIZE, 0, "another size" },
+		{ BITMAP, 0, "bitmap of block 'pc.ram'" },
+		{ BITMAP, UINT64_MAX, "bitmap of block 'pc.ram'" },
+		{ BITMAP, UINT64_MAX - 4, "bitmap of block 'pc.ram'" },
+		{ PAGES, 0, "pages of block 'pc.ram'" },
+		{ PAGES, 4097, "pages of block 'pc.ram'" },
+		{ PAGES, 1 << 30, "pages of block 'pc.ram'" },
+		{ PAGES, UINT64_MAX - 4095, "pages of block 'pc.ram'" },
+	};
+	const char *path = small_image();
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	uint8_t head[512];
+
+	ASSERT_EQ(pread(fd, head, sizeof(head), 0), (ssize_t)sizeof(head));
+	for (size_t i = 0; i < sizeof(cases) / sizeof(cases[0]); i++) {
+		struct gr_image *image;
+		struct gr_error err;
+		uint8_t bytes[8];
+
+		gr_put_be64(bytes, cases[i].value);
+		ASSERT_EQ(pwrite(fd, bytes, 8, cases[i].at), 8);
+		ASSERT_EQ(gr_image_open(path, &image, &err), -EBADMSG);
+		ASSERT_HAS(err.msg, "byte ");
+		ASSERT_HAS(err.msg, cases[i].words);
+		ASSERT_EQ(pwrite(fd, head, sizeof(head), 0), (ssize_t)sizeof(head));
+	}
+	gr_image_close(open_well(path));
+	(void)close(fd);
 	remove_folder();
 }
 
