@@ -84,9 +84,11 @@ struct gr_rcu_reader {
 /* Private: the calling thread's record. */
 extern GR_EXPORT __thread struct gr_rcu_reader gr_rcu_self;
 
-/* Private: everything but the common paths. */
+/** Private to the inline code: registers the thread, or decides how it counts sections. */
 GR_EXPORT void gr_rcu_read_lock_slow(void);
+/** Private to the inline code: ends a section of a thread that is going away, or dies. */
 GR_EXPORT void gr_rcu_read_unlock_slow(void);
+/** Private to the inline code: answers a grace period that waits for this thread. */
 GR_EXPORT void gr_rcu_report(void);
 
 /* The read-side section as clang's thread-safety analysis sees it: a shared capability. */
