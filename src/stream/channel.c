@@ -90,10 +90,11 @@ static ssize_t attempt(struct gr_channel *ch, bool writing, const struct iovec *
 			return canceled(ch, err);
 		}
 		done = writing ? ch->ops->writev(ch, iov, n) : ch->ops->readv(ch, iov, n);
-		if (done >= 0 && !gr_load_relaxed(&ch->shut)) {
+		/* What was moved was moved: a peer may have acted on it already. */
+		if (done > 0 || (done == 0 && !gr_load_relaxed(&ch->shut))) {
 			return done;
 		}
-		if (done >= 0) {
+		if (done == 0) {
 			return canceled(ch, err); /* an end that the shutdown made */
 		}
 		if (done == -EINTR) {
