@@ -355,8 +355,31 @@ static int take_tail(struct gr_receive *r, const struct gr_stream_record *rec, s
 	return 1;
 }
 
+/* Until the announcement has come the sink knows no block: the table has no users. */
+static bool comes_too_early(const struct gr_receive *r, const struct gr_stream_record *rec)
+{
+	return r->blocks_wait && (rec->kind == GR_STREAM_PAGES || rec->kind == GR_STREAM_ZERO ||
+				  rec->kind == GR_STREAM_XBZRLE);
+}
+
+static int refuse_early(struct gr_receive *r, const struct gr_stream_record *rec,
+			struct gr_error *err)
+{
+	uint32_t block = rec->kind == GR_STREAM_PAGES	? rec->pages.block
+			 : rec->kind == GR_STREAM_ZERO	? rec->zero.block
+							: rec->xbzrle.block;
+
+	return gr_error_set(err, -EBADMSG,
+			    "byte %llu: block '%s': bytes before the blocks were announced",
+			    (unsigned long long)rec->byte_offset,
+			    gr_stream_reader_block(r->reader, block)->id);
+}
+
 static int take(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
 {
+	if (comes_too_early(r, rec)) {
+		return refuse_early(r, rec, err);
+	}
 	switch (rec->kind) {
 	case GR_STREAM_CONFIG:
 		return take_config(r, rec, err);

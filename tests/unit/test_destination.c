@@ -585,6 +585,40 @@ TEST(replugged_blocks_are_new_blocks_and_absent_ones_go)
 	gr_ram_free(to);
 }
 
+/* A peer that said it is one of ours owes the announcement before anything else. */
+TEST(pages_before_the_announcement_are_refused)
+{
+	struct gr_stream_block_desc d = { .id = name, .used_bytes = RAM_BYTES,
+					  .max_bytes = RAM_BYTES };
+
+	for (int kind = 0; kind < 3; kind++) {
+		struct made s;
+		struct feed f = { 0 };
+		struct gr_ram *to = move_ram();
+
+		make(&s);
+		ASSERT_EQ(gr_stream_write_command(s.w, GR_COMMAND_OPEN_RETURN_PATH, NULL, 0, NULL),
+			  0);
+		ASSERT_EQ(gr_stream_write_ping(s.w, GR_PING_FEATURES, NULL), 0);
+		ASSERT_EQ(gr_stream_write_start(s.w, 2, &d, 1, NULL), 0);
+		if (kind == 0) {
+			write_page(&s, name, 0, 1);
+		} else if (kind == 1) {
+			ASSERT_EQ(gr_stream_write_zero(s.w, name, 0, NULL), 0);
+		} else {
+			ASSERT_EQ(gr_stream_write_xbzrle(s.w, name, 0, "\1\1x", 3, NULL), 0);
+		}
+		make_end(&s, &f);
+		feed(&f, to);
+		ASSERT_EQ(f.rc, -EBADMSG);
+		ASSERT_HAS(f.err.msg, "byte ");
+		ASSERT_HAS(f.err.msg, "'ram'");
+		ASSERT_EQ(shut_of(&f), 1);
+		unmake(&s);
+		gr_ram_free(to);
+	}
+}
+
 TEST(extensions_are_refused_from_a_peer_that_was_not_told_of_them)
 {
 	struct gr_stream_block_desc d = { .id = name,
