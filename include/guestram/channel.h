@@ -77,7 +77,8 @@ GR_EXPORT GR_MUST_CHECK int gr_channel_connect(const char *uri, struct gr_channe
  * @param ret_listener The listener.
  * @param err          May be NULL.
  * @return 0 or a negative errno; the message names the URI.
- * @errors -EINVAL not a URI; -EADDRINUSE somebody listens there or it is not a socket.
+ * @errors -EINVAL not a URI; -EADDRINUSE somebody listens there or it is not a socket;
+ *         -EACCES it is a socket that we may not connect to.
  * @context Any thread.
  */
 GR_EXPORT GR_MUST_CHECK int

@@ -92,7 +92,11 @@ static int unix_connect(const struct gr_uri *u, const char *uri, int *ret_fd, st
 	return 0;
 }
 
-/* A socket file that nobody listens on (its process died) may go; anything else stays. */
+/*
+ * A socket file that nobody has open (its process died) may go; anything else stays. We ask
+ * with a socket of another type: a listener would take a connection for its peer, and the
+ * kernel says "wrong type" of a socket that lives and "refused" of a file that is left over.
+ */
 static int remove_stale(const struct sockaddr_un *sa, const char *uri, struct gr_error *err)
 {
 	struct stat st;
@@ -105,12 +109,16 @@ static int remove_stale(const struct sockaddr_un *sa, const char *uri, struct gr
 	if (!S_ISSOCK(st.st_mode)) {
 		return gr_error_set(err, -EADDRINUSE, "%s: exists and is not a socket", uri);
 	}
-	fd = open_socket(AF_UNIX);
+	fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
 	if (fd < 0) {
-		return gr_error_set(err, fd, "%s: socket: %s", uri, strerror(-fd));
+		return gr_error_set(err, -errno, "%s: socket: %s", uri, strerror(errno));
 	}
 	code = connect(fd, (const struct sockaddr *)sa, sizeof(*sa)) == 0 ? 0 : -errno;
 	close(fd);
+	if (code == -EACCES) {
+		return gr_error_set(err, code, "%s: the socket of somebody else: %s", uri,
+				    strerror(-code));
+	}
 	if (code != -ECONNREFUSED) {
 		return gr_error_set(err, -EADDRINUSE, "%s: somebody listens there already", uri);
 	}

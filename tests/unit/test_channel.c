@@ -4,6 +4,7 @@
 #include "stream/channel.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -218,6 +219,32 @@ TEST(a_stale_unix_socket_is_replaced_a_living_one_and_a_file_are_not)
 	ASSERT_EQ(gr_channel_listen(uri, &other, &err), -EADDRINUSE);
 	ASSERT_HAS(err.msg, "not a socket");
 	ASSERT_EQ(lstat(uri + 5, &st), 0);
+	remove_dir();
+}
+
+TEST(a_living_unix_listener_does_not_notice_who_else_wants_its_path)
+{
+	const char *uri = in_dir("unix:", "/s");
+	struct gr_channel_listener *l = listening(uri), *other;
+	struct pollfd waiting = { gr_channel_listener_fd(l), POLLIN, 0 };
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	struct gr_error err = { 0 };
+	int fd;
+
+	ASSERT_EQ(gr_channel_listen(uri, &other, &err), -EADDRINUSE);
+	ASSERT_HAS(err.msg, "somebody");
+	ASSERT_EQ(poll(&waiting, 1, 0), 0); /* a peer that is none */
+	gr_channel_listener_close(l);
+
+	/* bound, and about to listen; or of another type */
+	for (int type = SOCK_STREAM; type <= SOCK_DGRAM; type++) {
+		fd = socket(AF_UNIX, type, 0);
+		(void)snprintf(sa.sun_path, sizeof(sa.sun_path), "%s", uri + 5);
+		ASSERT_EQ(bind(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+		ASSERT_EQ(gr_channel_listen(uri, &other, &err), -EADDRINUSE);
+		close(fd);
+		ASSERT_EQ(unlink(uri + 5), 0);
+	}
 	remove_dir();
 }
 
