@@ -94,15 +94,20 @@ chmod +x "$tree/init"
 
 kernel=$(echo "$system"/boot/vmlinuz-*)
 status=0
-timeout "${KVM_RIG_SECONDS:-300}" qemu-system-x86_64 -accel tcg,thread=multi \
-	-cpu "${KVM_RIG_CPU:-max}" -smp "${KVM_RIG_SMP:-2}" -m "${KVM_RIG_MEMORY:-2G}" \
-	-nodefaults -no-user-config -display none -monitor none -no-reboot \
-	-serial "file:$work/console" -serial stdio -kernel "$kernel" -initrd "$work/initrd" \
-	-append "console=ttyS0 loglevel=6 panic=-1 mitigations=off" </dev/null |
-	tee "$work/out" | grep --line-buffered -v '^kvm-rig: exit ' || true
+{
+	qemu=0
+	timeout "${KVM_RIG_SECONDS:-300}" qemu-system-x86_64 -accel tcg,thread=multi \
+		-cpu "${KVM_RIG_CPU:-max}" -smp "${KVM_RIG_SMP:-2}" -m "${KVM_RIG_MEMORY:-2G}" \
+		-nodefaults -no-user-config -display none -monitor none -no-reboot \
+		-serial "file:$work/console" -serial stdio -kernel "$kernel" \
+		-initrd "$work/initrd" \
+		-append "console=ttyS0 loglevel=6 panic=-1 mitigations=off" </dev/null || qemu=$?
+	echo "$qemu" >"$work/qemu"
+} | tee "$work/out" | grep --line-buffered -v '^kvm-rig: exit ' || true
 status=$(sed -n 's/^kvm-rig: exit \([0-9]*\).*/\1/p' "$work/out")
 if [ -z "$status" ]; then
-	echo "kvm-rig: it did not end; the kernel's last words:" >&2
+	echo "kvm-rig: it did not end (QEMU: $(cat "$work/qemu"); 124: no time left," \
+		"0: the machine reset, a fault of its kernel); the kernel's last words:" >&2
 	tail -n 40 "$work/console" >&2
 	exit 124
 fi
