@@ -8,7 +8,7 @@
 # PROGRAM, the libraries it needs and each FILE are copied into a memory-only system under
 # their own absolute names. What it prints comes out here, its exit status is ours (124: it
 # did not end in time). Nothing is installed: packages are unpacked into build-kvm-rig/.
-# Environment: KVM_RIG_CPU, KVM_RIG_SMP (2), KVM_RIG_MEMORY (2G), KVM_RIG_SECONDS (300),
+# Environment: KVM_RIG_ACCEL (tcg,thread=multi), KVM_RIG_CPU (max), KVM_RIG_SMP (2), KVM_RIG_MEMORY (2G), KVM_RIG_SECONDS (300),
 # KVM_RIG_KVM and KVM_RIG_KVM_AMD (module parameters, e.g. npt=0), and every GR_* is handed on.
 set -eu
 
@@ -96,7 +96,7 @@ kernel=$(echo "$system"/boot/vmlinuz-*)
 status=0
 {
 	qemu=0
-	timeout "${KVM_RIG_SECONDS:-300}" qemu-system-x86_64 -accel tcg,thread=multi \
+	timeout "${KVM_RIG_SECONDS:-300}" qemu-system-x86_64 -accel "${KVM_RIG_ACCEL:-tcg,thread=multi}" \
 		-cpu "${KVM_RIG_CPU:-max}" -smp "${KVM_RIG_SMP:-2}" -m "${KVM_RIG_MEMORY:-2G}" \
 		-nodefaults -no-user-config -display none -monitor none -no-reboot \
 		-serial "file:$work/console" -serial stdio -kernel "$kernel" \
