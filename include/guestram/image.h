@@ -44,7 +44,9 @@ struct gr_image_params {
  * @param ret_stats Set on success; may be NULL.
  * @param err       May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EBADMSG the stream is wrong or incomplete; -ENOSPC and other file errors.
+ * @errors  -EBADMSG the stream is wrong or incomplete; -EISDIR, -EINVAL path is a folder, a
+ *          device or the like; -EBUSY somebody else receives there; -ENOSPC and other file
+ *          errors.
  * @context Any thread. Blocks. The source is acknowledged only after the data is on disk.
  */
 GR_EXPORT GR_MUST_CHECK int gr_image_receive(struct gr_channel *channel, const char *path,

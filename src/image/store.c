@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 /* What a block has in memory. Bit i of both: page i. */
@@ -30,6 +31,60 @@ struct gr_image_store {
 	uint64_t ram_end; /* behind the last block's pages */
 };
 
+/* The image takes the place of what has its name: never that of a device or a folder. */
+static int check_name(const char *path, struct gr_error *err)
+{
+	struct stat st;
+
+	if (stat(path, &st) < 0 || S_ISREG(st.st_mode)) {
+		return 0; /* what else is wrong with the path is found out with path.part */
+	}
+	if (S_ISDIR(st.st_mode)) {
+		return gr_error_set(err, -EISDIR, "%s: %s", path, strerror(EISDIR));
+	}
+	return gr_error_set(err, -EINVAL, "%s: exists and is not a regular file", path);
+}
+
+/* Opens and locks path.part; -EAGAIN: its name has moved on meanwhile. */
+static int try_part(struct gr_image_store *s, struct gr_error *err)
+{
+	struct stat ours, named;
+
+	/* Guest RAM is nobody else's to read. */
+	s->fd = open(s->part_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
+	if (s->fd < 0 || fstat(s->fd, &ours) < 0) {
+		return gr_error_set(err, -errno, "%s: %s", s->part_path, strerror(errno));
+	}
+	if (!S_ISREG(ours.st_mode)) {
+		return gr_error_set(err, -EINVAL, "%s: exists and is not a regular file",
+				    s->part_path);
+	}
+	if (flock(s->fd, LOCK_EX | LOCK_NB) < 0) {
+		return errno == EWOULDBLOCK
+			       ? gr_error_set(err, -EBUSY, "%s: somebody else is writing it",
+					      s->part_path)
+			       : gr_error_set(err, -errno, "%s: cannot be locked: %s", s->part_path,
+					      strerror(errno));
+	}
+	/* Who had the lock before us may have given the file its final name. */
+	if (lstat(s->part_path, &named) < 0 || named.st_ino != ours.st_ino ||
+	    named.st_dev != ours.st_dev) {
+		return -EAGAIN;
+	}
+	return 0;
+}
+
+static int open_part(struct gr_image_store *s, struct gr_error *err)
+{
+	int rc;
+
+	while ((rc = try_part(s, err)) == -EAGAIN) {
+		(void)close(s->fd);
+		s->fd = -1;
+	}
+	return rc;
+}
+
 int gr_image_store_create(const char *path, struct gr_image_store **ret_store, struct gr_error *err)
 {
 	struct gr_image_store *s = calloc(1, sizeof(*s));
@@ -48,16 +103,14 @@ int gr_image_store_create(const char *path, struct gr_image_store **ret_store, s
 #ifdef GR_MUTANT_IMAGE_EARLY_NAME
 	(void)snprintf(s->part_path, strlen(path) + 1, "%s", path);
 #endif
-	/* Guest RAM is nobody else's to read. Cut off only once it is ours. */
-	s->fd = open(s->part_path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
-	if (s->fd < 0) {
-		rc = gr_error_set(err, -errno, "%s: %s", s->part_path, strerror(errno));
+	rc = check_name(path, err);
+	if (rc == 0) {
+		rc = open_part(s, err);
+	}
+	if (rc < 0) {
 		goto out;
 	}
-	if (flock(s->fd, LOCK_EX | LOCK_NB) < 0) {
-		rc = gr_error_set(err, -EBUSY, "%s: somebody else is writing it", s->part_path);
-		goto out;
-	}
+	/* Cut off only once it is ours. */
 	if (ftruncate(s->fd, 0) < 0) {
 		rc = gr_error_set(err, -errno, "%s: %s", s->part_path, strerror(errno));
 		goto out;

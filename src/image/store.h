@@ -27,7 +27,8 @@ struct gr_image_store;
  * @param ret_store The store.
  * @param err       May be NULL.
  * @return 0 or a negative errno.
- * @errors -EBUSY somebody else is writing there; what the file system says.
+ * @errors -EBUSY somebody else is writing there; -EISDIR, -EINVAL the name belongs to
+ *         something that is not a file; what the file system says.
  */
 GR_MUST_CHECK int gr_image_store_create(const char *path, struct gr_image_store **ret_store,
 					struct gr_error *err);

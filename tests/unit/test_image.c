@@ -11,6 +11,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -723,14 +724,17 @@ TEST(source_hears_of_failure)
 	struct stream s;
 	int fds[2];
 
-	/* the name is taken by a folder with something in it: it cannot be replaced */
-	ASSERT_EQ(mkdir(r.path, 0700), 0);
-	ASSERT_EQ(mkdir(in_folder("vm.ram/x"), 0700), 0);
 	ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
 	ASSERT_EQ(gr_channel_from_fd(fds[0], &ch, NULL), 0);
 	ASSERT_EQ(gr_channel_from_fd(fds[1], &r.ch, NULL), 0);
 	ASSERT_EQ(pthread_create(&thread, NULL, receive_thread, &r), 0);
 	stream_begin(&s, ch, true);
+	/* the name is taken by a folder meanwhile: it cannot be replaced */
+	while (!exists(in_folder("vm.ram.part"))) {
+		(void)usleep(1000);
+	}
+	(void)usleep(20000);
+	ASSERT_EQ(mkdir(r.path, 0700), 0);
 	stream_end(&s);
 	ASSERT_EQ(gr_return_path_next(&answers, ch, &msg, NULL), 1);
 	ASSERT_EQ(msg.type, GR_RETURN_SHUT);
@@ -766,6 +770,95 @@ TEST(second_receiver_of_one_name_is_refused)
 	ASSERT_EQ(pthread_join(thread, NULL), 0);
 	ASSERT_LT(r.rc, 0);
 	(void)gr_channel_close(r.ch, NULL);
+	remove_folder();
+}
+
+/* As root `--output /dev/null` would otherwise put a file in the place of the device. */
+TEST(what_is_no_file_is_not_replaced)
+{
+	const char *path = small_image(), *capture = in_folder("capture");
+	const char *places[] = { in_folder("fifo"), in_folder("folder"), in_folder("link") };
+	struct gr_error err = { 0 };
+	struct stat st;
+
+	ASSERT_EQ(unlink(path), 0);
+	ASSERT_EQ(mkfifo(places[0], 0600), 0);
+	ASSERT_EQ(mkdir(places[1], 0700), 0);
+	ASSERT_EQ(symlink("/dev/full", places[2]), 0);
+	for (size_t i = 0; i < 3; i++) {
+		char part[128];
+
+		ASSERT_EQ(receive_file(capture, places[i], &err), i == 1 ? -EISDIR : -EINVAL);
+		ASSERT_HAS(err.msg, places[i]);
+		(void)snprintf(part, sizeof(part), "%s.part", places[i]);
+		ASSERT(!exists(part)); /* refused before a byte was read */
+		ASSERT_EQ(stat(places[i], &st), 0);
+		ASSERT(!S_ISREG(st.st_mode));
+	}
+	remove_folder();
+}
+
+TEST(part_that_is_no_file_of_ours_is_not_written)
+{
+	const char *path = small_image(), *capture = in_folder("capture");
+	const char *part = in_folder("vm.ram.part"), *victim = in_folder("victim");
+	struct gr_error err = { 0 };
+	struct stat st;
+
+	ASSERT_EQ(truncate(capture, 1 << 20) == 0, true);
+	ASSERT_EQ(link(capture, victim), 0);
+	ASSERT_EQ(symlink(victim, part), 0);
+	ASSERT_EQ(receive_file(capture, path, &err), -ELOOP);
+	ASSERT_EQ(stat(victim, &st), 0);
+	ASSERT_EQ(st.st_size, 1 << 20);
+	ASSERT_EQ(unlink(part), 0);
+	ASSERT_EQ(mkfifo(part, 0600), 0);
+	ASSERT_EQ(receive_file(capture, path, &err), -EINVAL);
+	ASSERT_HAS(err.msg, part);
+	remove_folder();
+}
+
+static void *rename_thread(void *arg)
+{
+	/* what a first receiver does at its end, over and over */
+	const char *const *names = arg;
+	int fd;
+
+	for (int i = 0; i < 20000; i++) {
+		fd = open(names[0], O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+		if (fd < 0 || flock(fd, LOCK_EX | LOCK_NB) < 0) {
+			(void)close(fd);
+			continue;
+		}
+		(void)!write(fd, "whole", 5);
+		(void)rename(names[0], names[1]);
+		(void)close(fd);
+	}
+	return NULL;
+}
+
+TEST(image_that_got_its_name_is_never_cut_off_by_the_next_receiver)
+{
+	const char *names[2] = { in_folder("x.part"), in_folder("x") };
+	const char *empty = in_folder("empty");
+	struct gr_error err;
+	pthread_t thread;
+	struct stat st;
+
+	{
+		int fd = open(empty, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+
+		ASSERT(fd >= 0);
+		close(fd);
+	}
+	ASSERT_EQ(pthread_create(&thread, NULL, rename_thread, names), 0);
+	for (int i = 0; i < 20000; i++) {
+		ASSERT_LT(receive_file(empty, names[1], &err), 0);
+		if (stat(names[1], &st) == 0) {
+			ASSERT_GE(st.st_size, 5);
+		}
+	}
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
 	remove_folder();
 }
 
