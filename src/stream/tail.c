@@ -26,7 +26,8 @@ void gr_tail_destroy(struct gr_tail *t)
 
 /*
  * Notes places that look like the start of a description. Device data may look like it,
- * too, hence several; what ends before the last byte cannot be it and makes room.
+ * too, hence several; what ends before the last byte cannot be it and makes room. So does the
+ * oldest one if need be: data comes before the description, whose text has no zero bytes.
  */
 static void scan(struct gr_tail *t)
 {
@@ -47,8 +48,13 @@ static void scan(struct gr_tail *t)
 			}
 		}
 		t->candidate_count = kept;
-		if (length <= GR_TAIL_DESCRIPTION_BYTES_MAX && end >= t->bytes &&
-		    kept < GR_TAIL_CANDIDATES_MAX) {
+		if (length <= GR_TAIL_DESCRIPTION_BYTES_MAX && end >= t->bytes) {
+			if (kept == GR_TAIL_CANDIDATES_MAX) {
+				kept--;
+				memmove(t->candidates, t->candidates + 1,
+					kept * sizeof(t->candidates[0]));
+				t->candidate_count = kept;
+			}
 			t->candidates[kept].start = t->scanned;
 			t->candidates[kept].end = end;
 			t->candidate_count++;

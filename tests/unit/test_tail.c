@@ -70,6 +70,31 @@ TEST(data_that_looks_like_a_description_does_not_hide_the_real_one)
 	kit_free(&b);
 }
 
+TEST(any_number_of_look_alikes_does_not_hide_the_real_description)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_tail t;
+
+	for (uint32_t i = 0; i < 10 * GR_TAIL_CANDIDATES_MAX; i++) {
+		kit_u8(&b, 0);
+		kit_u8(&b, 6);
+		kit_be32(&b, 1 << 20); /* all of them end far behind */
+		kit_raw(&b, "{", 1);
+	}
+	kit_tail(&b);
+	t = tail_of(b.p, b.n);
+	ASSERT(gr_tail_is_complete(&t));
+	gr_tail_destroy(&t);
+	gr_tail_init(&t, 0);
+	for (size_t i = 0; i < b.n; i++) {
+		ASSERT(!gr_tail_is_complete(&t));
+		ASSERT_EQ(gr_tail_append(&t, b.p + i, 1, NULL), 0);
+	}
+	ASSERT(gr_tail_is_complete(&t));
+	gr_tail_destroy(&t);
+	kit_free(&b);
+}
+
 TEST(a_tail_has_a_maximum)
 {
 	struct gr_tail t;
