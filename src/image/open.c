@@ -292,10 +292,26 @@ static int parse_section_end(struct parser *p)
 	return 0;
 }
 
-/* PART* [END], up to the first byte of the tail. */
+/* Behind the type of a COMMAND: a QEMU of version 10 or later announces the switch-over. */
+static int skip_command(struct parser *p, uint64_t at)
+{
+	uint8_t head[4];
+	int rc = take(p, head, sizeof(head));
+
+	if (rc < 0) {
+		return rc;
+	}
+	if (gr_get_be16(head) != GR_COMMAND_SWITCHOVER_START || gr_get_be16(head + 2) != 0) {
+		return bad(p, at, "a command that has no place in an image");
+	}
+	return 0;
+}
+
+/* { PART | COMMAND }* [END] COMMAND*, up to the first byte of the tail. */
 static int parse_sections(struct parser *p)
 {
 	int rc = parse_section_end(p);
+	bool ended = false;
 
 	while (rc == 0) {
 		uint8_t head[5];
@@ -305,7 +321,11 @@ static int parse_sections(struct parser *p)
 		if (rc < 0) {
 			return rc;
 		}
-		if (head[0] != GR_SECTION_PART && head[0] != GR_SECTION_END) {
+		if (head[0] == GR_SECTION_COMMAND) {
+			rc = skip_command(p, at);
+			continue;
+		}
+		if (ended || (head[0] != GR_SECTION_PART && head[0] != GR_SECTION_END)) {
 			p->at = at;
 			return 0;
 		}
@@ -316,10 +336,8 @@ static int parse_sections(struct parser *p)
 		if (gr_get_be32(head + 1) != p->image->section_id) {
 			return bad(p, at, "a section of something else than 'ram'");
 		}
+		ended = head[0] == GR_SECTION_END;
 		rc = parse_section_end(p);
-		if (head[0] == GR_SECTION_END) {
-			return rc;
-		}
 	}
 	return rc;
 }

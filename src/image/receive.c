@@ -74,6 +74,19 @@ static int sink_page_read(void *sink, struct gr_stream_block *block, uint64_t of
 
 static int sink_finish(void *sink, struct gr_tail *tail, struct gr_error *err)
 {
+	struct gr_tail_device *devices;
+	size_t count;
+	int rc;
+
+	/* What cannot be listed could not be opened again: do not tell the source that all is
+	 * well. */
+	if (gr_tail_is_complete(tail)) {
+		rc = gr_tail_devices(tail, &devices, &count, err);
+		if (rc < 0) {
+			return rc;
+		}
+		free(devices);
+	}
 	return gr_image_store_finish(sink, tail->data, tail->bytes, err);
 }
 

@@ -862,4 +862,76 @@ TEST(image_that_got_its_name_is_never_cut_off_by_the_next_receiver)
 	remove_folder();
 }
 
+TEST(description_that_lists_no_devices_is_refused_before_the_image_has_its_name)
+{
+	const char *path = in_folder("vm.ram"), *capture = in_folder("capture");
+	struct gr_error err;
+	struct stream s;
+
+	stream_begin(&s, connect_to(capture), false);
+	ASSERT_EQ(gr_stream_write_eos(s.w, NULL), 0);
+	ASSERT_EQ(gr_stream_write_raw(s.w, "\0\6\0\0\0\2{}", 8, NULL), 0);
+	ASSERT_EQ(gr_stream_flush(s.w, NULL), 0);
+	ASSERT_EQ(gr_channel_close(s.ch, NULL), 0);
+	ASSERT_EQ(receive_file(capture, path, &err), -EBADMSG);
+	ASSERT_HAS(err.msg, "description");
+	ASSERT(!exists(path));
+	stream_free(&s);
+	remove_folder();
+}
+
+/* Puts five bytes into a file. */
+static void insert(const char *path, uint64_t at, const char *bytes)
+{
+	struct stat st;
+	int fd = open(path, O_RDWR | O_CLOEXEC);
+	uint8_t *rest;
+	size_t n;
+
+	ASSERT(fd >= 0);
+	ASSERT_EQ(fstat(fd, &st), 0);
+	n = (size_t)st.st_size - at;
+	rest = malloc(n);
+	ASSERT(rest);
+	ASSERT_EQ(pread(fd, rest, n, (off_t)at), (ssize_t)n);
+	ASSERT_EQ(pwrite(fd, bytes, 5, (off_t)at), 5);
+	ASSERT_EQ(pwrite(fd, rest, n, (off_t)at + 5), (ssize_t)n);
+	free(rest);
+	(void)close(fd);
+}
+
+/* QEMU 10 says SWITCHOVER_START between the last rounds of RAM and the devices. */
+TEST(switch_over_command_between_ram_and_devices_is_no_part_of_the_tail)
+{
+	enum { START_END_BYTES = 13, END_BYTES = 18 };
+	static const unsigned int behind[] = { START_END_BYTES, START_END_BYTES + END_BYTES };
+	struct gr_image_block block;
+	struct gr_image_device device;
+	struct gr_image_info before, after;
+	struct gr_image *image;
+	struct gr_error err;
+
+	for (size_t i = 0; i < 2; i++) {
+		const char *path = small_image();
+		uint64_t ram_end;
+
+		image = open_well(path);
+		ASSERT_EQ(gr_image_block(image, 1, &block), 0);
+		gr_image_info(image, &before);
+		ram_end = block.data_offset + block.used_bytes;
+		gr_image_close(image);
+		insert(path, ram_end + behind[i], "\10\0\13\0\0");
+		image = open_well(path);
+		gr_image_info(image, &after);
+		ASSERT_EQ(after.tail_bytes, before.tail_bytes);
+		ASSERT_EQ(gr_image_device(image, 0, &device), 0);
+		ASSERT_EQ(device.version, 3u); /* its section was found */
+		gr_image_close(image);
+		insert(path, ram_end + behind[i], "\10\0\7\0\0"); /* PACKAGED */
+		ASSERT_EQ(gr_image_open(path, &image, &err), -EBADMSG);
+		ASSERT_HAS(err.msg, "command");
+	}
+	remove_folder();
+}
+
 TEST_MAIN()
