@@ -24,7 +24,8 @@ enum { GR_ERROR_MSG_BYTES = 504 };
 /** What went wrong, in words that name the object and the place. */
 struct gr_error {
 	int code;                      /**< negative errno, the same as the return value */
-	char msg[GR_ERROR_MSG_BYTES];  /**< one line, no newline; cut if too long */
+	char msg[GR_ERROR_MSG_BYTES];  /**< one line of UTF-8; cut if too long. What is no
+				*   printable character in quoted names is a ? */
 };
 
 /**

@@ -41,6 +41,27 @@ TEST(long_text_is_cut_not_overrun)
 	ASSERT_EQ(strlen(err.msg), (size_t)GR_ERROR_MSG_BYTES - 1);
 }
 
+TEST(names_of_strangers_cannot_do_harm_in_a_message)
+{
+	struct gr_error err;
+	char long_text[2 * GR_ERROR_MSG_BYTES];
+
+	gr_error_set(&err, -EIO, "block '%s'", "a\033[2J\r\nb\x7f\x9b\xc2\x9b");
+	ASSERT_STR_EQ(err.msg, "block 'a?[2J?\?b?\?\?\?'");
+	gr_error_prefix(&err, "%s: ", "\xff\n");
+	ASSERT_STR_EQ(err.msg, "?\?: block 'a?[2J?\?b?\?\?\?'");
+	/* what people call their files stays */
+	gr_error_set(&err, -EIO, "%s", "/srv/\u00fcber/\u20ac/\U0001F600");
+	ASSERT_STR_EQ(err.msg, "/srv/\u00fcber/\u20ac/\U0001F600");
+	gr_error_set(&err, -EIO, "%s", "\xc0\xaf \xe0\x80\x80 \xed\xa0\x80 \xf4\x90\x80\x80");
+	ASSERT_STR_EQ(err.msg, "?? ??? ??? ????");
+	/* cut inside a character */
+	memset(long_text, 'a', sizeof(long_text));
+	(void)snprintf(long_text + GR_ERROR_MSG_BYTES - 2, 8, "\u00fc");
+	gr_error_set(&err, -EIO, "%s", long_text);
+	ASSERT_STR_EQ(err.msg + GR_ERROR_MSG_BYTES - 3, "a?");
+}
+
 static char last_line[64];
 
 static void keep(enum gr_log_level level, const char *msg, void *opaque)
