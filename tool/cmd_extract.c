@@ -32,9 +32,30 @@ static int find_block(const struct gr_image *image, const char *id, uint32_t *re
 	return tool_error("no block '%s' in the image; 'guestram info' lists them", id);
 }
 
-static int open_output(const char *path, struct output *out)
+/* Opens and empties it, unless it is the image that is read. */
+static int open_file(const char *path, const char *image_path, struct output *out)
 {
-	struct stat st;
+	struct stat st, image;
+
+	out->name = path;
+	/* guest RAM is nobody else's to read */
+	out->fd = open(path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600);
+	if (out->fd < 0 || fstat(out->fd, &st) < 0) {
+		return tool_error("%s: %s", path, strerror(errno));
+	}
+	out->sparse = S_ISREG(st.st_mode);
+	if (stat(image_path, &image) == 0 && image.st_dev == st.st_dev &&
+	    image.st_ino == st.st_ino) {
+		return tool_error("%s: is the image itself", path);
+	}
+	if (out->sparse && ftruncate(out->fd, 0) < 0) {
+		return tool_error("%s: %s", path, strerror(errno));
+	}
+	return TOOL_OK;
+}
+
+static int open_output(const char *path, const char *image_path, struct output *out)
+{
 
 	*out = (struct output){ .name = "standard output", .fd = STDOUT_FILENO };
 	if (strcmp(path, "-") == 0) {
@@ -44,14 +65,7 @@ static int open_output(const char *path, struct output *out)
 		}
 		return TOOL_OK;
 	}
-	out->name = path;
-	/* guest RAM is nobody else's to read */
-	out->fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	if (out->fd < 0 || fstat(out->fd, &st) < 0) {
-		return tool_error("%s: %s", path, strerror(errno));
-	}
-	out->sparse = S_ISREG(st.st_mode);
-	return TOOL_OK;
+	return open_file(path, image_path, out);
 }
 
 static bool is_zero(const uint8_t *p, size_t n)
@@ -107,7 +121,8 @@ static int copy_block(struct gr_image *image, uint32_t index, uint64_t bytes,
 	return status;
 }
 
-static int extract(struct gr_image *image, const char *id, const char *path)
+static int extract(struct gr_image *image, const char *image_path, const char *id,
+		   const char *path)
 {
 	struct gr_image_block block;
 	struct output out;
@@ -115,7 +130,7 @@ static int extract(struct gr_image *image, const char *id, const char *path)
 	int status = find_block(image, id, &index, &block);
 
 	if (status == TOOL_OK) {
-		status = open_output(path, &out);
+		status = open_output(path, image_path, &out);
 	}
 	if (status != TOOL_OK) {
 		return status;
@@ -150,7 +165,7 @@ static int run(int argc, char **argv)
 	if (gr_image_open(argv[optind], &image, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
-	status = extract(image, argv[optind + 1], path);
+	status = extract(image, argv[optind], argv[optind + 1], path);
 	gr_image_close(image);
 	return status;
 }

@@ -2,9 +2,11 @@
 /* guestram: finds the verb, runs it, makes sure that what it printed has arrived. */
 #include "tool.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <guestram/types.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 /* clang-format off: a line for each */
 /* In the order in which `guestram --help` lists them; NULL ends the table. */
@@ -98,9 +100,27 @@ static int dispatch(int argc, char **argv)
 	return run_verb(verb, argc - 1, argv + 1);
 }
 
+/*
+ * A standard stream that is closed would be the number of the next file that is opened, and
+ * messages, ours or those of an exec: command, would go into it. Standard output is taken by
+ * something that cannot be written: a result that has nowhere to go is still an error.
+ */
+static void occupy_standard_streams(void)
+{
+	for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++) {
+		if (fcntl(fd, F_GETFD) < 0 && errno == EBADF) {
+			/* gets the lowest free number, this one; commands may inherit it */
+			(void)!open("/dev/null", fd == STDERR_FILENO ? O_RDWR : O_RDONLY);
+		}
+	}
+}
+
 int main(int argc, char **argv)
 {
-	int status = dispatch(argc, argv);
+	int status;
+
+	occupy_standard_streams();
+	status = dispatch(argc, argv);
 
 	/* A full disk behind stdout is found out here at the latest. */
 	if (fflush(stdout) != 0 || ferror(stdout)) {

@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -140,6 +141,35 @@ def block_is_extracted_to_a_pipe_and_to_a_file(tmp):
     status, out, err = tool("extract", IMAGE, "pc.bios")
     equal((status, out), (2, ""), "unknown block")
     assert "pc.bios" in err, err
+
+
+@test
+def image_is_never_its_own_output(tmp):
+    image, link = os.path.join(tmp, "vm.ram"), os.path.join(tmp, "link")
+    shutil.copy(IMAGE, image)
+    os.symlink(image, link)
+    for path in (image, link):
+        status, out, err = tool("extract", image, "pc.ram", "-o", path)
+        equal((status, out), (2, ""), err)
+        assert "image itself" in err, err
+    equal(result("info", image)["ram_bytes"], 4 * 4096, "the image lives")
+
+
+@test
+def closed_standard_streams_are_taken_by_no_file_of_ours(tmp):
+    wire = os.path.join(tmp, "wire")
+
+    def shell(words):
+        return subprocess.run(["sh", "-c", words, TOOL, IMAGE, wire], timeout=60,
+                              capture_output=True, check=False)
+
+    p = shell('"$0" extract "$1" pc.ram >&-')
+    equal(p.returncode, 2, "nowhere to write to")
+    assert b"standard output" in p.stderr, p.stderr
+    # the command's output goes to number 2, which was the image
+    p = shell('"$0" send "$1" "exec:cat > \'$2\'; echo sent" 2>&-')
+    equal(p.returncode, 0, "sent")
+    result("receive", f"file:{wire}", "--output", wire + ".ram")
 
 
 @test
