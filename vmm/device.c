@@ -10,6 +10,7 @@ enum {
 	IN_FLIGHT_MAX = 32, /* requests */
 	IOV_MAX_EACH = 2,   /* a segment lies in one page, so one is enough */
 	CHUNK_WORDS = 16,   /* stores between two looks at the gate */
+	STOPPED_NAP_NS = 500000,
 };
 
 /* A request whose bytes are in guest memory and whose iovecs have not been put back. */
@@ -121,6 +122,10 @@ static void *device_main(void *opaque)
 
 			gr_rcu_park();
 			ops = vmm_pacer_take(device->pacer, w);
+			if (ops == 0) {
+				vmm_gate_sleep(&device->gate, STOPPED_NAP_NS);
+				continue; /* the gate is closing: drain; or soon */
+			}
 			/* what was in flight during the sleep is done now */
 			put_back_all(device);
 			left = run_ops(device, ops);

@@ -108,6 +108,10 @@ static void *vcpu_main(void *opaque)
 
 			gr_rcu_park();
 			ops = vmm_pacer_take(pacer, vcpu->writer.number);
+			if (ops == 0) {
+				vmm_gate_sleep(&vcpu->guest->gate, BEAT_NS);
+				continue; /* the gate is closing, or soon */
+			}
 			left = run_ops(vcpu, ops);
 			vmm_pacer_give_back(pacer, vcpu->writer.number, left);
 		}

@@ -242,6 +242,28 @@ TEST(a_running_guest_moves_under_hotplug_with_the_best_tracker)
 	move_while_plugging(false);
 }
 
+/*
+ * With marks alone a page whose iovec is still out is not known to be dirty. The device is
+ * stopped while it waits for its next operations, with its last ones in flight.
+ */
+TEST(iovecs_in_flight_are_put_back_before_the_last_harvest)
+{
+	const struct vmm_move_params params = { .bandwidth_bytes_per_s_max = 200 << 20 };
+	struct vmm_check result;
+
+	for (int i = 0; i < 8; i++) {
+		struct pair pair = { .source = make(false, true), .destination = make(true, true) };
+
+		cont(pair.source);
+		run_ops(pair.source, 1100); /* the hot set is full: every other page is a new one */
+		vmm_pacer_set_rate(vmm_machine_pacer(pair.source), 40 << 20);
+		begin(&pair, &params);
+		finish(&pair);
+		check(pair.destination, &result);
+		end(&pair);
+	}
+}
+
 TEST(a_guest_moves_there_and_back_and_there)
 {
 	struct pair pair = { .source = make(false, true), .destination = make(true, true) };

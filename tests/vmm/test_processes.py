@@ -1,0 +1,333 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Machines in processes of their own, as a user runs them: run, migrate, demo."""
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../interop"))
+import tap  # noqa: E402  pylint: disable=wrong-import-position
+from tap import Skip, equal, main  # noqa: E402  pylint: disable=wrong-import-position
+
+TOOL = os.environ["GR_TOOL"]
+MEMORY = "32M"
+DEMO_KEYS = [
+    "accelerator", "tracker", "rounds", "pages_sent", "pages_zero", "bytes_sent",
+    "throughput_bytes_per_s", "downtime_ns", "blocks_plugged", "blocks_unplugged",
+    "blocks_alive_at_switchover", "pages_checked", "plugged_pages_checked",
+    "device_pages_checked", "pages_written_once", "pages_last_written_before_final_round",
+    "pages_wrong", "guest_resumed"]
+
+
+PROCESSES = []  # of the test that runs
+
+
+def test(fn):
+    """A test that leaves no process behind, however it ends."""
+    def clean(folder):
+        try:
+            fn(folder)
+        finally:
+            while PROCESSES:
+                process = PROCESSES.pop()
+                process.kill()
+                process.wait()
+    clean.__name__ = fn.__name__
+    return tap.test(clean)
+
+
+class Refused(Exception):
+    """The monitor answered with an error."""
+
+
+class Machine:
+    """A `guestram run` and its monitor."""
+
+    def __init__(self, folder, name, *args, memory=MEMORY):
+        self.path = os.path.join(folder, name + ".qmp")
+        self.process = subprocess.Popen(  # pylint: disable=consider-using-with
+            [TOOL, "run", "--memory", memory, "--accel", "threads", "--rate", "200M",
+             "--qmp", "unix:" + self.path, *args],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        PROCESSES.append(self.process)
+        self.events = []
+        self.socket = socket.socket(socket.AF_UNIX)
+        until(lambda: self.process.poll() is not None or self.connects())
+        self.file = self.socket.makefile("rw")
+        assert "QMP" in json.loads(self.file.readline())
+        self.do("qmp_capabilities")
+
+    def connects(self):
+        try:
+            self.socket.connect(self.path)
+            return True
+        except OSError:
+            return False
+
+    def do(self, command, **arguments):
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.file.flush()
+        while True:
+            answer = json.loads(self.file.readline())
+            if "event" in answer:
+                self.events.append(answer["event"])
+            elif "error" in answer:
+                raise Refused(answer["error"]["desc"])
+            else:
+                return answer["return"]
+
+    def status(self):
+        return self.do("query-status")["status"]
+
+    def check(self):
+        """Every word; returns how many pages were looked at."""
+        result = self.do("x-check")
+        equal((result["pages-wrong"], result["first-wrong"]), (0, ""), "wrong pages")
+        return result["pages-checked"]
+
+    def lives(self):
+        """The guest goes on: its heart and every writer."""
+        beats, ops = self.do("x-query-heartbeat")["beats"], self.do("x-query-ops")
+        until(lambda: self.do("x-query-heartbeat")["beats"] > beats + 10)
+        until(lambda: all(new > old for new, old in zip(self.do("x-query-ops"), ops)))
+
+    def quit(self):
+        self.do("quit")
+        self.socket.close()
+        self.file.close()
+        _, err = self.process.communicate(timeout=30)
+        equal(self.process.returncode, 0, err.decode())
+
+    def kill(self):
+        self.process.kill()
+        self.process.communicate()
+
+
+def until(what):
+    end = time.monotonic() + 30
+    while not what():
+        assert time.monotonic() < end, "it takes too long"
+        time.sleep(0.01)
+
+
+def migrate(machine, uri, *args):
+    """Exit status and the result, by the tool."""
+    machine.socket.close()  # one client at a time
+    machine.file.close()
+    p = subprocess.run([TOOL, "migrate", "--json", "--qmp", "unix:" + machine.path, *args, uri],
+                       capture_output=True, timeout=60, check=False)
+    machine.socket = socket.socket(socket.AF_UNIX)
+    assert machine.connects()
+    machine.file = machine.socket.makefile("rw")
+    machine.file.readline()
+    machine.do("qmp_capabilities")
+    return p.returncode, json.loads(p.stdout or "null"), p.stderr.decode()
+
+
+@test
+def a_machine_moves_to_another_process_and_runs_on(folder):
+    uri = f"unix:{folder}/move"
+    there = Machine(folder, "there", "--incoming", uri)
+    here = Machine(folder, "here")
+    equal(there.status(), "inmigrate", "status")
+    here.do("x-block-add", id="extra", size=1 << 20)
+    here.lives()
+    status, result, err = migrate(here, uri)
+    equal((status, result["status"]), (0, "completed"), err)
+    equal(here.status(), "postmigrate", "source")
+    until(lambda: there.status() == "running")
+    there.lives()
+    equal([b["id"] for b in there.do("x-query-blocks")], ["ram", "extra"], "blocks")
+    there.do("x-block-del", id="extra")
+    there.do("stop")
+    equal(there.check(), (32 << 20) // 4096, "pages checked")
+    equal(there.do("query-migrate")["status"], "completed", "destination")
+    here.quit()
+    there.quit()
+
+
+@test
+def tcp_and_a_paused_destination_work_too(folder):
+    probe = socket.socket()
+    probe.bind(("127.0.0.1", 0))
+    uri = f"tcp:127.0.0.1:{probe.getsockname()[1]}"
+    probe.close()
+    there = Machine(folder, "there", "--incoming", uri, "--paused")
+    here = Machine(folder, "here")
+    here.lives()
+    status, _, err = migrate(here, uri)
+    equal(status, 0, err)
+    until(lambda: there.status() == "paused")
+    there.check()
+    here.check()
+    there.do("pmemsave", val=0, size=32 << 20, filename=f"{folder}/a")
+    here.do("pmemsave", val=0, size=32 << 20, filename=f"{folder}/b")
+    with open(f"{folder}/a", "rb") as a, open(f"{folder}/b", "rb") as b:
+        assert a.read() == b.read(), "the memory of the two differs"
+    there.do("cont")
+    there.lives()
+    here.quit()
+    there.quit()
+
+
+@test
+def a_destination_whose_source_is_killed_ends_with_an_error_and_never_runs(folder):
+    uri = f"unix:{folder}/move"
+    there = Machine(folder, "there", "--incoming", uri)
+    here = Machine(folder, "here")
+    here.lives()
+    here.do("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
+    here.do("migrate", uri=uri)
+    until(lambda: there.do("query-migrate").get("ram", {}).get("transferred", 0) > 100000)
+    equal(there.status(), "inmigrate", "status")
+    try:
+        there.do("cont")  # as QEMU's: it will run when it is here
+        equal(there.status(), "inmigrate", "status")
+    except Refused:
+        pass
+    here.kill()
+    _, err = there.process.communicate(timeout=30)
+    equal(there.process.returncode, 2, err.decode())
+    assert b"guestram: " in err, err
+    assert b"runs" not in err, err
+
+
+@test
+def a_cancelled_move_leaves_the_guest_right_and_the_next_one_works(folder):
+    uri = f"unix:{folder}/move"
+    there = Machine(folder, "there", "--incoming", uri)
+    here = Machine(folder, "here")
+    here.lives()
+    here.do("migrate-set-parameters", **{"max-bandwidth": 1 << 20})
+    here.do("migrate", uri=uri)
+    until(lambda: here.do("query-migrate")["status"] == "active")
+    try:
+        here.do("migrate", uri=uri)
+        raise AssertionError("two moves at once")
+    except Refused:
+        pass
+    here.do("migrate_cancel")
+    until(lambda: here.do("query-migrate")["status"] == "cancelled")
+    equal(here.status(), "running", "status")
+    there.process.communicate(timeout=30)
+    equal(there.process.returncode, 2, "destination")
+    here.lives()
+    here.do("stop")
+    here.check()
+    here.do("cont")
+    here.do("migrate-set-parameters", **{"max-bandwidth": 0})
+    again = Machine(folder, "again", "--incoming", uri)
+    status, _, err = migrate(here, uri)
+    equal(status, 0, err)
+    until(lambda: again.status() == "running")
+    again.lives()
+    again.do("stop")
+    again.check()
+    assert "MIGRATION" in again.events + here.events
+    here.quit()
+    again.quit()
+
+
+@test
+def moves_that_cannot_be_fail_with_a_reason_and_the_guest_goes_on(folder):
+    here = Machine(folder, "here")
+    status, result, _ = migrate(here, f"unix:{folder}/nobody")
+    equal((status, result["status"]), (1, "failed"), "nobody there")
+    assert "nobody" in result["error"], result
+    there = Machine(folder, "there", "--incoming", f"unix:{folder}/move", memory="16M")
+    status, result, _ = migrate(here, f"unix:{folder}/move")
+    equal((status, result["status"]), (1, "failed"), "another size")
+    _, err = there.process.communicate(timeout=30)
+    equal(there.process.returncode, 2, err.decode())
+    assert b"ram" in err, err
+    here.lives()
+    here.quit()
+    p = subprocess.run([TOOL, "migrate", "--qmp", f"unix:{folder}/none", "tcp:x:1"],
+                       capture_output=True, timeout=30, check=False)
+    equal((p.returncode, p.stdout), (2, b""), "no monitor")
+
+
+@test
+def a_signal_ends_a_machine_in_order(folder):
+    here = Machine(folder, "here")
+    here.lives()
+    here.process.send_signal(signal.SIGTERM)
+    here.process.communicate(timeout=30)
+    equal(here.process.returncode, 0, "exit status")
+    assert not os.path.exists(here.path), "the socket is still there"
+
+
+@test
+def registers_can_be_asked_for_while_it_runs(folder):
+    here = Machine(folder, "here", "--vcpus", "2")
+    here.lives()
+    cpus = here.do("x-query-registers")
+    equal([c["cpu-index"] for c in cpus], [0, 1], "vCPUs")
+    assert int(cpus[1]["registers"]["op"], 16) > 0, cpus
+    equal(here.status(), "running", "status")
+    here.lives()
+    here.quit()
+
+
+@test
+def a_flat_image_without_kvm_is_refused_with_the_reason(folder):
+    if os.access("/dev/kvm", os.W_OK):
+        raise Skip("/dev/kvm is here")
+    image = os.path.join(folder, "image")
+    with open(image, "wb") as f:
+        f.write(b"\xf4")
+    p = subprocess.run([TOOL, "run", "--flat", image], capture_output=True, timeout=30,
+                       check=False)
+    equal((p.returncode, p.stdout), (2, b""), "exit status")
+    assert b"KVM" in p.stderr, p.stderr
+
+
+def demo(*args):
+    p = subprocess.run([TOOL, "demo", "--accel", "threads", "--json", *args],
+                       capture_output=True, timeout=100, check=False)
+    return p.returncode, json.loads(p.stdout or "null"), p.stderr.decode()
+
+
+@test
+def the_demo_says_what_it_did_and_all_is_right(_):
+    status, result, err = demo("--memory", "128M")
+    equal(status, 0, err)
+    equal(list(result), DEMO_KEYS, "keys")
+    equal(result["accelerator"], "threads", "accelerator")
+    equal(result["pages_checked"], (128 << 20) // 4096, "pages checked")
+    equal((result["pages_wrong"], result["guest_resumed"]), (0, True), "outcome")
+    assert result["blocks_plugged"] >= 20 and result["blocks_unplugged"] >= 20, result
+    assert result["blocks_alive_at_switchover"] >= 5, result
+    assert result["rounds"] >= 2 and result["downtime_ns"] > 0, result
+    assert 0 < result["pages_last_written_before_final_round"] <= result["pages_written_once"]
+    assert result["device_pages_checked"] > 0 and result["plugged_pages_checked"] > 0, result
+
+
+def damaged(fault):
+    status, result, err = demo("--memory", "128M", "--inject", fault)
+    equal(status, 1, err)
+    assert result["pages_wrong"] >= 1, result
+    equal(result["guest_resumed"], False, "a damaged guest ran")
+
+
+@test
+def the_demo_finds_a_lost_page(_):
+    damaged("lose-page")
+
+
+@test
+def the_demo_finds_pages_read_too_early(_):
+    damaged("early-read")
+
+
+@test
+def the_demo_finds_a_missing_last_harvest(_):
+    damaged("skip-final-sync")
+
+
+if __name__ == "__main__":
+    main()
