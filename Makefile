@@ -19,7 +19,8 @@ $(BUILD)/build.ninja:
 build: $(BUILD)/build.ninja ## Build the library, the tool and the tests.
 	@ninja -C $(BUILD)
 
-demo: build ## Move a running guest to a second process while its RAM is plugged and unplugged.
+demo: $(BUILD)/build.ninja ## Move a running guest to a second process while its RAM is plugged and unplugged.
+	@ninja -C $(BUILD) tool/guestram
 	@$(BUILD)/tool/guestram demo
 
 test: ## All tests (with CI=true also under ASan+UBSan and TSan).
