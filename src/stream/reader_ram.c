@@ -397,7 +397,7 @@ static int unsupported(struct gr_stream_reader *r, uint64_t word, uint64_t flags
 	};
 
 	for (size_t i = 0; i < GR_ARRAY_SIZE(known); i++) {
-		if (flags == known[i].flag) {
+		if ((flags & ~(uint64_t)GR_RAM_CONTINUE) == known[i].flag) {
 			return reader_fail(r, -EOPNOTSUPP, r->at,
 					   "a record of type %s, page 0x%" PRIx64
 					   ", which cannot be followed",
