@@ -17,13 +17,38 @@ static void new_line(struct json *j)
 	}
 }
 
-/* Bytes outside of ASCII are written as \u00XX: a name from a foreign stream need not be
- * UTF-8, and the output must always be. */
+/* Bytes of the UTF-8 character at p beyond ASCII and its control characters; 0: it is none. */
+static size_t utf8_bytes(const unsigned char *p)
+{
+	size_t n = p[0] < 0xc2 ? 0 : p[0] < 0xe0 ? 2 : p[0] < 0xf0 ? 3 : p[0] < 0xf5 ? 4 : 0;
+	/* what the second byte must be: no control characters, no overlong forms, no
+	 * surrogates, nothing beyond Unicode */
+	unsigned char low = p[0] == 0xc2 || p[0] == 0xe0 ? 0xa0 : p[0] == 0xf0 ? 0x90 : 0x80;
+	unsigned char high = p[0] == 0xed ? 0x9f : p[0] == 0xf4 ? 0x8f : 0xbf;
+
+	if (n == 0 || p[1] < low || p[1] > high) {
+		return 0;
+	}
+	for (size_t i = 2; i < n; i++) {
+		if ((p[i] & 0xc0) != 0x80) {
+			return 0;
+		}
+	}
+	return n;
+}
+
+/* UTF-8 stays what it is. Other bytes are written as \u00XX: a name from a foreign stream
+ * need not be UTF-8, and the output must always be. */
 static void put_quoted(struct json *j, const char *text)
 {
 	(void)fputc('"', j->f);
 	for (const unsigned char *p = (const unsigned char *)text; *p; p++) {
-		if (*p == '"' || *p == '\\') {
+		size_t n = utf8_bytes(p);
+
+		if (n > 0) {
+			(void)fwrite(p, 1, n, j->f);
+			p += n - 1;
+		} else if (*p == '"' || *p == '\\') {
 			(void)fputc('\\', j->f);
 			(void)fputc(*p, j->f);
 		} else if (*p < 0x20 || *p >= 0x7f) {

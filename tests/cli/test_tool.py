@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -123,6 +124,35 @@ def image_is_listed(_):
     equal((status, err), (0, ""), "info")
     for words in ("pc-i440fx-7.2", "pc.ram", "pc.rom", "clock"):
         assert words in out, out
+
+
+def stream_of(ids):
+    """A stream of blocks of one zero page each, without devices."""
+    blocks = b"".join(bytes([len(i)]) + i + struct.pack(">Q", 4096) for i in ids)
+    eos = struct.pack(">QBI", 0x10, 0x7E, 2)
+    return (b"QEVM\0\0\0\3\7\0\0\0\4test\1\0\0\0\2\3ram\0\0\0\0\0\0\0\4"
+            + struct.pack(">Q", 4096 * len(ids) | 4) + blocks + eos + b"\3\0\0\0\2" + eos
+            + b'\0\6\0\0\0\x0e{"devices":[]}')
+
+
+@test
+def names_of_strangers_do_no_harm(tmp):
+    wire, image = os.path.join(tmp, "wire"), os.path.join(tmp, "\u00fc\u20ac.ram")
+    names = ["\u00fc/\u20ac".encode(), b"../a\n\x1b[2J\"\\", b"\xff\xc2\x9b"]
+    with open(wire, "wb") as f:
+        f.write(stream_of(names))
+    got = result("receive", f"file:{wire}", "--output", image)
+    equal(got["image"], image, "its name")
+    listed = [b["id"] for b in result("info", image)["blocks"]]
+    equal(listed, [names[0].decode(), names[1].decode(), "\u00ff\u00c2\u009b"], "names")
+    # what is listed can be asked for
+    for name in listed[:2]:
+        p = subprocess.run([TOOL, "extract", image, name], capture_output=True, check=True)
+        equal(p.stdout, bytes(4096), name)
+    status, out, err = tool("info", image)
+    equal((status, err), (0, ""), "info")
+    assert all(c.isprintable() or c == "\n" for c in out), out
+    equal(len([line for line in out.splitlines() if " 4096 " in line]), 3, out)
 
 
 @test
