@@ -365,14 +365,13 @@ static bool comes_too_early(const struct gr_receive *r, const struct gr_stream_r
 static int refuse_early(struct gr_receive *r, const struct gr_stream_record *rec,
 			struct gr_error *err)
 {
-	uint32_t block = rec->kind == GR_STREAM_PAGES	? rec->pages.block
-			 : rec->kind == GR_STREAM_ZERO	? rec->zero.block
-							: rec->xbzrle.block;
+	uint32_t block = rec->kind == GR_STREAM_PAGES  ? rec->pages.block
+			 : rec->kind == GR_STREAM_ZERO ? rec->zero.block
+						       : rec->xbzrle.block;
 
-	return gr_error_set(err, -EBADMSG,
-			    "byte %llu: block '%s': bytes before the blocks were announced",
-			    (unsigned long long)rec->byte_offset,
-			    gr_stream_reader_block(r->reader, block)->id);
+	return gr_error_set(
+		err, -EBADMSG, "byte %llu: block '%s': bytes before the blocks were announced",
+		(unsigned long long)rec->byte_offset, gr_stream_reader_block(r->reader, block)->id);
 }
 
 static int take(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
@@ -407,14 +406,13 @@ static int take(struct gr_receive *r, const struct gr_stream_record *rec, struct
 /* Keeps the first error; tells the source if that is still possible. */
 static int fail(struct gr_receive *r, int rc, struct gr_error *err)
 {
-	if (gr_progress_cancelling(&r->progress)) {
+	if (r->return_path && !gr_progress_cancelling(&r->progress)) {
+		(void)answer(r, GR_RETURN_SHUT, 1, NULL);
+	}
+	/* A cancel may have come first, also while that answer waited for a peer that reads. */
+	if (!gr_progress_move(&r->progress, GR_MIGRATE_FAILED)) {
 		rc = gr_error_set(&r->error, -ECANCELED, "cancelled");
 		(void)gr_progress_move(&r->progress, GR_MIGRATE_CANCELLED);
-	} else {
-		if (r->return_path) {
-			(void)answer(r, GR_RETURN_SHUT, 1, NULL);
-		}
-		(void)gr_progress_move(&r->progress, GR_MIGRATE_FAILED);
 	}
 	r->error.code = rc;
 	if (err) {

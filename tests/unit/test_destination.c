@@ -5,6 +5,9 @@
 #include "stream/channel.h"
 #include "stream/return_path.h"
 #include "stream/writer.h"
+#include <pthread.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 enum { RAM_PAGES = 64, RAM_BYTES = RAM_PAGES * MOVE_PAGE };
 
@@ -733,6 +736,96 @@ TEST(pings_are_answered_in_order_and_features_only_to_our_own)
 	ASSERT_EQ(f.answer_bytes, sizeof(want) - 12);
 	unmake(&s);
 	gr_ram_free(to);
+}
+
+static void *run_destination(void *arg)
+{
+	struct gr_error err = { 0 };
+	int rc = gr_destination_run(arg, &err);
+
+	ASSERT_HAS(err.msg, "cancelled");
+	return (void *)(intptr_t)rc;
+}
+
+/*
+ * Plays a peer that sends this, and then neither writes nor reads any more (full: there is
+ * no room for an answer from the start); a cancel must end the wait.
+ */
+static void cancel_after(const uint8_t *data, size_t bytes, bool full)
+{
+	struct gr_ram *to = move_ram();
+	struct gr_migrate_stats stats;
+	struct gr_destination *d;
+	struct gr_channel *ch;
+	pthread_t thread;
+	size_t done = 0;
+	void *rc;
+	int fds[2];
+
+	ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+	while (full && send(fds[0], "", 1, MSG_DONTWAIT) == 1) {
+	}
+	ASSERT_EQ(gr_channel_from_fd(fds[0], &ch, NULL), 0);
+	ASSERT_EQ(gr_destination_create(to, ch, NULL, NULL, &d, NULL), 0);
+	ASSERT_EQ(pthread_create(&thread, NULL, run_destination, d), 0);
+	for (int idle = 0; done < bytes && idle < 50;) {
+		ssize_t n = send(fds[1], data + done, bytes - done, MSG_DONTWAIT | MSG_NOSIGNAL);
+
+		done += n > 0 ? (size_t)n : 0;
+		idle = n > 0 ? 0 : idle + 1;
+		(void)usleep(n > 0 ? 0 : 2000);
+	}
+	(void)usleep(20000);
+	gr_destination_cancel(d);
+	ASSERT_EQ(pthread_join(thread, &rc), 0);
+	ASSERT_EQ((intptr_t)rc, -ECANCELED);
+	gr_destination_stats(d, &stats);
+	ASSERT(stats.state == GR_MIGRATE_CANCELLED);
+	gr_destination_free(d);
+	gr_channel_close(ch, NULL);
+	close(fds[1]);
+	gr_ram_free(to);
+}
+
+TEST(a_cancel_ends_the_wait_for_a_peer_that_stalls)
+{
+	struct made s;
+	struct feed f = { 0 };
+
+	make(&s);
+	make_start(&s, name, RAM_BYTES);
+	write_page(&s, name, 0, 1);
+	write_page(&s, name, 1, 1);
+	make_end(&s, &f);
+	cancel_after(f.data, 0, false);
+	cancel_after(f.data, 30, false);	    /* inside the list of blocks */
+	cancel_after(f.data, f.bytes - 3000, false); /* inside a page */
+	cancel_after(f.data, f.bytes - 5, false);   /* inside the description */
+	unmake(&s);
+	/* questions without end, and nobody who reads the answers */
+	make(&s);
+	ASSERT_EQ(gr_stream_write_command(s.w, GR_COMMAND_OPEN_RETURN_PATH, NULL, 0, NULL), 0);
+	for (uint32_t i = 0; i < 200000; i++) {
+		ASSERT_EQ(gr_stream_write_ping(s.w, i, NULL), 0);
+	}
+	ASSERT_EQ(gr_stream_flush(s.w, NULL), 0);
+	f.data = gr_channel_memory_written(s.ch, &f.bytes);
+	cancel_after(f.data, f.bytes, false);
+	unmake(&s);
+}
+
+TEST(a_cancel_ends_the_wait_to_tell_of_a_failure)
+{
+	struct made s;
+	struct feed f = { 0 };
+
+	make(&s);
+	ASSERT_EQ(gr_stream_write_command(s.w, GR_COMMAND_OPEN_RETURN_PATH, NULL, 0, NULL), 0);
+	ASSERT_EQ(gr_stream_write_raw(s.w, "\x99", 1, NULL), 0); /* no section */
+	ASSERT_EQ(gr_stream_flush(s.w, NULL), 0);
+	f.data = gr_channel_memory_written(s.ch, &f.bytes);
+	cancel_after(f.data, f.bytes, true);
+	unmake(&s);
 }
 
 TEST_MAIN()
