@@ -570,14 +570,14 @@ static int explain(struct gr_source *s, int rc)
 
 static int source_fail(struct gr_source *s, int rc)
 {
-	if (gr_progress_cancelling(&s->progress)) {
-		source_end(s, false);
+	if (!gr_progress_cancelling(&s->progress)) {
+		rc = explain(s, rc);
+	}
+	source_end(s, false);
+	/* A cancel may have come first, also while the peer was asked or the guest resumed. */
+	if (!gr_progress_move(&s->progress, GR_MIGRATE_FAILED)) {
 		rc = cancelled(&s->error);
 		(void)gr_progress_move(&s->progress, GR_MIGRATE_CANCELLED);
-	} else {
-		rc = explain(s, rc);
-		source_end(s, false);
-		(void)gr_progress_move(&s->progress, GR_MIGRATE_FAILED);
 	}
 	(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, true);
 	return rc;

@@ -711,4 +711,45 @@ TEST(sources_that_are_freed_unrun_give_their_consumer_back)
 	gr_ram_free(ram);
 }
 
+static int pause_at_once(void *opaque, struct gr_error *err)
+{
+	(void)opaque, (void)err;
+	return 0;
+}
+
+static void cancel_on_resume(void *opaque)
+{
+	gr_source_cancel(*(struct gr_source **)opaque);
+}
+
+static int save_fails(void *opaque, struct gr_state_writer *writer, struct gr_error *err)
+{
+	(void)opaque, (void)writer;
+	return gr_error_set(err, -ENODEV, "a device does not answer");
+}
+
+/* While the guest is resumed after a failure somebody cancels: it has to end somehow. */
+TEST(a_cancel_beside_a_failure_ends_as_cancelled)
+{
+	struct gr_source *source = NULL;
+	struct gr_source_ops ops = { .pause = pause_at_once, .resume = cancel_on_resume,
+				     .save = save_fails, .opaque = &source };
+	struct gr_source_params params = { .size = sizeof(params), .plain = true };
+	struct gr_ram *ram = move_ram();
+	struct gr_migrate_stats stats;
+	struct gr_channel *ch[2];
+	struct gr_error err;
+
+	move_channels(ch);
+	move_fill(move_add(ram, "ram", 4 * MOVE_PAGE, 0, GR_RAM_MEMFD), 1, 2);
+	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], &params, &ops, &source, &err), 0);
+	ASSERT_EQ(gr_source_run(source, &err), -ECANCELED);
+	gr_source_stats(source, &stats);
+	ASSERT(stats.state == GR_MIGRATE_CANCELLED);
+	gr_source_free(source);
+	gr_channel_close(ch[0], NULL);
+	gr_channel_close(ch[1], NULL);
+	gr_ram_free(ram);
+}
+
 TEST_MAIN()
