@@ -21,7 +21,9 @@
  * SLEEP. The worker announces that it sleeps, then looks for work, then sleeps. A caller
  * that pushed on an empty stack looks for the announcement. A full fence on both sides
  * (Q1, Q2): not both can miss. Callers that find the stack non-empty leave it to the one
- * that found it empty.
+ * that found it empty. They only see to it that there is a worker: who found the stack empty
+ * may have failed to make one, or be a thread of the parent of this fork's child. A worker
+ * that starts looks for work by itself.
  *
  * LOCK. The caller's lock is held while callbacks run, in slices (rcu.h). A mutex that is
  * released and taken again at once is usually not passed on, so after each 200 us of
@@ -74,6 +76,7 @@ struct gr_rcu_queue {
 	struct gr_rcu_head *batch; /* (l) what is left of it, oldest first */
 	uint64_t last_end_ns;	   /* (o) worker: end of its last grace period */
 	uint64_t held_ns;	   /* (o) worker: caller's lock held since it stepped back */
+	uint32_t no_thread_said;   /* (a) that no thread can be made was said already */
 	pthread_t thread;	   /* (c) once RUNNING */
 	void (*user_lock)(void *opaque); /* (c) */
 	void (*user_unlock)(void *opaque);
@@ -240,6 +243,7 @@ static bool run_slice(struct gr_rcu_queue *q)
 
 static void run_callbacks(struct gr_rcu_queue *q)
 {
+	struct gr_rcu_queue *outer = in_callback_of; /* a barrier in a callback may run another queue's */
 	struct gr_rcu_head *head;
 
 	in_callback_of = q;
@@ -257,7 +261,7 @@ static void run_callbacks(struct gr_rcu_queue *q)
 			}
 		}
 	}
-	in_callback_of = NULL;
+	in_callback_of = outer;
 }
 
 static void run_batch(struct gr_rcu_queue *q)
@@ -326,7 +330,9 @@ static bool start_worker(struct gr_rcu_queue *q)
 	pthread_attr_destroy(&attr);
 	gr_store_release(&q->state, (uint32_t)(ret == 0 ? WORKER_RUNNING : WORKER_NONE));
 	pthread_sigmask(SIG_SETMASK, &saved, NULL);
-	if (ret != 0) {
+	if (ret == 0) {
+		gr_store_relaxed(&q->no_thread_said, 0u);
+	} else if (gr_xchg_acq_rel(&q->no_thread_said, 1u) == 0) {
 		gr_log(GR_LOG_WARN, "%s: cannot start the callback thread (%s), will try again",
 		       q->name, strerror(ret));
 	}
@@ -359,6 +365,9 @@ void gr_rcu_call(struct gr_rcu_queue *queue, struct gr_rcu_head *head,
 	if (!old) {
 		(void)start_worker(q);
 		wake_worker(q, false);
+	} else if (GR_UNLIKELY(gr_load_relaxed(&q->state) == WORKER_NONE)) {
+		/* Left by a fork, or by a caller that could not make a thread. It looks by itself. */
+		(void)start_worker(q);
 	}
 }
 

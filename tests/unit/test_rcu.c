@@ -716,6 +716,38 @@ TEST(fork_inside_a_section_with_a_grace_period_under_way)
 	ASSERT_EQ(LOAD(&ran), 1u);
 }
 
+static struct gr_event last_ran = GR_EVENT_INIT(false);
+
+static void count_and_set(struct gr_rcu_head *head)
+{
+	count_run(head);
+	gr_event_set(&last_ran);
+}
+
+/* No barrier in the child, which would start a worker for itself: a call must be enough. */
+TEST(callbacks_from_before_a_fork_run_in_the_child_once_it_queues_another)
+{
+	pid_t pid;
+
+	if (test_under_tsan()) {
+		SKIP("ThreadSanitizer does not support threads after a multi-threaded fork");
+	}
+	gr_rcu_read_lock(); /* what is queued stays queued */
+	for (int i = 0; i < 100; i++) {
+		gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)), count_run);
+		sched_yield();
+	}
+	pid = fork();
+	gr_rcu_read_unlock();
+	gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)), count_and_set);
+	gr_event_wait(&last_ran);
+	ASSERT_EQ(LOAD(&ran), 101u);
+	if (pid == 0) {
+		_exit(0);
+	}
+	wait_for_child(pid);
+}
+
 /* ---- misuse ------------------------------------------------------------------------------------- */
 
 static void dies_saying(void (*fn)(void *), const char *words)
