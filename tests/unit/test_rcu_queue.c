@@ -125,18 +125,22 @@ static struct gr_event in_callback = GR_EVENT_INIT(false);
 static void slow_callback(struct gr_rcu_head *head)
 {
 	gr_event_set(&in_callback);
-	sleep_ms(30);
+	sleep_ms(10);
 	count_run(head);
 }
 
+/* More than once: on a busy machine the callback may be over before the barrier begins. */
 TEST(barrier_waits_for_a_callback_that_is_running)
 {
 	struct gr_rcu_head head;
 
-	gr_rcu_call(NULL, &head, slow_callback);
-	gr_event_wait(&in_callback);
-	gr_rcu_barrier(NULL);
-	ASSERT_EQ(LOAD(&ran), 1u);
+	for (uint64_t round = 1; round <= 20; round++) {
+		gr_event_reset(&in_callback);
+		gr_rcu_call(NULL, &head, slow_callback);
+		gr_event_wait(&in_callback);
+		gr_rcu_barrier(NULL);
+		ASSERT_EQ(LOAD(&ran), round);
+	}
 }
 
 /* ---- order, re-queueing, concurrency ---------------------------------------------------- */
@@ -325,34 +329,43 @@ TEST(the_lock_is_held_while_callbacks_run_and_in_slices_of_64)
 	ASSERT_GE(big.slices, 10000u / GR_RCU_SLICE_CALLBACKS);
 }
 
+static bool enough; /* (a) turns of the lock */
+
+static void takes_10_us_again(struct gr_rcu_head *head)
+{
+	takes_10_us(head);
+	if (!LOAD(&enough)) {
+		gr_rcu_call(requeue_on, head, takes_10_us_again);
+	}
+}
+
+/* There is work until the other thread has had its turns: how long that takes is no matter. */
 TEST(the_lock_is_passed_on_between_slices)
 {
-	static struct gr_rcu_head heads[10000]; /* 100 ms of callbacks */
-	struct gr_rcu_queue *q = make_queue(&with_big_lock);
-	unsigned turns = 0;
+	static struct gr_rcu_head heads[10000]; /* 100 ms of callbacks, again and again */
 	uint64_t worst = 0, wait;
 
+	requeue_on = make_queue(&with_big_lock);
 	for (int i = 0; i < 10000; i++) {
-		gr_rcu_call(q, &heads[i], takes_10_us);
+		gr_rcu_call(requeue_on, &heads[i], takes_10_us_again);
 	}
 	while (LOAD(&ran) == 0) {
 		sched_yield();
 	}
-	while (LOAD(&ran) < 10000) {
+	for (int turns = 0; turns < 5; turns++) {
 		wait = now_ns();
 		pthread_mutex_lock(&big.m);
 		wait = now_ns() - wait;
 		worst = wait > worst ? wait : worst;
-		turns++;
 		pthread_mutex_unlock(&big.m);
 		sleep_ms(1);
 	}
-	gr_rcu_queue_free(q); /* joins the worker: big is ours now */
-	test_diag("%u turns of the lock, longest wait %" PRIu64 " us; %u slices, longest %" PRIu64
-		  " us",
-		  turns, worst / 1000, big.slices, big.longest / 1000);
-	ASSERT_GE(turns, 5u);
-	/* One that starts just before the end, and some slack for a busy machine. */
+	STORE(&enough, true);
+	gr_rcu_queue_free(requeue_on); /* joins the worker: big is ours now */
+	test_diag("longest wait %" PRIu64 " us; %u slices, longest %" PRIu64 " us", worst / 1000,
+		  big.slices, big.longest / 1000);
+	ASSERT_GE(LOAD(&ran), 10000u);
+	/* A slice is 200 us, one callback takes 10 or more, and one starts just before the end. */
 	ASSERT_LE(big.most_in_slice, GR_RCU_SLICE_NS / 10000u + 1);
 }
 
@@ -431,7 +444,8 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
-TEST(from_idle_a_callback_runs_within_a_millisecond)
+/* How soon is for the benchmarks and the diagnostics: a busy machine may take any time. */
+TEST(from_idle_a_callback_runs_without_anybody_waiting_for_it)
 {
 	uint64_t ns[50];
 	struct gr_rcu_head head;
@@ -458,8 +472,10 @@ static void take_threads_away(void)
 	if (test_under_tsan() || test_under_asan()) {
 		SKIP("the sanitizer's own threads need what this test takes away");
 	}
-	/* The limit does not bind root. */
-	if (setrlimit(RLIMIT_NPROC, &none) != 0 || (getuid() == 0 && setuid(65534) != 0)) {
+	/* The limit does not bind root. Only the soft one: it can be raised again. */
+	if (getrlimit(RLIMIT_NPROC, &limit) != 0 ||
+	    setrlimit(RLIMIT_NPROC, &(struct rlimit){ 1, limit.rlim_max }) != 0 ||
+	    (getuid() == 0 && setuid(65534) != 0)) {
 		SKIP("cannot limit threads: %s", strerror(errno));
 	}
 	if (pthread_create(&t, NULL, churn_queues, NULL) == 0) {
