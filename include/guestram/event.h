@@ -34,13 +34,17 @@ GR_BEGIN_DECLS
 
 /** An event. Lives where the caller puts it; needs no destroying. */
 struct gr_event {
-	uint32_t word; /* (a) private: set, free (nobody waits) or busy (somebody may wait) */
+	/*
+	 * (a) private. The low two bits: set, free (nobody waits) or busy (somebody may wait);
+	 * above them, how many times it was set.
+	 */
+	uint32_t word;
 };
 
 /* Private to the implementation and the initialiser below. */
 #define GR_EVENT_WORD_SET  0u
 #define GR_EVENT_WORD_FREE 1u
-#define GR_EVENT_WORD_BUSY 0xffffffffu
+#define GR_EVENT_WORD_BUSY 3u
 
 /** Static initialiser: an event that starts set (true) or not set (false). */
 #define GR_EVENT_INIT(is_set) { (is_set) ? GR_EVENT_WORD_SET : GR_EVENT_WORD_FREE }

@@ -178,4 +178,30 @@ TEST(set_wakes_every_waiter_even_if_reset_follows_at_once)
 	}
 }
 
+static uint64_t let_go;
+
+/* Set, reset, and the next one waits before the first one has even woken up. */
+TEST(a_wait_that_slept_returns_though_another_one_waits_already)
+{
+	pthread_t t;
+
+	test_watch_progress(&let_go, 4);
+	for (int round = 0; round < 200; round++) {
+		struct gr_event ev = GR_EVENT_INIT(false);
+
+		pthread_create(&t, NULL, wait_once, &ev);
+		while ((__atomic_load_n(&ev.word, __ATOMIC_RELAXED) & 3) != GR_EVENT_WORD_BUSY) {
+			sched_yield();
+		}
+		if (round % 2) {
+			nanosleep(&(struct timespec){ 0, 200000 }, NULL); /* the kernel has it */
+		}
+		gr_event_set(&ev);
+		gr_event_reset(&ev);
+		ASSERT(!gr_event_wait_timeout(&ev, 1000));
+		pthread_join(t, NULL);
+		__atomic_add_fetch(&let_go, 1, __ATOMIC_RELAXED);
+	}
+}
+
 TEST_MAIN()
