@@ -10,6 +10,9 @@
  *    which was loaded in this same section.
  * C3 It is written with the generation of the index that was searched, never with one that
  *    is loaded later.
+ * C4 Before it is used, the pointer is seen to lie in that index. A signal handler may look
+ *    something up between the two loads or the two stores of an entry, in another machine too,
+ *    and leave a pair that does not belong together.
  *
  * Argument. A hit means that the entry points into the very index that this section loaded
  * from ram->index. That index was published when the section loaded it, so the grace period
@@ -27,7 +30,10 @@
 #include "base/hook.h"
 #include "ram/ram.h"
 
-/* One thread's last answers. initial-exec: no function call to reach them. */
+/*
+ * One thread's last answers. initial-exec: no function call to reach them. Relaxed atomics: the
+ * thread's own signal handlers change them (C4).
+ */
 static __thread __attribute__((tls_model("initial-exec"))) struct {
 	uint64_t span_generation; /* (o) 0: empty */
 	const struct gr_ram_span *span;
@@ -35,18 +41,26 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
 	const struct gr_ram_region *region;
 } last;
 
+/* C4: is p one of the n elements that start at first? */
+static inline bool lies_in(const void *p, const void *first, unsigned int n, size_t bytes)
+{
+	return (uintptr_t)p - (uintptr_t)first < (uintptr_t)n * bytes;
+}
+
 struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
 {
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
 	uint64_t generation = index->generation; /* C3: before the search */
-	const struct gr_ram_span *span;
+	const struct gr_ram_span *span = gr_load_relaxed(&last.span);
 
 #ifdef GR_MUTANT_LOOKUP_NO_GENERATION
-	if (last.span && addr.v - last.span->start < last.span->bytes) {
+	if (span && addr.v - span->start < span->bytes) {
 #else
-	if (last.span_generation == generation && addr.v - last.span->start < last.span->bytes) {
+	if (gr_load_relaxed(&last.span_generation) == generation &&
+	    lies_in(span, index->by_offset, index->blocks, sizeof(*span)) &&
+	    addr.v - span->start < span->bytes) {
 #endif
-		return last.span->block;
+		return span->block;
 	}
 	span = gr_ram_span_at(index->by_offset, index->blocks, addr.v);
 	if (!span) {
@@ -57,19 +71,21 @@ struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t add
 	index = gr_rcu_dereference(ram->index);
 	generation = index->generation; /* breaks C3 */
 #endif
-	last.span = span;
-	last.span_generation = generation;
+	gr_store_relaxed(&last.span, span);
+	GR_HOOK("lookup: half stored");
+	gr_store_relaxed(&last.span_generation, generation);
 	return span->block;
 }
 
 const struct gr_ram_region *gr_ram_region_at_rcu(const struct gr_ram_index *index, gr_gpa_t gpa)
 {
-	const struct gr_ram_region *r = last.region;
+	const struct gr_ram_region *r = gr_load_relaxed(&last.region);
 
 #ifdef GR_MUTANT_LOOKUP_NO_GENERATION
 	if (r && gpa.v - r->gpa.v < r->bytes) {
 #else
-	if (last.region_generation == index->generation && gpa.v - r->gpa.v < r->bytes) {
+	if (gr_load_relaxed(&last.region_generation) == index->generation &&
+	    lies_in(r, index->region, index->regions, sizeof(*r)) && gpa.v - r->gpa.v < r->bytes) {
 #endif
 		return r;
 	}
@@ -77,8 +93,9 @@ const struct gr_ram_region *gr_ram_region_at_rcu(const struct gr_ram_index *inde
 	if (!r || gpa.v < r->gpa.v) {
 		return NULL;
 	}
-	last.region = r;
-	last.region_generation = index->generation;
+	gr_store_relaxed(&last.region, r);
+	GR_HOOK("lookup: half stored");
+	gr_store_relaxed(&last.region_generation, index->generation);
 	return r;
 }
 

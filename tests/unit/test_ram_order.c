@@ -166,6 +166,39 @@ TEST(this_interleaving_breaks_the_shared_pointer)
 	ASSERT(replay(&shared) != NULL);
 }
 
+/* A signal handler's lookups in another machine, in the middle of a thread's own. */
+static struct gr_ram *handlers_ram;
+
+GR_NO_TSA static void look_up_in_a_handler(const char *place)
+{
+	if (strcmp(place, "lookup: half stored") == 0) {
+		on_hook = NULL;
+		ASSERT(gr_ram_block_find_rcu(handlers_ram, gr_ram_addr(0)) != NULL);
+		ASSERT(gr_ram_block_by_gpa_rcu(handlers_ram, gr_gpa(0), NULL, NULL) != NULL);
+	}
+}
+
+TEST(lookups_of_a_signal_handler_do_not_mix_with_those_it_interrupts)
+{
+	struct gr_ram *ram = make();
+	struct gr_ram_block *a = add(ram, "a", 0, 1 << 20);
+
+	handlers_ram = make();
+	add(handlers_ram, "b", 0, 1 << 20);
+	gr_rcu_read_lock();
+	for (int i = 0; i < 2; i++) {
+		on_hook = i == 0 ? look_up_in_a_handler : NULL;
+		ASSERT_PTR_EQ(gr_ram_block_find_rcu(ram, a->offset), a);
+	}
+	for (int i = 0; i < 2; i++) {
+		on_hook = i == 0 ? look_up_in_a_handler : NULL;
+		ASSERT_PTR_EQ(gr_ram_block_by_gpa_rcu(ram, gr_gpa(0), NULL, NULL), a);
+	}
+	gr_rcu_read_unlock();
+	gr_ram_free(ram);
+	gr_ram_free(handlers_ram);
+}
+
 static struct gr_ram *hook_ram;
 static bool hook_marked;
 
