@@ -127,15 +127,17 @@ static inline void gr_rcu_read_lock(void) GR_ACQUIRE_SHARED(gr_rcu_section) GR_N
 static inline void gr_rcu_read_lock(void)
 {
 	struct gr_rcu_reader *r = &gr_rcu_self;
-	uint32_t v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED);
+	uint32_t v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED), left;
 
 	GR_RCU_YIELD_POINT();
 	if (GR_LIKELY(v == GR_RCU_HOT)) {
 		__atomic_store_n(&r->ctr, GR_RCU_HOT + 1, __ATOMIC_RELAXED);
 	} else if ((v & GR_RCU_DEPTH) != 0 && (v & GR_RCU_DEPTH) != GR_RCU_DEPTH) {
 		__atomic_store_n(&r->ctr, v + 1, __ATOMIC_RELAXED);
-	} else if (v == GR_RCU_COLD && r->cold_left != 0) {
-		r->cold_left--;
+	} else if (v == GR_RCU_COLD &&
+		   (left = __atomic_load_n(&r->cold_left, __ATOMIC_RELAXED)) != 0) {
+		/* Not a decrement: a handler may use up what is left between test and store. */
+		__atomic_store_n(&r->cold_left, left - 1, __ATOMIC_RELAXED);
 		/* C1: inside, before what the section reads. Pairs with F1 of the driver. */
 		gr_rcu_store_ctr_fence(r, GR_RCU_COLD + 1);
 	} else {
