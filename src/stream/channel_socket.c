@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/time.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -68,6 +69,7 @@ static int open_socket(int family)
 
 static int unix_connect(const struct gr_uri *u, const char *uri, int *ret_fd, struct gr_error *err)
 {
+	const struct timeval limit = { .tv_sec = CONNECT_MS_MAX / 1000 }, none = { 0 };
 	struct sockaddr_un sa;
 	int fd, code = fill_unix(u, uri, &sa, err);
 
@@ -78,11 +80,15 @@ static int unix_connect(const struct gr_uri *u, const char *uri, int *ret_fd, st
 	if (fd < 0) {
 		return gr_error_set(err, fd, "%s: socket: %s", uri, strerror(-fd));
 	}
-	/* A unix socket connects at once or waits for room in the backlog: let it wait. */
+	/* A unix socket connects at once or waits for room in the backlog: let it wait, but not
+	 * for ever. */
 	(void)fcntl(fd, F_SETFL, 0);
+	(void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
 	do {
 		code = connect(fd, (const struct sockaddr *)&sa, sizeof(sa)) == 0 ? 0 : -errno;
 	} while (code == -EINTR);
+	code = code == -EAGAIN ? -ETIMEDOUT : code;
+	(void)setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &none, sizeof(none));
 	(void)fcntl(fd, F_SETFL, O_NONBLOCK);
 	if (code < 0) {
 		close(fd);
