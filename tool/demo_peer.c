@@ -202,7 +202,8 @@ static int query_heartbeat(struct demo_peer *peer, uint64_t *ret_beats, uint64_t
 
 /*
  * The first beat over there sees the gap since the last one here. It is read at once, so that
- * what the guest sees later, on a machine that is busy, is not counted.
+ * what the guest sees later, on a machine that is busy, is not counted. The gap was reset to
+ * 0 before: while it is 0 the beat is not complete, even if its number is there already.
  */
 static int await_first_beat(struct demo_peer *peer, uint64_t beats, uint64_t *ret_gap_ns,
 			    struct gr_error *err)
@@ -210,7 +211,7 @@ static int await_first_beat(struct demo_peer *peer, uint64_t beats, uint64_t *re
 	uint64_t now = beats;
 	int rc = 0;
 
-	for (int i = 0; i < LIVE_LOOKS_MAX && rc == 0 && now == beats; i++) {
+	for (int i = 0; i < LIVE_LOOKS_MAX && rc == 0 && (now == beats || *ret_gap_ns == 0); i++) {
 		rc = query_heartbeat(peer, &now, ret_gap_ns, err);
 	}
 	return rc;
