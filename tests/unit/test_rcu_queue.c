@@ -589,14 +589,18 @@ static void section_left_open(void *arg)
 
 static void same_head_twice(void *arg)
 {
-	static struct gr_rcu_head head;
+	static struct gr_rcu_head first, head;
+	uint64_t cookie;
 
 	(void)arg;
-	gr_rcu_read_lock(); /* keeps the worker from taking it in between... */
+	gr_rcu_read_lock();
+	cookie = gr_rcu_get_state();
+	gr_rcu_call(NULL, &first, count_run);
+	while (gr_rcu_get_state() == cookie) { /* until the worker waits for us, and takes no more */
+		sched_yield();
+	}
 	gr_rcu_call(NULL, &head, count_run);
-	sleep_ms(1);
 	gr_rcu_call(NULL, &head, count_run);
-	gr_rcu_call(NULL, &head, count_run); /* ...or at least it is twice on the stack */
 	gr_rcu_read_unlock();
 }
 
