@@ -21,7 +21,8 @@
  *
  * Threads: marks from any thread, also from a signal handler; they take no lock. The
  * calls on one consumer come from one thread at a time. Different consumers are
- * independent.
+ * independent. A child of fork() has its own copy of the marks and may harvest them with the
+ * consumers of the thread that forked.
  *
  * Caveats: between two harvests the number of live dirty bits is not known exactly; the
  * size of an epoch is. With a write-protecting tracker a harvest is right only after

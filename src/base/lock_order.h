@@ -25,6 +25,8 @@ enum gr_lock_rank {
 	GR_RANK_TRACK_BLOCKS = 45,
 	/* One tracker's own state. Not the dirty memory. */
 	GR_RANK_TRACKER = 50,
+	/* The list of all dirty memories, for fork. Not their content. */
+	GR_RANK_DIRTY_LIST = 55,
 	/* Growth, consumers and epochs of one dirty memory. Markers take nothing. */
 	GR_RANK_DIRTY = 60,
 	/* Who drives the grace period. Held while it waits for readers: only ever tried. */

@@ -94,6 +94,12 @@ int gr_dirty_create(uint64_t pages, struct gr_dirty **ret_dirty, struct gr_error
 	d->pid = getpid();
 	d->pages = (uint64_t)map->chunks * GR_BITS_CHUNK_PAGES;
 	gr_rcu_assign_pointer(d->map, map);
+	if (gr_dirty_fork_list(d) != 0) {
+		map_free(map, 0);
+		gr_mutex_destroy(&d->lock);
+		free(d);
+		return gr_error_set(err, -ENOMEM, "dirty memory: no memory for fork handlers");
+	}
 	*ret_dirty = d;
 	return 0;
 }
@@ -106,6 +112,7 @@ void gr_dirty_free(struct gr_dirty *dirty)
 	if (dirty->consumers != 0) {
 		gr_die("gr_dirty_free: consumer '%s' is still there", dirty->consumer[0]->name);
 	}
+	gr_dirty_fork_unlist(dirty);
 	gr_rcu_synchronize(); /* a marker may still be on its way out of its section */
 	map_free(gr_rcu_dereference_protected(dirty->map), 0);
 	gr_mutex_destroy(&dirty->lock);

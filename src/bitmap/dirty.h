@@ -28,6 +28,7 @@ struct gr_dirty {
 	struct gr_dirty_consumer *consumer[GR_DIRTY_CONSUMERS_MAX]; /* (l) */
 	uint64_t fences;		   /* (l) process-wide fences run, for tests */
 	pid_t pid;			   /* (l) of the last harvest: another one after fork() */
+	struct gr_dirty *next;		   /* the list's lock (fork.c) */
 };
 
 struct gr_dirty_consumer {
@@ -44,5 +45,9 @@ struct gr_dirty_consumer {
  */
 void gr_dirty_harvest_locked(struct gr_dirty *dirty, struct gr_bits *to,
 			     const struct gr_dirty_consumer *skip) GR_REQUIRES(dirty->lock);
+
+/* fork.c: from now on fork() finds the harvest lock free, until unlisted. 0 or -ENOMEM. */
+int gr_dirty_fork_list(struct gr_dirty *dirty);
+void gr_dirty_fork_unlist(struct gr_dirty *dirty);
 
 #endif

@@ -3,6 +3,7 @@
 #include "base/heavy_fence.h"
 #include "harness.h"
 #include <errno.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -420,6 +421,50 @@ TEST(child_of_a_fork_finds_bits_whose_marker_it_lacks)
 	mark(d, 64002);
 	ASSERT_EQ(begin(c), (uint64_t)1);
 	gr_dirty_consumer_del(c);
+	gr_dirty_free(d);
+}
+
+static bool stop; /* (a) */
+
+static void *harvest_all_the_time(void *arg)
+{
+	struct gr_dirty_consumer *c = arg;
+
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+		mark_range(c->dirty, 0, c->dirty->pages);
+		(void)begin(c);
+		ASSERT_EQ(gr_dirty_epoch_commit(c), 0);
+	}
+	return NULL;
+}
+
+TEST(child_of_a_fork_in_the_middle_of_another_threads_harvest_can_harvest_all)
+{
+	struct gr_dirty *d = make(CHUNK);
+	struct gr_dirty_consumer *mine = add(d, GR_DIRTY_START_FULL);
+	struct gr_dirty_consumer *theirs = add(d, GR_DIRTY_START_CLEAN);
+	pthread_t thread;
+
+	if (test_under_tsan()) {
+		SKIP("ThreadSanitizer does not support a multi-threaded fork");
+	}
+	ASSERT_EQ(pthread_create(&thread, NULL, harvest_all_the_time, theirs), 0);
+	for (int i = 0; i < 50; i++) {
+		int status;
+		pid_t pid = fork();
+
+		ASSERT_GE(pid, 0);
+		if (pid == 0) {
+			ASSERT_EQ(begin(mine), CHUNK); /* it never committed: all, in any case */
+			_exit(0);
+		}
+		ASSERT_EQ(waitpid(pid, &status, 0), pid);
+		ASSERT_EQ(status, 0);
+	}
+	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
+	pthread_join(thread, NULL);
+	gr_dirty_consumer_del(mine);
+	gr_dirty_consumer_del(theirs);
 	gr_dirty_free(d);
 }
 
