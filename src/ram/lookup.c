@@ -8,11 +8,11 @@
  *    one counter of the process and never repeat, neither over time nor between machines.
  * C2 It is used only in a read-side section, and only if its generation is that of the index
  *    which was loaded in this same section.
- * C3 It is written with the generation of the index that was searched, never with one that
- *    is loaded later.
- * C4 Before it is used, the pointer is seen to lie in that index. A signal handler may look
+ * C3 Before it is used, the pointer is seen to lie in that index. A signal handler may look
  *    something up between the two loads or the two stores of an entry, in another machine too,
- *    and leave a pair that does not belong together.
+ *    and leave a pair that does not belong together. The generation is loaded first: then
+ *    a pointer that does not belong to it was stored while its index existed, and so lies in
+ *    other memory.
  *
  * Argument. A hit means that the entry points into the very index that this section loaded
  * from ram->index. That index was published when the section loaded it, so the grace period
@@ -32,7 +32,7 @@
 
 /*
  * One thread's last answers. initial-exec: no function call to reach them. Relaxed atomics: the
- * thread's own signal handlers change them (C4).
+ * thread's own signal handlers change them (C3).
  */
 static __thread __attribute__((tls_model("initial-exec"))) struct {
 	uint64_t span_generation; /* (o) 0: empty */
@@ -41,22 +41,29 @@ static __thread __attribute__((tls_model("initial-exec"))) struct {
 	const struct gr_ram_region *region;
 } last;
 
-/* C4: is p one of the n elements that start at first? */
+/* C3: is p one of the n elements that start at first? */
 static inline bool lies_in(const void *p, const void *first, unsigned int n, size_t bytes)
 {
+#ifdef GR_MUTANT_LOOKUP_ANY_INDEX
+	return p || first || n || bytes;
+#else
 	return (uintptr_t)p - (uintptr_t)first < (uintptr_t)n * bytes;
+#endif
 }
 
 struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
 {
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	uint64_t generation = index->generation; /* C3: before the search */
-	const struct gr_ram_span *span = gr_load_relaxed(&last.span);
+	uint64_t generation = gr_load_relaxed(&last.span_generation);
+	const struct gr_ram_span *span;
 
+	gr_barrier(); /* C3: the generation first */
+	span = gr_load_relaxed(&last.span);
 #ifdef GR_MUTANT_LOOKUP_NO_GENERATION
+	(void)generation;
 	if (span && addr.v - span->start < span->bytes) {
 #else
-	if (gr_load_relaxed(&last.span_generation) == generation &&
+	if (generation == index->generation &&
 	    lies_in(span, index->by_offset, index->blocks, sizeof(*span)) &&
 	    addr.v - span->start < span->bytes) {
 #endif
@@ -67,24 +74,24 @@ struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t add
 		return NULL;
 	}
 	GR_HOOK("lookup: found");
-#ifdef GR_MUTANT_LOOKUP_LATE_GENERATION
-	index = gr_rcu_dereference(ram->index);
-	generation = index->generation; /* breaks C3 */
-#endif
 	gr_store_relaxed(&last.span, span);
 	GR_HOOK("lookup: half stored");
-	gr_store_relaxed(&last.span_generation, generation);
+	gr_store_relaxed(&last.span_generation, index->generation);
 	return span->block;
 }
 
 const struct gr_ram_region *gr_ram_region_at_rcu(const struct gr_ram_index *index, gr_gpa_t gpa)
 {
-	const struct gr_ram_region *r = gr_load_relaxed(&last.region);
+	uint64_t generation = gr_load_relaxed(&last.region_generation);
+	const struct gr_ram_region *r;
 
+	gr_barrier(); /* C3: the generation first */
+	r = gr_load_relaxed(&last.region);
 #ifdef GR_MUTANT_LOOKUP_NO_GENERATION
+	(void)generation;
 	if (r && gpa.v - r->gpa.v < r->bytes) {
 #else
-	if (gr_load_relaxed(&last.region_generation) == index->generation &&
+	if (generation == index->generation &&
 	    lies_in(r, index->region, index->regions, sizeof(*r)) && gpa.v - r->gpa.v < r->bytes) {
 #endif
 		return r;
