@@ -284,12 +284,18 @@ static int load(struct vmm_accel *accel, unsigned int cpu, const void *data, siz
 static int registers(struct vmm_accel *accel, unsigned int cpu, struct vmm_writer_regs *regs,
 		     struct gr_error *err)
 {
+	struct vmm_kvm_vcpu *vcpu = &kvm_of(accel)->vcpu[cpu];
 	struct kvm_regs r;
+	int rc;
 
 	if (!accel->env.workload) {
 		return gr_error_set(err, -EINVAL, "a flat image runs, not the workload");
 	}
-	if (ioctl(kvm_of(accel)->vcpu[cpu].fd, KVM_GET_REGS, &r) < 0) {
+	rc = vmm_kvm_vcpu_alive(vcpu, err);
+	if (rc < 0) {
+		return rc;
+	}
+	if (ioctl(vcpu->fd, KVM_GET_REGS, &r) < 0) {
 		return gr_error_set(err, -errno, "KVM: cannot read the registers of vCPU %u: %s",
 				    cpu, strerror(errno));
 	}

@@ -90,7 +90,11 @@ static const struct part parts[] = {
 int vmm_kvm_save(struct vmm_kvm_vcpu *vcpu, struct vmm_blob *blob, struct gr_error *err)
 {
 	struct vcpu_state s;
+	int rc = vmm_kvm_vcpu_alive(vcpu, err);
 
+	if (rc < 0) {
+		return rc;
+	}
 	memset(&s, 0, sizeof(s)); /* gaps too */
 	s.magic = STATE_MAGIC;
 	s.bytes = sizeof(s);

@@ -144,10 +144,25 @@ static void stop_running(struct vmm_kvm_vcpu *vcpu, enum vmm_kvm_next next, cons
 	(void)pthread_mutex_lock(&vcpu->kvm->lock);
 	vcpu->halted = next == VMM_KVM_HALT;
 	vcpu->ended = next == VMM_KVM_END;
+	if (vcpu->ended) {
+		(void)snprintf(vcpu->why, sizeof(vcpu->why), "%s", why);
+	}
 	(void)pthread_mutex_unlock(&vcpu->kvm->lock);
 	if (next == VMM_KVM_END && env->stopped) {
 		env->stopped(env->opaque, why);
 	}
+}
+
+int vmm_kvm_vcpu_alive(struct vmm_kvm_vcpu *vcpu, struct gr_error *err)
+{
+	int rc = 0;
+
+	(void)pthread_mutex_lock(&vcpu->kvm->lock);
+	if (vcpu->ended) {
+		rc = gr_error_set(err, -EIO, "the guest has ended: %s", vcpu->why);
+	}
+	(void)pthread_mutex_unlock(&vcpu->kvm->lock);
+	return rc;
 }
 
 static void *vcpu_thread(void *arg)

@@ -33,6 +33,7 @@ struct vmm_kvm_vcpu {
 	bool halted;	     /* (l) after HLT; nothing wakes it */
 	bool ended;	     /* (l) cannot run on */
 	bool settled;	     /* (o) the last exit is completed */
+	char why[160];	     /* (l) if it ended: the reason, for people */
 };
 
 struct vmm_kvm {
@@ -54,6 +55,8 @@ int vmm_kvm_vcpu_create(struct vmm_kvm *kvm, unsigned int index, struct gr_error
 void vmm_kvm_vcpu_destroy(struct vmm_kvm_vcpu *vcpu);
 /* Its thread; it stands until the machine runs. */
 int vmm_kvm_vcpu_start(struct vmm_kvm_vcpu *vcpu, struct gr_error *err);
+/* -EIO with the reason if it has ended: its registers say nothing any more. Not while it runs. */
+int vmm_kvm_vcpu_alive(struct vmm_kvm_vcpu *vcpu, struct gr_error *err);
 /* Have it leave the guest soon, if it is there; under the lock. */
 void vmm_kvm_vcpu_poke_locked(struct vmm_kvm_vcpu *vcpu);
 
