@@ -3,22 +3,8 @@
 # What `meson install` installs is enough to build and run a program (TAP): install.sh SOURCE BUILD
 set -u
 source=$1 build=$2
-tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
-n=0
-bad=0
-
-report() {
-	verdict=$?
-	n=$((n + 1))
-	if [ $verdict -eq 0 ]; then
-		echo "ok $n - $1"
-	else
-		bad=1
-		sed 's/^/# /' "$tmp/out"
-		echo "not ok $n - $1"
-	fi
-}
+# shellcheck source=tests/harness/tap.sh
+. "$source/tests/harness/tap.sh"
 
 echo 1..4
 meson install -C "$build" --no-rebuild --destdir "$tmp/root" > "$tmp/out" 2>&1

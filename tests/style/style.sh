@@ -4,27 +4,8 @@
 set -u
 cd "$1" || exit 1
 build=$2
-tmp=$(mktemp -d)
-trap 'rm -rf "$tmp"' EXIT
-n=0
-bad=0
-
-# report NAME: the last command's output is in $tmp/out, its verdict in $?.
-report() {
-	verdict=$?
-	n=$((n + 1))
-	if [ $verdict -eq 0 ]; then
-		echo "ok $n - $1"
-	else
-		bad=1
-		sed 's/^/# /' "$tmp/out"
-		echo "not ok $n - $1"
-	fi
-}
-skip() {
-	n=$((n + 1))
-	echo "ok $n - $1 # SKIP $2"
-}
+# shellcheck source=tests/harness/tap.sh
+. tests/harness/tap.sh
 
 sources=$(find src vmm tool bench examples -name '*.[ch]')
 
