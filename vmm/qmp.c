@@ -392,9 +392,10 @@ static void refuse_line(struct vmm_qmp *qmp, const char *desc)
 {
 	const char *newline = memchr(qmp->in, '\n', qmp->in_bytes);
 
-	say(qmp, error_object("GenericError", desc));
 	qmp->skipping = !newline;
 	consume(qmp, newline ? (size_t)(newline + 1 - qmp->in) : qmp->in_bytes);
+	/* last: a client that is gone is dropped in there, and its input with it */
+	say(qmp, error_object("GenericError", desc));
 }
 
 /* Serve every message that has come in whole. */

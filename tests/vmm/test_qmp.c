@@ -236,6 +236,40 @@ TEST(a_message_without_end_is_refused_at_its_limit)
 	stop(&server);
 }
 
+/* The server in this thread, so that the client is surely gone before its input is looked at. */
+static void greet_read_and_close(const struct server *server, const char *text)
+{
+	int fd = connect_raw(server);
+
+	ASSERT_EQ(vmm_qmp_step(server->qmp, 1000, NULL), 0);
+	ASSERT_HAS(line(fd), "\"QMP\"");
+	send_text(fd, text);
+	(void)close(fd);
+	ASSERT_EQ(vmm_qmp_step(server->qmp, 1000, NULL), 0);
+}
+
+TEST(a_client_may_be_gone_when_its_input_is_refused)
+{
+	struct server server = { .dir = "/tmp/gr-qmp-XXXXXX" };
+	char *text = malloc(VMM_QMP_MESSAGE_BYTES_MAX + 1);
+	int fd;
+
+	memset(text, '{', VMM_QMP_MESSAGE_BYTES_MAX);
+	text[VMM_QMP_MESSAGE_BYTES_MAX] = '\0';
+	ASSERT(mkdtemp(server.dir));
+	(void)snprintf(server.where, sizeof(server.where), "unix:%s/qmp", server.dir);
+	ASSERT_EQ(vmm_qmp_create(server.where, commands, &server, &server.qmp, NULL), 0);
+	greet_read_and_close(&server, "{ x\n");
+	greet_read_and_close(&server, "{ x\n{ y\n{\"execute\":\"nope\"}\n");
+	greet_read_and_close(&server, text);
+	/* the next one's first line is its own */
+	ASSERT_EQ(pthread_create(&server.thread, NULL, serve, &server), 0);
+	fd = connect_negotiated(&server);
+	(void)close(fd);
+	free(text);
+	stop(&server);
+}
+
 TEST(clients_come_one_after_the_other_and_the_next_one_negotiates_afresh)
 {
 	struct server server;
