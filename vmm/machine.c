@@ -304,6 +304,9 @@ int vmm_machine_stop(struct vmm_machine *machine, struct gr_error *err)
 	ran = machine->state == VMM_RUNNING;
 	if (ran) {
 		rc = halt_locked(machine, VMM_PAUSED, err);
+	} else if (machine->state == VMM_FINISH_MIGRATE) {
+		/* it stands still already: what is saved, or a failed move, shall not run it */
+		machine->was_running = false;
 	}
 	(void)pthread_mutex_unlock(&machine->lock);
 	if (ran && rc == 0) {
@@ -314,17 +317,18 @@ int vmm_machine_stop(struct vmm_machine *machine, struct gr_error *err)
 
 int vmm_machine_switch_over(struct vmm_machine *machine, struct gr_error *err)
 {
+	bool ran;
 	int rc = 0;
 
 	(void)pthread_mutex_lock(&machine->lock);
-	machine->was_running = machine->state == VMM_RUNNING;
-	if (machine->was_running) {
+	ran = machine->was_running = machine->state == VMM_RUNNING;
+	if (ran) {
 		rc = halt_locked(machine, VMM_FINISH_MIGRATE, err);
 	} else {
 		machine->state = VMM_FINISH_MIGRATE;
 	}
 	(void)pthread_mutex_unlock(&machine->lock);
-	if (rc == 0 && machine->was_running) {
+	if (rc == 0 && ran) {
 		say_changed(machine, VMM_FINISH_MIGRATE, NULL);
 	}
 	return rc;
@@ -391,6 +395,11 @@ int vmm_machine_heartbeat_reset(struct vmm_machine *machine, struct gr_error *er
 	(void)pthread_mutex_lock(&machine->lock);
 	if (machine->state == VMM_RUNNING) {
 		rc = gr_error_set(err, -EBUSY, "the guest owns its clock page while it runs");
+	} else if (machine->state == VMM_FINISH_MIGRATE || machine->state == VMM_INMIGRATE) {
+		/* after the last harvest it would be lost (O6), before the last page undone */
+		rc = gr_error_set(err, -EBUSY,
+				  "the clock page cannot change while the machine is in state '%s'",
+				  vmm_run_state_name(machine->state));
 	} else {
 		machine->digests_known = false;
 		rc = gr_ram_write(

@@ -110,10 +110,11 @@ static int do_stop(void *opaque, json_t *args, json_t **ret, struct gr_error *er
 
 	(void)args;
 	(void)ret;
-	if (vmm_machine_state(monitor->machine) == VMM_INMIGRATE) {
-		monitor->autostart = false; /* as QEMU: it will be stopped when it is here */
-		return 0;
-	}
+	/*
+	 * As QEMU: it will be stopped when it is here. Whatever the state: it may have arrived
+	 * a moment ago, and look_at_incoming() has not seen it yet.
+	 */
+	monitor->autostart = false;
 	return vmm_machine_stop(monitor->machine, err);
 }
 

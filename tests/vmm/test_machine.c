@@ -303,6 +303,58 @@ TEST(a_stopped_guest_moves_and_stays_stopped)
 	end(&pair);
 }
 
+TEST(a_machine_in_switch_over_can_be_stopped_but_its_memory_not_changed)
+{
+	struct vmm_machine *machine = make(false, true), *incoming = make(true, true);
+	struct vmm_check result;
+	struct gr_error err;
+
+	ASSERT_EQ(vmm_machine_heartbeat_reset(incoming, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "inmigrate");
+	ASSERT_EQ(vmm_machine_stop(incoming, &err), 0);
+	ASSERT_EQ(vmm_machine_state(incoming), VMM_INMIGRATE);
+	cont(machine);
+	run_ops(machine, 100);
+	ASSERT_EQ(vmm_machine_heartbeat_reset(machine, &err), -EBUSY);
+	ASSERT_EQ(vmm_machine_switch_over(machine, &err), 0);
+	ASSERT_EQ(vmm_machine_heartbeat_reset(machine, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "finish-migrate");
+	vmm_machine_switch_back(machine);
+	ASSERT_EQ(vmm_machine_state(machine), VMM_RUNNING); /* nobody said stop */
+	ASSERT_EQ(vmm_machine_switch_over(machine, &err), 0);
+	ASSERT_EQ(vmm_machine_stop(machine, &err), 0);
+	vmm_machine_switch_back(machine);
+	ASSERT_EQ(vmm_machine_state(machine), VMM_PAUSED);
+	ASSERT_EQ(vmm_machine_heartbeat_reset(machine, &err), 0);
+	check(machine, &result);
+	vmm_machine_free(machine);
+	vmm_machine_free(incoming);
+}
+
+static void stop_in_switch_over(void *opaque, const struct gr_migrate_stats *stats)
+{
+	struct pair *pair = opaque;
+
+	if (stats->state == GR_MIGRATE_DEVICE) {
+		ASSERT_EQ(vmm_machine_stop(pair->source, NULL), 0);
+	}
+}
+
+TEST(a_guest_stopped_in_switch_over_is_saved_as_stopped)
+{
+	struct pair pair = { .source = make(false, true), .destination = make(true, true) };
+	const struct vmm_move_params params = { .between = stop_in_switch_over, .opaque = &pair };
+	struct vmm_check result;
+
+	cont(pair.source);
+	run_ops(pair.source, 100);
+	begin(&pair, &params);
+	finish(&pair);
+	ASSERT(!vmm_move_source_ran(pair.in));
+	check(pair.destination, &result);
+	end(&pair);
+}
+
 TEST(a_cancelled_move_leaves_the_guest_running_and_the_next_one_works)
 {
 	struct pair pair = { .source = make(false, false), .destination = make(true, false) };

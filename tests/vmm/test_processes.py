@@ -175,6 +175,37 @@ def tcp_and_a_paused_destination_work_too(folder):
 
 
 @test
+def a_stop_that_comes_just_after_the_machine_is_obeyed(folder):
+    uri, fifo = f"unix:{folder}/move", f"{folder}/fifo"
+    os.mkfifo(fifo)
+    there = Machine(folder, "there", "--incoming", uri)
+    here = Machine(folder, "here")
+    here.lives()
+    # the monitor hangs in the first one, and the second one is next: before it looks around
+    there.file.write(
+        json.dumps({"execute": "pmemsave",
+                    "arguments": {"val": 0, "size": 4096, "filename": fifo}}) +
+        json.dumps({"execute": "stop"}) + "\n")
+    there.file.flush()
+    status, _, err = migrate(here, uri)
+    equal(status, 0, err)
+    time.sleep(0.5)  # the source's end is not quite the destination's
+    with open(fifo, "rb") as f:
+        equal(len(f.read()), 4096, "bytes saved")
+    answers = 0
+    while answers < 2:
+        answers += "return" in json.loads(there.file.readline())
+    equal(there.status(), "paused", "status")
+    time.sleep(0.1)
+    equal(there.status(), "paused", "status")
+    there.check()
+    there.do("cont")
+    there.lives()
+    here.quit()
+    there.quit()
+
+
+@test
 def a_destination_whose_source_is_killed_ends_with_an_error_and_never_runs(folder):
     uri = f"unix:{folder}/move"
     there = Machine(folder, "there", "--incoming", uri)
