@@ -5,7 +5,7 @@
 
 /*
  * The one table of legal transitions: from each state to which others. COMPLETED after
- * CANCELLING: the cancel came when the other side had everything and said so.
+ * CANCELLING: the cancel came when the other side could have everything already.
  */
 static const unsigned int transitions[] = {
 	[GR_MIGRATE_NONE] = BIT(SETUP) | BIT(FAILED) | BIT(CANCELLING),

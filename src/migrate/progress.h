@@ -48,8 +48,8 @@ bool gr_progress_cancelling(struct gr_progress *p);
 void gr_progress_cancel(struct gr_progress *p, struct gr_channel *channel);
 
 /**
- * From now on a cancel only changes the state: the driver watches it and breaks the
- * channel itself, in an order that tells whether the peer was faster.
+ * From now on a cancel only changes the state: the peer may have everything, and what
+ * becomes of the cancel is the driver's to find out.
  * @param p The progress.
  * @return false if it has been cancelled already.
  */

@@ -477,7 +477,7 @@ static int step_devices(struct gr_source *s, struct gr_error *err)
 {
 	struct gr_state_writer writer = { &s->tail, GR_SOURCE_RAM_SECTION + 1 };
 	const uint8_t *data = NULL;
-	size_t bytes = 0;
+	size_t bytes = 0, eof = 0;
 	int rc = 0;
 
 	if (!s->stopped) {
@@ -487,15 +487,38 @@ static int step_devices(struct gr_source *s, struct gr_error *err)
 		}
 	}
 	if (rc == 0) {
+		eof = s->tail.tail.bytes;
 		rc = gr_tail_builder_finish(&s->tail, &data, &bytes, err);
 	}
-	/* Once the last byte is out the destination may have the guest: see source_peer.c. */
-	if (rc == 0 && s->answer_expected && !gr_progress_keep_channel(&s->progress)) {
-		rc = cancelled(err);
+	/* All but the end mark and what follows: until that is out a cancel breaks the channel. */
+	if (rc == 0) {
+		rc = gr_stream_write_raw(s->writer, data, eof, err);
 	}
 	if (rc == 0) {
-		rc = gr_stream_write_raw(s->writer, data, bytes, err);
+		rc = gr_stream_flush(s->writer, err);
+		s->last = data + eof;
+		s->last_bytes = bytes - eof;
 	}
+	s->phase = GR_SOURCE_COMMIT;
+	return rc;
+}
+
+/*
+ * What the destination needs to start the guest. After the first of these bytes nobody can take
+ * the move back, so a cancel has to come before or it is too late; and as it cannot wake us any
+ * more, we do not begin before there is room for them.
+ */
+static int step_commit(struct gr_source *s, struct gr_error *err)
+{
+	int rc;
+
+	if (!gr_source_can_write(s)) {
+		return 0;
+	}
+	if (!gr_progress_keep_channel(&s->progress)) {
+		return cancelled(err);
+	}
+	rc = gr_stream_write_raw(s->writer, s->last, s->last_bytes, err);
 	if (rc == 0) {
 		rc = gr_stream_flush(s->writer, err);
 	}
@@ -511,18 +534,13 @@ static int step_answer(struct gr_source *s, struct gr_error *err)
 	if (rc != 0) {
 		return rc < 0 ? rc : 0;
 	}
-	/* Without an answer the end of the stream is what tells the peer that it is whole. */
-	if (!s->answer_expected) {
-		rc = gr_progress_cancelling(&s->progress) ? cancelled(err) : 0;
-	}
 	stats = gr_progress_lock(&s->progress);
 	stats->downtime_ns = s->stopped ? 0 : gr_clock_ns() - s->pause_ns;
 	stats->transferred_bytes = gr_stream_writer_bytes(s->writer);
 	stats->remaining_bytes = 0;
 	gr_progress_unlock(&s->progress);
-	if (rc == 0) {
-		rc = move(s, GR_MIGRATE_COMPLETED, err);
-	}
+	/* From CANCELLING too: the cancel came too late. */
+	rc = move(s, GR_MIGRATE_COMPLETED, err);
 	if (rc == 0) {
 		source_end(s, true);
 	}
@@ -548,6 +566,8 @@ static int step(struct gr_source *s, struct gr_error *err)
 		return step_final(s, err);
 	case GR_SOURCE_DEVICES:
 		return step_devices(s, err);
+	case GR_SOURCE_COMMIT:
+		return step_commit(s, err);
 	case GR_SOURCE_ANSWER:
 		return step_answer(s, err);
 	case GR_SOURCE_ENDED:

@@ -42,8 +42,9 @@ enum gr_source_phase {
 	GR_SOURCE_ROUND,   /* send the epoch while the guest runs */
 	GR_SOURCE_SWITCH,  /* stop the guest, harvest last */
 	GR_SOURCE_FINAL,   /* send the last epoch */
-	GR_SOURCE_DEVICES,
-	GR_SOURCE_ANSWER, /* wait for SHUT */
+	GR_SOURCE_DEVICES, /* send their state */
+	GR_SOURCE_COMMIT,  /* send what makes the stream whole */
+	GR_SOURCE_ANSWER,  /* wait for SHUT */
 	GR_SOURCE_ENDED,
 };
 
@@ -100,6 +101,8 @@ struct gr_source {
 	uint64_t rounds;		      /* (o) harvests */
 	uint64_t section_pages;		      /* (o) in the open PART section */
 	uint64_t ping_ns, pause_ns;	      /* (o) when */
+	const uint8_t *last;		      /* (o) of the tail: what is held back */
+	size_t last_bytes;		      /* (o) */
 	bool ours;			      /* (o) the peer is a guestram */
 	bool answer_expected;		      /* (o) it will say SHUT */
 	bool tracking;			      /* (o) gr_track_start() has succeeded */
@@ -146,8 +149,11 @@ GR_MUST_CHECK int gr_source_await_peer(struct gr_source *s, struct gr_error *err
 /** Look whether the peer has failed meanwhile. @return 0 or a negative errno. */
 GR_MUST_CHECK int gr_source_check_peer(struct gr_source *s, struct gr_error *err);
 
+/** Wait a slice until something can be written without sleeping. @return Whether it can. */
+bool gr_source_can_write(struct gr_source *s);
+
 /**
- * Wait a slice for SHUT.
+ * Wait a slice for SHUT, also when somebody has cancelled: the destination decides.
  * @return 1 not yet, 0 the destination has everything, or a negative errno.
  */
 GR_MUST_CHECK int gr_source_await_answer(struct gr_source *s, struct gr_error *err);

@@ -3,15 +3,15 @@
  * The return path as the source sees it. A QEMU answers our PING with a PONG; a guestram
  * says FEATURES before. Both say SHUT when they have everything or have failed.
  *
- * Cancelling while the answer is awaited: the destination may have the guest already. So the
- * channel is broken first (nothing new can come after that) and what is in it is read to
- * the end: a SHUT 0 found there means that the guest runs over there, and the cancel came too
- * late. Otherwise the destination's SHUT fails, and it does not start the guest.
+ * Once the whole stream is out and an answer is expected the destination alone decides: it may
+ * have the guest already, and nothing that we do to the channel can tell (on TCP its SHUT
+ * succeeds also after we have shut down both directions). So a cancel is an offer then: we say
+ * that nothing more comes, and wait as before. SHUT 0: the guest runs over there, the cancel came
+ * too late. Another SHUT or the end: it does not, and goes on here.
  */
 #include "migrate/source.h"
 #include <errno.h>
 #include <poll.h>
-#include <sys/socket.h>
 
 int gr_source_ask_peer(struct gr_source *s, struct gr_error *err)
 {
@@ -27,21 +27,13 @@ int gr_source_ask_peer(struct gr_source *s, struct gr_error *err)
 	return rc;
 }
 
-/* Whether a message can be read, after at most so long. */
-static bool readable(struct gr_source *s, uint64_t wait_ns)
+/* Whether the channel is ready, after at most so long. One without a descriptor waits by itself. */
+static bool ready(struct gr_source *s, short events, uint64_t wait_ns)
 {
-	struct pollfd pfd = { .fd = gr_channel_fd(s->channel), .events = POLLIN };
+	struct pollfd pfd = { .fd = gr_channel_fd(s->channel), .events = events };
 	struct timespec wait = gr_timespec_from_ns(wait_ns);
-	struct gr_return_path_message msg;
 
-	/*
-	 * FEATURES and PONG often come together: the second one waits in our buffer. And a
-	 * channel without a descriptor waits by itself.
-	 */
-	if (pfd.fd < 0 || gr_return_path_parse(s->answers.buf, s->answers.bytes, &msg, NULL) != 0) {
-		return true;
-	}
-	return ppoll(&pfd, 1, &wait, NULL) > 0;
+	return pfd.fd < 0 || ppoll(&pfd, 1, &wait, NULL) > 0;
 }
 
 static int refused(uint32_t value, struct gr_error *err)
@@ -55,19 +47,53 @@ static int gone(struct gr_error *err)
 	return gr_error_set(err, -EPIPE, "the destination has closed the connection");
 }
 
+/*
+ * One message, after at most so long: 1, 0 not yet, or a negative errno. Reads at most once, and
+ * only what is there: nobody could wake us when half a message came and no more.
+ */
+static int receive(struct gr_source *s, uint64_t wait_ns, struct gr_return_path_message *msg,
+		   struct gr_error *err)
+{
+	struct gr_return_path_reader *r = &s->answers;
+	struct iovec iov;
+	ssize_t got;
+
+	/* FEATURES and PONG often come together: the second one waits in our buffer. */
+	if (gr_return_path_parse(r->buf, r->bytes, msg, NULL) == 0) {
+		if (!ready(s, POLLIN, wait_ns)) {
+			return 0;
+		}
+		iov = (struct iovec){ r->buf + r->bytes, sizeof(r->buf) - r->bytes };
+		got = gr_channel_readv(s->channel, &iov, 1, err);
+		if (got <= 0) {
+			return got < 0 ? (int)got : gone(err);
+		}
+		r->bytes += (size_t)got;
+		if (gr_return_path_parse(r->buf, r->bytes, msg, NULL) == 0) {
+			return 0;
+		}
+	}
+	return gr_return_path_next(r, s->channel, msg, err);
+}
+
+bool gr_source_can_write(struct gr_source *s)
+{
+	return ready(s, POLLOUT, GR_PACING_SLICE_NS);
+}
+
 int gr_source_await_peer(struct gr_source *s, struct gr_error *err)
 {
 	struct gr_return_path_message msg;
 	uint64_t now = gr_clock_ns();
 	int rc;
 
-	if (!readable(s, GR_PACING_SLICE_NS)) {
+	rc = receive(s, GR_PACING_SLICE_NS, &msg, err);
+	if (rc < 0) {
+		return rc;
+	}
+	if (rc == 0) {
 		/* Not one that answers (a pipe behind a socket, say): like a file then. */
 		return now - s->ping_ns < GR_SOURCE_PEER_NS ? 1 : 0;
-	}
-	rc = gr_return_path_next(&s->answers, s->channel, &msg, err);
-	if (rc <= 0) {
-		return rc < 0 ? rc : gone(err);
 	}
 	if (msg.type == GR_RETURN_SHUT) {
 		return refused(msg.value, err);
@@ -88,30 +114,28 @@ int gr_source_check_peer(struct gr_source *s, struct gr_error *err)
 	struct gr_return_path_message msg;
 	int rc;
 
-	if (!s->answer_expected || gr_channel_fd(s->channel) < 0 || !readable(s, 0)) {
+	if (!s->answer_expected || gr_channel_fd(s->channel) < 0) {
 		return 0;
 	}
-	rc = gr_return_path_next(&s->answers, s->channel, &msg, err);
+	rc = receive(s, 0, &msg, err);
 	if (rc <= 0) {
-		return rc < 0 ? rc : gone(err);
+		return rc;
 	}
 	return msg.type == GR_RETURN_SHUT ? refused(msg.value, err) : 0;
 }
 
 int gr_source_await_answer(struct gr_source *s, struct gr_error *err)
 {
-	bool cancelled = gr_progress_cancelling(&s->progress);
 	struct gr_return_path_message msg;
 	int rc;
 
-	if (cancelled) {
-		(void)shutdown(gr_channel_fd(s->channel), SHUT_RDWR);
-	} else if (!readable(s, GR_PACING_SLICE_NS)) {
-		return 1;
+	/* Also how the kernel finds out in the end that a host has vanished. */
+	if (gr_progress_cancelling(&s->progress)) {
+		gr_channel_end_writing(s->channel);
 	}
-	rc = gr_return_path_next(&s->answers, s->channel, &msg, err);
+	rc = receive(s, GR_PACING_SLICE_NS, &msg, err);
 	if (rc <= 0) {
-		return rc < 0 ? rc : gone(err);
+		return rc < 0 ? rc : 1;
 	}
 	if (msg.type != GR_RETURN_SHUT) {
 		return 1;

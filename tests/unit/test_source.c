@@ -403,6 +403,7 @@ TEST(cancel_when_the_guest_is_stopped)
 struct slow_load {
 	struct move *m;
 	bool loading, go_on; /* (atomic) */
+	int fail;	     /* what it says in the end, or 0 */
 };
 
 static int load_slowly(void *opaque, const char *id, uint32_t instance, uint32_t version,
@@ -410,12 +411,12 @@ static int load_slowly(void *opaque, const char *id, uint32_t instance, uint32_t
 {
 	struct slow_load *l = opaque;
 
-	(void)id, (void)instance, (void)version, (void)data, (void)bytes, (void)err;
+	(void)id, (void)instance, (void)version, (void)data, (void)bytes;
 	__atomic_store_n(&l->loading, true, __ATOMIC_RELEASE);
 	while (!__atomic_load_n(&l->go_on, __ATOMIC_ACQUIRE)) {
 		usleep(100);
 	}
-	return 0;
+	return l->fail == 0 ? 0 : gr_error_set(err, l->fail, "told to fail");
 }
 
 static void *cancel_when_loading(void *opaque)
@@ -426,15 +427,28 @@ static void *cancel_when_loading(void *opaque)
 		usleep(100);
 	}
 	gr_source_cancel(l->m->source);
+	usleep(100000); /* time for the source to draw the wrong conclusion */
+	__atomic_store_n(&l->go_on, true, __ATOMIC_RELEASE);
 	return NULL;
 }
 
-TEST(cancel_while_the_answer_is_awaited_resumes_the_guest)
+static void tcp_channels(struct gr_channel *ch[2])
+{
+	struct gr_channel_listener *l;
+
+	ASSERT_EQ(gr_channel_listen("tcp:127.0.0.1:0", &l, NULL), 0);
+	ASSERT_EQ(gr_channel_connect(gr_channel_listener_uri(l), &ch[0], NULL), 0);
+	ASSERT_EQ(gr_channel_accept(l, &ch[1], NULL), 0);
+	gr_channel_listener_close(l);
+}
+
+/* The destination decides: whatever it does, exactly one guest runs. */
+static void cancel_while_loading(bool tcp, int fail)
 {
 	struct move_guest g = { .bytes = RAM_BYTES, .writers = 1, .seed = 1, .pause_us = 20 };
 	struct gr_source_ops ops = move_guest_ops(&g);
 	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
-	struct slow_load slow = { .m = &m };
+	struct slow_load slow = { .m = &m, .fail = fail };
 	struct gr_destination_ops to_ops = { .load = load_slowly, .opaque = &slow };
 	pthread_t receiver, canceller;
 
@@ -442,24 +456,172 @@ TEST(cancel_while_the_answer_is_awaited_resumes_the_guest)
 	g.ram = m.from;
 	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
 	move_guest_start(&g);
+	if (tcp) {
+		tcp_channels(m.ch);
+	}
 	move_prepare(&m);
 	ASSERT_EQ(pthread_create(&receiver, NULL, move_receive, &m), 0);
 	ASSERT_EQ(pthread_create(&canceller, NULL, cancel_when_loading, &slow), 0);
 	m.rc = gr_source_run(m.source, &m.err);
-	ASSERT_EQ(m.rc, -ECANCELED);
-	ASSERT_EQ(g.pauses, 1u);
-	ASSERT_EQ(g.resumes, 1u);
-	/* It has everything, but cannot say so any more: so it must not start the guest. */
-	__atomic_store_n(&slow.go_on, true, __ATOMIC_RELEASE);
 	pthread_join(canceller, NULL);
 	pthread_join(receiver, NULL);
-	ASSERT_LT(m.to_rc, 0);
 	move_finish(&m);
-	ASSERT(m.stats.state == GR_MIGRATE_CANCELLED);
-	ASSERT(m.to_stats.state == GR_MIGRATE_FAILED);
+	ASSERT_EQ(m.to_rc, fail);
+	ASSERT_EQ(m.rc, fail == 0 ? 0 : -ECANCELED);
+	ASSERT(m.stats.state == (fail == 0 ? GR_MIGRATE_COMPLETED : GR_MIGRATE_CANCELLED));
+	ASSERT(m.to_stats.state == (fail == 0 ? GR_MIGRATE_COMPLETED : GR_MIGRATE_FAILED));
+	ASSERT_EQ(g.pauses, 1u);
+	ASSERT_EQ(g.resumes, fail == 0 ? 0u : 1u);
 	move_guest_stop(&g);
 	gr_ram_free(m.from);
 	gr_ram_free(m.to);
+}
+
+TEST(cancel_while_the_answer_is_awaited_leaves_the_decision_to_the_destination)
+{
+	cancel_while_loading(false, 0);
+	cancel_while_loading(true, 0);
+	cancel_while_loading(false, -ENODEV);
+	cancel_while_loading(true, -ENODEV);
+}
+
+static int save_and_note(void *opaque, struct gr_state_writer *writer, struct gr_error *err)
+{
+	int *steps = opaque;
+
+	*steps = 0;
+	return gr_state_put(writer, "test/first", 0, 1, "abc", 3, err);
+}
+
+static int pause_silently(void *opaque, struct gr_error *err)
+{
+	(void)opaque, (void)err;
+	return 0;
+}
+
+static void resume_silently(void *opaque)
+{
+	(void)opaque;
+}
+
+static int load_anything(void *opaque, const char *id, uint32_t instance, uint32_t version,
+			 const void *data, size_t bytes, struct gr_error *err)
+{
+	(void)opaque, (void)id, (void)instance, (void)version, (void)data, (void)bytes, (void)err;
+	return 0;
+}
+
+/* Without an answer the end of the stream is the word: no cancel takes it back. */
+TEST(a_plain_move_cancelled_after_any_step_leaves_one_guest)
+{
+	bool completed = false;
+
+	for (int after = 0; after < 10 && !completed; after++) {
+		int steps = -1000000;
+		struct gr_source_ops ops = { .pause = pause_silently,
+					     .resume = resume_silently,
+					     .save = save_and_note,
+					     .opaque = &steps };
+		struct gr_destination_ops to_ops = { .load = load_anything };
+		struct move m = { .from = move_ram(),
+				  .to = move_ram(),
+				  .ops = &ops,
+				  .to_ops = &to_ops,
+				  .params = { .plain = true } };
+		pthread_t receiver;
+
+		move_fill(move_add(m.from, "ram", 16 * MOVE_PAGE, 0, GR_RAM_MEMFD), 1, 2);
+		move_prepare(&m);
+		ASSERT_EQ(pthread_create(&receiver, NULL, move_receive, &m), 0);
+		do {
+			m.rc = gr_source_step(m.source, &m.err);
+			if (steps++ == after) {
+				gr_source_cancel(m.source);
+			}
+			/* Until the one that was cancelled after had been the last one anyway. */
+			completed = m.rc == 0 && steps <= after + 1;
+		} while (m.rc > 0);
+		gr_channel_end_writing(m.ch[0]);
+		pthread_join(receiver, NULL);
+		move_finish(&m);
+		if ((m.rc == 0) != (m.to_rc == 0)) {
+			FAIL("cancelled after %d steps: source %d, destination %d", after, m.rc,
+			     m.to_rc);
+		}
+		ASSERT(m.rc == 0 || m.rc == -ECANCELED);
+		ASSERT_EQ(m.rc, after == 0 ? -ECANCELED : 0);
+		gr_ram_free(m.from);
+		gr_ram_free(m.to);
+	}
+	ASSERT(completed);
+}
+
+struct big_state {
+	struct gr_source *source;
+	unsigned int resumes;
+	bool saved; /* (atomic) */
+};
+
+static int save_much(void *opaque, struct gr_state_writer *writer, struct gr_error *err)
+{
+	static const uint8_t data[4 * MIB];
+	struct big_state *b = opaque;
+	int rc = gr_state_put(writer, "test/big", 0, 1, data, sizeof(data), err);
+
+	__atomic_store_n(&b->saved, true, __ATOMIC_RELEASE);
+	return rc;
+}
+
+static void count_resume(void *opaque)
+{
+	struct big_state *b = opaque;
+
+	b->resumes++;
+}
+
+static void *cancel_when_saved(void *opaque)
+{
+	struct big_state *b = opaque;
+
+	while (!__atomic_load_n(&b->saved, __ATOMIC_ACQUIRE)) {
+		usleep(100);
+	}
+	usleep(50000);
+	gr_source_cancel(b->source);
+	return NULL;
+}
+
+/* It answers, but then it reads no more: the guest must not wait for it for ever. */
+TEST(cancel_while_a_stopped_destination_does_not_take_the_device_state)
+{
+	static const uint8_t answers[] = {
+		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, 0, /* FEATURES */
+		0,    2,    0, 4, 0x47, 0x52, 0, 1,		/* PONG */
+	};
+	struct big_state b = { 0 };
+	struct gr_source_ops ops = {
+		.pause = pause_silently, .resume = count_resume, .save = save_much, .opaque = &b
+	};
+	struct gr_ram *ram = move_ram();
+	struct gr_migrate_stats stats;
+	struct gr_channel *ch[2];
+	struct gr_error err;
+	pthread_t canceller;
+
+	move_channels(ch);
+	move_fill(move_add(ram, "ram", 4 * MOVE_PAGE, 0, GR_RAM_MEMFD), 1, 2);
+	ASSERT_EQ(gr_channel_write_all(ch[1], answers, sizeof(answers), NULL), 0);
+	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], NULL, &ops, &b.source, &err), 0);
+	ASSERT_EQ(pthread_create(&canceller, NULL, cancel_when_saved, &b), 0);
+	ASSERT_EQ(gr_source_run(b.source, &err), -ECANCELED);
+	pthread_join(canceller, NULL);
+	gr_source_stats(b.source, &stats);
+	ASSERT(stats.state == GR_MIGRATE_CANCELLED);
+	ASSERT_EQ(b.resumes, 1u);
+	gr_source_free(b.source);
+	gr_channel_close(ch[0], NULL);
+	gr_channel_close(ch[1], NULL);
+	gr_ram_free(ram);
 }
 
 TEST(a_destination_that_cannot_load_leaves_the_guest_at_the_source)
@@ -732,8 +894,10 @@ static int save_fails(void *opaque, struct gr_state_writer *writer, struct gr_er
 TEST(a_cancel_beside_a_failure_ends_as_cancelled)
 {
 	struct gr_source *source = NULL;
-	struct gr_source_ops ops = { .pause = pause_at_once, .resume = cancel_on_resume,
-				     .save = save_fails, .opaque = &source };
+	struct gr_source_ops ops = { .pause = pause_at_once,
+				     .resume = cancel_on_resume,
+				     .save = save_fails,
+				     .opaque = &source };
 	struct gr_source_params params = { .size = sizeof(params), .plain = true };
 	struct gr_ram *ram = move_ram();
 	struct gr_migrate_stats stats;
