@@ -8,7 +8,6 @@
  * Other consumers of the dirty memory never notice: each sync gave them all marks.
  */
 #include "migrate/source.h"
-#include "base/log.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -213,11 +212,6 @@ static int step_peer(struct gr_source *s, struct gr_error *err)
 
 	if (rc != 0) {
 		return rc < 0 ? rc : 0;
-	}
-	if (!s->answer_expected) {
-		gr_log(GR_LOG_WARN, "migration: no answer from %s, going on without",
-		       gr_channel_name(s->channel));
-		s->ours = false;
 	}
 	stats = gr_progress_lock(&s->progress);
 	stats->peer_is_guestram = s->ours;

@@ -30,7 +30,7 @@ enum {
 	GR_SOURCE_RAM_SECTION = 2,	/* section id of 'ram'; the devices' follow */
 };
 /* How long a peer may take to answer the first PING. */
-#define GR_SOURCE_PEER_NS     (5 * GR_NS_PER_S)
+#define GR_SOURCE_PEER_NS     (20 * GR_NS_PER_S)
 #define GR_SOURCE_DOWNTIME_NS (300 * GR_NS_PER_MS)
 
 /* What the next step does. */

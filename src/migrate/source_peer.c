@@ -91,9 +91,19 @@ int gr_source_await_peer(struct gr_source *s, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
+	if (rc == 0 && now - s->ping_ns < GR_SOURCE_PEER_NS) {
+		return 1;
+	}
 	if (rc == 0) {
-		/* Not one that answers (a pipe behind a socket, say): like a file then. */
-		return now - s->ping_ns < GR_SOURCE_PEER_NS ? 1 : 0;
+		/*
+		 * To go on without its answer would not do: if it is only late it wants to say
+		 * SHUT at the end, finds nobody, and does not start the guest.
+		 */
+		return gr_error_set(err, -ETIMEDOUT,
+				    "%s: the destination has not answered for %u s; if it never does "
+				    "(no QEMU, no guestram), the plain dialect is for it",
+				    gr_channel_name(s->channel),
+				    (unsigned int)(GR_SOURCE_PEER_NS / GR_NS_PER_S));
 	}
 	if (msg.type == GR_RETURN_SHUT) {
 		return refused(msg.value, err);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Both ends of a move in one process: what must hold however it goes. */
+#include "migrate/source.h"
 #include "move.h"
 #include "stream/channel.h"
 #include "track/tracker.h"
@@ -375,6 +376,29 @@ static void cancel_in(enum gr_migrate_state when, bool destination_reads)
 TEST(cancel_before_it_began)
 {
 	cancel_in(GR_MIGRATE_NONE, true);
+}
+
+TEST(without_an_answer_the_move_fails_and_the_guest_stays)
+{
+	struct move m = { .from = move_ram(), .to = move_ram() };
+	int rc;
+
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 2);
+	move_prepare(&m);
+	do {
+		rc = gr_source_step(m.source, &m.err);
+	} while (rc == 1 && m.source->phase != GR_SOURCE_PEER);
+	ASSERT_EQ(rc, 1);
+	m.source->ping_ns -= GR_SOURCE_PEER_NS; /* as if the time had passed */
+	do {
+		rc = gr_source_step(m.source, &m.err);
+	} while (rc == 1);
+	ASSERT_EQ(rc, -ETIMEDOUT);
+	ASSERT_HAS(m.err.msg, "has not answered");
+	move_finish(&m);
+	ASSERT(m.stats.state == GR_MIGRATE_FAILED);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
 }
 
 TEST(cancel_while_the_peer_does_not_answer)
