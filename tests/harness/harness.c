@@ -22,7 +22,8 @@ void test_register(struct test_case *t)
 	last_test = &t->next;
 }
 
-static void vsay(FILE *f, const char *prefix, const char *fmt, va_list ap)
+__attribute__((format(printf, 3, 0))) static void vsay(FILE *f, const char *prefix,
+							  const char *fmt, va_list ap)
 {
 	char text[1024];
 	int n = snprintf(text, sizeof(text), "%s", prefix);
