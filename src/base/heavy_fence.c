@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 #include "base/heavy_fence.h"
 #include "base/atomic.h"
+#include "base/fork.h"
 #include "base/uapi.h"
 #include <errno.h>
 #include <guestram/event.h>
-#include <pthread.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -43,7 +43,7 @@ static void decide(void)
 	heavy.available = have > 0 && (have & GR_MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
 			  membarrier(GR_MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) == 0 &&
 			  membarrier(GR_MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0;
-	if (heavy.available && pthread_atfork(NULL, NULL, register_in_child) != 0) {
+	if (heavy.available && gr_atfork(NULL, NULL, register_in_child) != 0) {
 		heavy.available = false;
 	}
 	errno = saved_errno;

@@ -5,9 +5,9 @@
  * every harvest lock first. All are short: their holders wait for nobody. Markers that were
  * half way are another matter: harvest.c trusts no summary in a child.
  */
+#include "base/fork.h"
 #include "bitmap/dirty.h"
 #include <guestram/event.h>
-#include <pthread.h>
 
 static struct {
 	/* Protects the list, for fork; the peers' harvest locks are taken in its order. */
@@ -36,7 +36,7 @@ static void after_fork(void) GR_NO_TSA
 
 static void install(void)
 {
-	install_result = -pthread_atfork(before_fork, after_fork, after_fork);
+	install_result = gr_atfork(before_fork, after_fork, after_fork);
 }
 
 int gr_dirty_fork_list(struct gr_dirty *dirty)

@@ -10,6 +10,7 @@
  * stays as it is, sections included. Workers are started again by the next call.
  */
 #include "base/atomic.h"
+#include "base/fork.h"
 #include "rcu/rcu_internal.h"
 
 /* (o) Of the forking thread; written only with the registry's lock held. */
@@ -52,9 +53,9 @@ static void after_fork_in_child(void) GR_NO_TSA
 
 void gr_rcu_fork_install(void)
 {
-	int ret = pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
+	int ret = gr_atfork(before_fork, after_fork_in_parent, after_fork_in_child);
 
 	if (ret != 0) {
-		gr_die("no fork handlers for RCU: errno %d", ret);
+		gr_die("no fork handlers for RCU: errno %d", -ret);
 	}
 }

@@ -311,7 +311,7 @@ static bool start_worker(struct gr_rcu_queue *q)
 {
 	uint32_t none = WORKER_NONE;
 	pthread_attr_t attr;
-	sigset_t all, saved;
+	struct gr_signals saved;
 	int ret;
 
 	if (gr_load_acquire(&q->state) != WORKER_NONE) {
@@ -320,8 +320,7 @@ static bool start_worker(struct gr_rcu_queue *q)
 	if (!gr_cas_acq_rel(&q->state, &none, (uint32_t)WORKER_STARTING)) {
 		return true;
 	}
-	sigfillset(&all);
-	pthread_sigmask(SIG_BLOCK, &all, &saved); /* handlers run on the caller's threads */
+	gr_signals_block(&saved); /* handlers run on the caller's threads */
 	pthread_attr_init(&attr);
 	/* Nobody joins the default queue's worker: it lives as long as the process. */
 	pthread_attr_setdetachstate(&attr, q->is_default ? PTHREAD_CREATE_DETACHED :
@@ -329,7 +328,7 @@ static bool start_worker(struct gr_rcu_queue *q)
 	ret = pthread_create(&q->thread, &attr, worker, q);
 	pthread_attr_destroy(&attr);
 	gr_store_release(&q->state, (uint32_t)(ret == 0 ? WORKER_RUNNING : WORKER_NONE));
-	pthread_sigmask(SIG_SETMASK, &saved, NULL);
+	gr_signals_restore(&saved);
 	if (ret == 0) {
 		gr_store_relaxed(&q->no_thread_said, 0u);
 	} else if (gr_xchg_acq_rel(&q->no_thread_said, 1u) == 0) {

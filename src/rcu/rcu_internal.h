@@ -4,8 +4,8 @@
 #define GR_RCU_INTERNAL_H
 
 #include "base/mutex.h"
+#include "base/signals.h"
 #include <guestram/rcu.h>
-#include <signal.h>
 
 /* Sections in a row that a COLD thread enters before it tries to become HOT. */
 #define GR_RCU_COLD_SECTIONS 256u
@@ -28,7 +28,7 @@ extern struct gr_rcu_registry gr_rcu_registry;
  * system call). Returns through saved what gr_rcu_registry_unlock() needs.
  */
 struct gr_rcu_signals {
-	sigset_t mask;
+	struct gr_signals mask;
 	bool blocked;
 };
 void gr_rcu_registry_lock(struct gr_rcu_signals *saved) GR_ACQUIRE(gr_rcu_registry.lock);

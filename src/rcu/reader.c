@@ -12,36 +12,28 @@
  * Registering, and all that holds the registry's lock on an unregistered thread, runs
  * with signals blocked.
  *
- * At its end the thread's destructor (a pthread key) takes the record out. Destructors of
+ * At its end the thread's exit hook takes the record out. Destructors of
  * other keys that run later may still use sections: the thread is LATE then, registered
  * only while inside, with nothing left behind when its memory goes.
  */
 #include "base/atomic.h"
 #include "base/heavy_fence.h"
+#include "base/thread_exit.h"
 #include "rcu/rcu_internal.h"
 #include <guestram/event.h>
-#include <pthread.h>
 
 __thread struct gr_rcu_reader gr_rcu_self;
 struct gr_rcu_section_capability gr_rcu_section;
 struct gr_rcu_registry gr_rcu_registry = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_REGISTRY) };
 
 static struct gr_once init_once = GR_ONCE_INIT;
-static pthread_key_t exit_key;
-
-static void block_signals(sigset_t *saved)
-{
-	sigset_t all;
-
-	sigfillset(&all);
-	pthread_sigmask(SIG_BLOCK, &all, saved);
-}
+static struct gr_thread_exit exit_hook;
 
 void gr_rcu_registry_lock(struct gr_rcu_signals *saved) GR_NO_TSA
 {
 	saved->blocked = gr_load_relaxed(&gr_rcu_self.ctr) == 0;
 	if (saved->blocked) {
-		block_signals(&saved->mask);
+		gr_signals_block(&saved->mask);
 	}
 	gr_mutex_lock(&gr_rcu_registry.lock);
 }
@@ -50,7 +42,7 @@ void gr_rcu_registry_unlock(const struct gr_rcu_signals *saved) GR_NO_TSA
 {
 	gr_mutex_unlock(&gr_rcu_registry.lock);
 	if (saved->blocked) {
-		pthread_sigmask(SIG_SETMASK, &saved->mask, NULL);
+		gr_signals_restore(&saved->mask);
 	}
 }
 
@@ -93,25 +85,25 @@ static void unlink_record(struct gr_rcu_reader *r)
 static void leave_at_exit(void *record)
 {
 	struct gr_rcu_reader *r = record;
-	sigset_t saved;
+	struct gr_signals saved;
 
 	if (gr_rcu_read_ongoing()) {
 		gr_die("a thread ends inside a read-side section");
 	}
-	block_signals(&saved);
+	gr_signals_block(&saved);
 	if (gr_load_relaxed(&r->ctr) != 0) {
 		unlink_record(r);
 	}
 	r->late = 1;
-	pthread_sigmask(SIG_SETMASK, &saved, NULL);
+	gr_signals_restore(&saved);
 }
 
 static void init(void)
 {
-	int ret = pthread_key_create(&exit_key, leave_at_exit);
+	int ret = gr_thread_exit_init(&exit_hook, leave_at_exit);
 
 	if (ret != 0) {
-		gr_die("no thread-specific key for RCU readers: errno %d", ret);
+		gr_die("no thread-exit hook for RCU readers: errno %d", -ret);
 	}
 	gr_rcu_fork_install();
 }
@@ -130,27 +122,27 @@ static void reload_cold_left(struct gr_rcu_reader *r)
 
 static void register_self(struct gr_rcu_reader *r)
 {
-	sigset_t saved;
+	struct gr_signals saved;
 
-	block_signals(&saved);
+	gr_signals_block(&saved);
 	gr_once(&init_once, init);
 	if (gr_load_relaxed(&r->ctr) == 0) {
 		reload_cold_left(r);
-		if (pthread_setspecific(exit_key, r) != 0) {
+		if (gr_thread_exit_set(&exit_hook, r) != 0) {
 			gr_die("no memory to register an RCU reader");
 		}
 		link_record(r, GR_RCU_COLD);
 	}
-	pthread_sigmask(SIG_SETMASK, &saved, NULL);
+	gr_signals_restore(&saved);
 }
 
 static void enter_late(struct gr_rcu_reader *r)
 {
-	sigset_t saved;
+	struct gr_signals saved;
 
-	block_signals(&saved);
+	gr_signals_block(&saved);
 	link_record(r, GR_RCU_LATE + 1);
-	pthread_sigmask(SIG_SETMASK, &saved, NULL);
+	gr_signals_restore(&saved);
 }
 
 void gr_rcu_read_lock_slow(void)
@@ -191,14 +183,14 @@ void gr_rcu_read_lock_slow(void)
 void gr_rcu_read_unlock_slow(void)
 {
 	struct gr_rcu_reader *r = &gr_rcu_self;
-	sigset_t saved;
+	struct gr_signals saved;
 
 	if (gr_load_relaxed(&r->ctr) != GR_RCU_LATE + 1) {
 		gr_die("gr_rcu_read_unlock() without gr_rcu_read_lock()");
 	}
-	block_signals(&saved);
+	gr_signals_block(&saved);
 	unlink_record(r);
-	pthread_sigmask(SIG_SETMASK, &saved, NULL);
+	gr_signals_restore(&saved);
 }
 
 void gr_rcu_report(void)
@@ -241,15 +233,15 @@ void gr_rcu_register_thread(void)
 void gr_rcu_unregister_thread(void)
 {
 	struct gr_rcu_reader *r = &gr_rcu_self;
-	sigset_t saved;
+	struct gr_signals saved;
 
 	if (gr_rcu_read_ongoing()) {
 		gr_die("gr_rcu_unregister_thread() inside a read-side section");
 	}
-	block_signals(&saved);
+	gr_signals_block(&saved);
 	if (gr_load_relaxed(&r->ctr) != 0) {
 		unlink_record(r);
-		(void)pthread_setspecific(exit_key, NULL);
+		(void)gr_thread_exit_set(&exit_hook, NULL);
 	}
-	pthread_sigmask(SIG_SETMASK, &saved, NULL);
+	gr_signals_restore(&saved);
 }
