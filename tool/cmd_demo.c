@@ -22,11 +22,11 @@ enum {
 	DIRTY_PERCENT = 30, /* of the link: the hot set's rate */
 	ONCE_EVERY = 2,	    /* operations: one to the hot set, one to a page written once */
 	ONCE_PERCENT_FIRST_ROUND = 60,
-	KEEP_STEP_MS_MAX = 4000,
 	ROUNDS_MAX = 10,
 	HOT_ONE_IN = 12, /* pages */
-	FILL_MS_MAX = 10000,
-	MOVE_MS_MAX = 20000,
+	/* Nothing advances for so long: give up. Not a limit on slow machines. */
+	STUCK_MS = 120000,
+	KEEP_STEP_STUCK_MS = 20000, /* shorter: the move then goes on without */
 	SHOW_MS = 100,
 };
 #define DOWNTIME_NS_MAX UINT64_C(50000000)
@@ -41,7 +41,6 @@ struct demo {
 	int wake_fd; /* the move's state has changed */
 	uint64_t link_bytes_per_s, rate_bytes_per_s;
 	uint64_t first_round_percent; /* (o) the move's thread: so much may be sent */
-	uint64_t keep_step_until_ns;  /* (c) while it moves */
 	/* the result */
 	struct gr_migrate_stats stats;
 	struct demo_check at_switch, later;
@@ -127,34 +126,48 @@ static int parse_options(int argc, char **argv, struct demo_options *o)
 	return TOOL_OK;
 }
 
+/* Patience with something that advances: it ends when the count stands still for ms. */
+struct patience {
+	uint64_t count, since_ns;
+};
+
+static bool is_stuck(struct patience *p, uint64_t count, uint64_t ms)
+{
+	uint64_t now = now_ns();
+
+	if (p->since_ns == 0 || p->count != count) {
+		*p = (struct patience){ count, now };
+	}
+	return now - p->since_ns > ms * UINT64_C(1000000);
+}
+
 /* Run until the hot set has been filled, as fast as it goes. */
 static int fill_hot_set(struct demo *demo, struct gr_error *err)
 {
 	const struct vmm_workload *wl = vmm_machine_workload(demo->machine);
-	uint64_t ops[VMM_WRITERS_MAX] = { 0 };
-	int ms;
+	uint64_t ops[VMM_WRITERS_MAX] = { 0 }, done = 0;
+	struct patience patience = { 0 };
+	bool filled = false;
 
 	vmm_pacer_set_rate(vmm_machine_pacer(demo->machine), VMM_RATE_UNLIMITED);
-	for (ms = 0; ms < FILL_MS_MAX; ms++) {
-		bool filled = true;
-
+	while (!filled && !is_stuck(&patience, done, STUCK_MS)) {
 		nap_ms(1);
 		vmm_machine_ops(demo->machine, ops);
+		filled = true;
+		done = 0;
 		for (uint64_t w = 0; w < wl->writers; w++) {
+			done += ops[w];
 			filled = filled && ops[w] + 256 >= wl->fill_ops;
 			if (ops[w] + 256 >= wl->fill_ops) {
 				vmm_pacer_stop(vmm_machine_pacer(demo->machine), (unsigned int)w);
 			}
-		}
-		if (filled) {
-			break;
 		}
 	}
 	vmm_pacer_set_rate(vmm_machine_pacer(demo->machine), demo->rate_bytes_per_s);
 	for (unsigned int w = 0; w < wl->writers; w++) {
 		vmm_pacer_go(vmm_machine_pacer(demo->machine), w);
 	}
-	return ms < FILL_MS_MAX ? 0 : gr_error_set(err, -ETIMEDOUT, "the guest does not get going");
+	return filled ? 0 : gr_error_set(err, -ETIMEDOUT, "the guest does not get going");
 }
 
 static int start_guest(struct demo *demo, struct gr_error *err)
@@ -167,6 +180,7 @@ static int start_guest(struct demo *demo, struct gr_error *err)
 		.hot_pages = demo->options.memory_bytes / VMM_PAGE_BYTES / HOT_ONE_IN,
 		.debug_fd = -1,
 	};
+	struct patience patience = { 0 };
 	int rc = vmm_machine_create(&params, &demo->machine, err);
 
 	rc = rc < 0 ? rc : vmm_machine_cont(demo->machine, err);
@@ -176,10 +190,11 @@ static int start_guest(struct demo *demo, struct gr_error *err)
 				  sizeof(demo->tracker));
 		rc = demo_load_start(&demo->load, demo->machine, err);
 	}
-	for (int ms = 0;
-	     rc == 0 && vmm_machine_plugs_alive(demo->machine) < DEMO_ALIVE_MIN && ms < FILL_MS_MAX;
-	     ms++) {
+	while (rc == 0 && vmm_machine_plugs_alive(demo->machine) < DEMO_ALIVE_MIN) {
 		nap_ms(1);
+		if (is_stuck(&patience, vmm_machine_plugs_alive(demo->machine), STUCK_MS)) {
+			rc = gr_error_set(err, -ETIMEDOUT, "no blocks can be plugged");
+		}
 	}
 	return rc;
 }
@@ -206,12 +221,13 @@ static void keep_step(void *opaque, const struct gr_migrate_stats *stats)
 {
 	struct demo *demo = opaque;
 	uint64_t sent = (stats->total_bytes - stats->remaining_bytes) * 100;
+	struct patience patience = { 0 };
 
 	if (stats->rounds != 1 || stats->total_bytes == 0) {
 		return;
 	}
 	while (sent / stats->total_bytes >= demo->first_round_percent &&
-	       now_ns() < demo->keep_step_until_ns) {
+	       !is_stuck(&patience, demo->first_round_percent, KEEP_STEP_STUCK_MS)) {
 		uint64_t gone = __atomic_load_n(&demo->load.unplugged, __ATOMIC_RELAXED);
 		uint64_t once = once_percent(demo) * 100 / ONCE_PERCENT_FIRST_ROUND;
 
@@ -267,10 +283,12 @@ static int move_guest(struct demo *demo, struct gr_error *err)
 		.opaque = demo,
 	};
 	const bool tty = isatty(STDERR_FILENO) == 1;
+	struct gr_migrate_stats stats;
+	struct patience patience = { 0 };
 	uint64_t began_ns = now_ns(), round = 0, count;
+	bool stuck = false;
 	int status = 0, rc;
 
-	demo->keep_step_until_ns = began_ns + KEEP_STEP_MS_MAX * UINT64_C(1000000);
 	__atomic_store_n(&demo->load.moving, true, __ATOMIC_RELAXED);
 	rc = vmm_move_out(demo->machine, demo->peer.uri, &params, &demo->move, err);
 	while (rc == 0 && !vmm_move_ended(demo->move, &status, err)) {
@@ -279,13 +297,18 @@ static int move_guest(struct demo *demo, struct gr_error *err)
 		show_progress(demo, began_ns, tty, &round);
 		(void)poll(&fd, 1, tty ? SHOW_MS : SHOW_MS / 10);
 		(void)!read(demo->wake_fd, &count, sizeof(count));
-		if (now_ns() - began_ns > MOVE_MS_MAX * UINT64_C(1000000)) {
+		vmm_move_stats(demo->move, &stats);
+		if (is_stuck(&patience, stats.transferred_bytes, STUCK_MS)) {
+			stuck = true;
 			vmm_move_cancel(demo->move);
 		}
 	}
 	demo->wall_ns = now_ns() - began_ns;
 	if (tty) {
 		(void)fputs("\r\033[K", stderr);
+	}
+	if (rc == 0 && status == -ECANCELED && stuck) {
+		return gr_error_set(err, -ETIMEDOUT, "the move stands still");
 	}
 	return rc < 0 ? rc : status;
 }

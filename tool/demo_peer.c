@@ -13,7 +13,7 @@
 #include <unistd.h>
 
 enum {
-	CONNECT_MS = 10000,
+	CONNECT_MS = 60000,
 	CONNECT_SLICE_MS = 100,
 	LIVE_LOOKS_MAX = 3000, /* 2 ms each */
 	BEATS_MIN = 50,

@@ -52,6 +52,18 @@ int test_in_child(void (*fn)(void *), void *arg, char *err_text, size_t err_byte
 void test_watch_progress(const uint64_t *counter, double seconds);
 void test_diag(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 
+/*
+ * For tests that fork while other threads run: the child of such a fork may find the allocator
+ * of gcc 12's sanitizers locked by a thread that it does not have, and hang in its first malloc().
+ */
+#define SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS()                                                 \
+	do {                                                                                       \
+		if (test_under_asan() || test_under_tsan()) {                                      \
+			test_skip("the sanitizer's allocator may be locked in a child that is forked " \
+				  "among threads");                                                \
+		}                                                                                  \
+	} while (0)
+
 #define TEST(ident)                                                                                \
 	static void test_##ident(void);                                                            \
 	__attribute__((constructor)) static void register_##ident(void)                            \

@@ -445,9 +445,7 @@ TEST(child_of_a_fork_in_the_middle_of_another_threads_harvest_can_harvest_all)
 	struct gr_dirty_consumer *theirs = add(d, GR_DIRTY_START_CLEAN);
 	pthread_t thread;
 
-	if (test_under_tsan()) {
-		SKIP("ThreadSanitizer does not support a multi-threaded fork");
-	}
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
 	ASSERT_EQ(pthread_create(&thread, NULL, harvest_all_the_time, theirs), 0);
 	for (int i = 0; i < 50; i++) {
 		int status;

@@ -655,9 +655,7 @@ TEST(a_forked_child_and_its_child_have_working_grace_periods_and_callbacks)
 {
 	pthread_t s;
 
-	if (test_under_tsan() || test_under_asan()) {
-		SKIP("the sanitizer's allocator may be locked by another thread at the fork");
-	}
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
 	use_everything();
 	STORE(&stop, false);
 	s = spawn(synchronize_until_stop, NULL); /* a driver in any state when we fork */
@@ -685,9 +683,7 @@ TEST(fork_inside_a_section_with_a_grace_period_under_way)
 	pthread_t y;
 	pid_t pid;
 
-	if (test_under_tsan()) {
-		SKIP("ThreadSanitizer does not support threads after a multi-threaded fork");
-	}
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
 	become_hot();
 	gr_rcu_read_lock();
 	cookie = gr_rcu_get_state();
@@ -729,9 +725,7 @@ TEST(callbacks_from_before_a_fork_run_in_the_child_once_it_queues_another)
 {
 	pid_t pid;
 
-	if (test_under_tsan()) {
-		SKIP("ThreadSanitizer does not support threads after a multi-threaded fork");
-	}
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
 	gr_rcu_read_lock(); /* what is queued stays queued */
 	for (int i = 0; i < 100; i++) {
 		gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)), count_run);
