@@ -43,9 +43,8 @@
 #define GUESTRAM_CHANNEL_H
 
 #include <guestram/error.h>
+#include <guestram/iovec.h>
 #include <guestram/types.h>
-#include <sys/types.h>
-#include <sys/uio.h>
 
 GR_BEGIN_DECLS
 

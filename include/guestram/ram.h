@@ -36,9 +36,9 @@
 
 #include <guestram/dirty.h>
 #include <guestram/error.h>
+#include <guestram/iovec.h>
 #include <guestram/rcu.h>
 #include <guestram/types.h>
-#include <sys/uio.h>
 
 GR_BEGIN_DECLS
 
@@ -90,7 +90,7 @@ struct gr_ram_block_desc {
 struct gr_ram_block {
 	gr_ram_addr_t offset;       /**< (c) start in RAM address space, a multiple of 64 pages */
 	uint64_t max_bytes;         /**< (c) room in RAM address space */
-	uint64_t used_bytes_atomic; /**< (a) read through gr_ram_block_used_bytes() */
+	gr_atomic_u64 used_bytes_atomic; /**< (a) read through gr_ram_block_used_bytes() */
 	uint8_t *host;              /**< (c) where this process has it mapped */
 	struct gr_ram *ram;         /**< (c) the machine */
 	int fd;                     /**< (c) fd behind it, or -1 */

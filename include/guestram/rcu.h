@@ -82,7 +82,16 @@ struct gr_rcu_reader {
 } __attribute__((aligned(128)));
 
 /* Private: the calling thread's record. */
+#ifdef _WIN32
+/*
+ * gcc's thread-local variables are emulated there, and freed by a destructor that may come
+ * before the one that takes the record out: a slot of the system's instead.
+ */
+struct gr_rcu_reader *gr_rcu_self_of_thread(void) __attribute__((const));
+#define gr_rcu_self (*gr_rcu_self_of_thread())
+#else
 extern GR_EXPORT __thread struct gr_rcu_reader gr_rcu_self;
+#endif
 
 /** Private to the inline code: registers the thread, or decides how it counts sections. */
 GR_EXPORT void gr_rcu_read_lock_slow(void);

@@ -30,9 +30,15 @@
 #define GR_VERSION_MINOR 1
 #define GR_VERSION_PATCH 0
 
+#ifdef _WIN32
+/* A static library there. And printf is C's here, not that of the system's library. */
+#define GR_EXPORT
+#define GR_PRINTF(f, a)	 __attribute__((format(gnu_printf, f, a)))
+#else
 #define GR_EXPORT	 __attribute__((visibility("default")))
-#define GR_MUST_CHECK	 __attribute__((warn_unused_result))
 #define GR_PRINTF(f, a)	 __attribute__((format(printf, f, a)))
+#endif
+#define GR_MUST_CHECK	 __attribute__((warn_unused_result))
 #define GR_LIKELY(x)	 __builtin_expect(!!(x), 1)
 #define GR_UNLIKELY(x)	 __builtin_expect(!!(x), 0)
 
@@ -66,6 +72,9 @@
 #endif
 
 GR_BEGIN_DECLS
+
+/* Private: 64 bits that are read and written whole. i386 would put them across two lines. */
+typedef uint64_t gr_atomic_u64 __attribute__((aligned(8)));
 
 /** A guest physical address. */
 typedef struct {

@@ -11,18 +11,30 @@
 
 #include "base/compiler.h"
 
-#define gr_load_relaxed(p)	__atomic_load_n((p), __ATOMIC_RELAXED)
-#define gr_load_acquire(p)	__atomic_load_n((p), __ATOMIC_ACQUIRE)
-#define gr_store_relaxed(p, v)	__atomic_store_n((p), (v), __ATOMIC_RELAXED)
-#define gr_store_release(p, v)	__atomic_store_n((p), (v), __ATOMIC_RELEASE)
-#define gr_xchg_acq_rel(p, v)	__atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
-#define gr_or_acq_rel(p, v)	__atomic_fetch_or((p), (v), __ATOMIC_ACQ_REL)
-#define gr_and_acq_rel(p, v)	__atomic_fetch_and((p), (v), __ATOMIC_ACQ_REL)
-#define gr_add_relaxed(p, v)	__atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
-#define gr_add_acq_rel(p, v)	__atomic_fetch_add((p), (v), __ATOMIC_ACQ_REL)
-#define gr_sub_acq_rel(p, v)	__atomic_fetch_sub((p), (v), __ATOMIC_ACQ_REL)
+/* An access that is not naturally aligned may be two: see gr_atomic_u64 in types.h. */
+#ifdef GR_DEBUG_CHECKS
+#define GR_ATOMIC(p)                                                                               \
+	({                                                                                         \
+		__typeof__(p) atomic_ = (p);                                                       \
+		GR_ASSERT((uintptr_t)atomic_ % sizeof(*atomic_) == 0);                             \
+		atomic_;                                                                           \
+	})
+#else
+#define GR_ATOMIC(p) (p)
+#endif
+
+#define gr_load_relaxed(p)	__atomic_load_n(GR_ATOMIC(p), __ATOMIC_RELAXED)
+#define gr_load_acquire(p)	__atomic_load_n(GR_ATOMIC(p), __ATOMIC_ACQUIRE)
+#define gr_store_relaxed(p, v)	__atomic_store_n(GR_ATOMIC(p), (v), __ATOMIC_RELAXED)
+#define gr_store_release(p, v)	__atomic_store_n(GR_ATOMIC(p), (v), __ATOMIC_RELEASE)
+#define gr_xchg_acq_rel(p, v)	__atomic_exchange_n(GR_ATOMIC(p), (v), __ATOMIC_ACQ_REL)
+#define gr_or_acq_rel(p, v)	__atomic_fetch_or(GR_ATOMIC(p), (v), __ATOMIC_ACQ_REL)
+#define gr_and_acq_rel(p, v)	__atomic_fetch_and(GR_ATOMIC(p), (v), __ATOMIC_ACQ_REL)
+#define gr_add_relaxed(p, v)	__atomic_fetch_add(GR_ATOMIC(p), (v), __ATOMIC_RELAXED)
+#define gr_add_acq_rel(p, v)	__atomic_fetch_add(GR_ATOMIC(p), (v), __ATOMIC_ACQ_REL)
+#define gr_sub_acq_rel(p, v)	__atomic_fetch_sub(GR_ATOMIC(p), (v), __ATOMIC_ACQ_REL)
 #define gr_cas_acq_rel(p, expected, v)                                                             \
-	__atomic_compare_exchange_n((p), (expected), (v), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+	__atomic_compare_exchange_n(GR_ATOMIC(p), (expected), (v), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 
 /* Full fence. On x86 a locked add on the stack is several times cheaper than mfence. */
 static inline void gr_fence(void)

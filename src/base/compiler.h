@@ -55,6 +55,6 @@ void gr_assert_fail(const char *expr, const char *file, int line, const char *fu
 #endif
 
 /* Misuse by the caller that cannot be reported by a return value: says what and dies. */
-void gr_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
+void gr_die(const char *fmt, ...) GR_PRINTF(1, 2) __attribute__((noreturn));
 
 #endif

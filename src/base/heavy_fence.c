@@ -1,23 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 #include "base/heavy_fence.h"
 #include "base/atomic.h"
-#include "base/fork.h"
-#include "base/uapi.h"
-#include <errno.h>
 #include <guestram/event.h>
 #include <string.h>
-#include <unistd.h>
 
 static struct {
 	struct gr_once once;
-	bool available; /* (c) after the once */
-	uint64_t calls; /* (a) */
+	bool available;	     /* (c) after the once */
+	gr_atomic_u64 calls; /* (a) */
 } heavy = { .once = GR_ONCE_INIT };
-
-static long membarrier(int cmd)
-{
-	return syscall(SYS_membarrier, cmd, 0, 0);
-}
 
 static bool forced_off(void)
 {
@@ -26,27 +17,9 @@ static bool forced_off(void)
 	return GR_TSAN || (s && strcmp(s, "0") != 0 && *s != '\0');
 }
 
-/* Registration belongs to the address space: the child has a new one. */
-static void register_in_child(void)
-{
-	if (heavy.available && membarrier(GR_MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) != 0) {
-		gr_die("membarrier cannot be registered in a fork child: errno %d", errno);
-	}
-}
-
 static void decide(void)
 {
-	int saved_errno = errno;
-	long have = forced_off() ? 0 : membarrier(GR_MEMBARRIER_CMD_QUERY);
-
-	/* A filter may let the query pass and refuse the command: try it. */
-	heavy.available = have > 0 && (have & GR_MEMBARRIER_CMD_PRIVATE_EXPEDITED) &&
-			  membarrier(GR_MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED) == 0 &&
-			  membarrier(GR_MEMBARRIER_CMD_PRIVATE_EXPEDITED) == 0;
-	if (heavy.available && gr_atfork(NULL, NULL, register_in_child) != 0) {
-		heavy.available = false;
-	}
-	errno = saved_errno;
+	heavy.available = !forced_off() && gr_heavy_fence_prepare();
 }
 
 /* Before main, while the process has one thread: registration is cheap then. */
@@ -67,9 +40,7 @@ void gr_heavy_fence(void)
 		gr_fence();
 		return;
 	}
-	if (membarrier(GR_MEMBARRIER_CMD_PRIVATE_EXPEDITED) != 0) {
-		gr_die("membarrier worked at the start and fails now: errno %d", errno);
-	}
+	gr_heavy_fence_issue();
 	(void)gr_add_relaxed(&heavy.calls, 1); /* a counter orders nothing */
 }
 

@@ -42,7 +42,7 @@ void gr_log(enum gr_log_level level, const char *fmt, ...)
 static void say(const char *line, int n)
 {
 	if (n > 0) {
-		ssize_t ignored = write(STDERR_FILENO, line, (size_t)n);
+		ssize_t ignored = write(STDERR_FILENO, line, (unsigned int)n);
 
 		(void)ignored;
 	}

@@ -1,31 +1,23 @@
 /* SPDX-License-Identifier: MIT */
 #include "bitmap/bits.h"
 #include "base/atomic.h"
+#include "base/memory.h"
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <sys/mman.h>
 
 static_assert(offsetof(struct gr_bits_chunk, sum) % GR_CACHE_LINE == 0, "sum shares a line");
 static_assert(offsetof(struct gr_bits_chunk, top) % GR_CACHE_LINE == 0, "top shares a line");
 
-static void *lazy_zeroes(size_t bytes)
-{
-	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
-		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-
-	return p == MAP_FAILED ? NULL : p;
-}
-
 struct gr_bits_chunk *gr_bits_chunk_create(void)
 {
-	return lazy_zeroes(sizeof(struct gr_bits_chunk));
+	return gr_pages_alloc(sizeof(struct gr_bits_chunk));
 }
 
 void gr_bits_chunk_free(struct gr_bits_chunk *chunk)
 {
 	if (chunk) {
-		(void)munmap(chunk, sizeof(*chunk));
+		gr_pages_free(chunk, sizeof(*chunk));
 	}
 }
 
@@ -34,7 +26,7 @@ void gr_bits_chunk_free(struct gr_bits_chunk *chunk)
 int gr_bits_init(struct gr_bits *bits)
 {
 	memset(bits, 0, sizeof(*bits));
-	bits->chunk = lazy_zeroes(DIRECTORY_BYTES);
+	bits->chunk = gr_pages_alloc(DIRECTORY_BYTES);
 	return bits->chunk ? 0 : -ENOMEM;
 }
 
@@ -46,7 +38,7 @@ void gr_bits_destroy(struct gr_bits *bits)
 	for (size_t i = 0; i < bits->chunks_made; i++) {
 		gr_bits_chunk_free(bits->chunk[i]);
 	}
-	(void)munmap(bits->chunk, DIRECTORY_BYTES);
+	gr_pages_free(bits->chunk, DIRECTORY_BYTES);
 	memset(bits, 0, sizeof(*bits));
 }
 

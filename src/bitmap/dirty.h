@@ -22,7 +22,7 @@ struct gr_dirty_map {
 
 struct gr_dirty {
 	struct gr_dirty_map *map;	   /* (r) lock */
-	uint64_t pages;			   /* (a) covered; follows map */
+	gr_atomic_u64 pages;		   /* (a) covered; follows map */
 	struct gr_mutex lock;		   /* the harvest lock: markers never take it */
 	unsigned int consumers;		   /* (l) */
 	struct gr_dirty_consumer *consumer[GR_DIRTY_CONSUMERS_MAX]; /* (l) */

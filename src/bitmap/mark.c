@@ -35,9 +35,9 @@
  * docs/dirty-memory.md tells which mutations they and the tests must find.
  */
 #include "base/atomic.h"
+#include "base/endian.h"
 #include "base/hook.h"
 #include "bitmap/dirty.h"
-#include <endian.h>
 #include <string.h>
 
 /* L2: the store to the page, before the look at the leaf. Partner: the fence in harvest.c. */
@@ -176,7 +176,7 @@ uint64_t gr_dirty_or_le(struct gr_dirty *dirty, uint64_t page, const void *words
 			uint64_t x;
 
 			memcpy(&x, in, sizeof(x));
-			x = le64toh(x);
+			x = gr_le64(x);
 			if (end - page < 64) {
 				x &= gr_bits_mask(0, (unsigned int)(end - page) - 1);
 			}

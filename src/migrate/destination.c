@@ -14,7 +14,7 @@ struct gr_destination {
 	struct gr_receive *receive;    /* its own locking */
 	struct gr_destination_ops ops; /* (c) */
 	uint64_t told_ns;	       /* (o) when progress() was called last */
-	uint64_t section_ns_max;       /* (a) copy of the sink's */
+	gr_atomic_u64 section_ns_max;       /* (a) copy of the sink's */
 	struct gr_error error;	       /* (o) how it ended, if it failed */
 };
 

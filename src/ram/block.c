@@ -8,10 +8,10 @@
 #include "base/atomic.h"
 #include "base/clock.h"
 #include "base/futex.h"
+#include "base/random.h"
 #include "ram/ram.h"
 #include <errno.h>
 #include <string.h>
-#include <sys/random.h>
 #include <unistd.h>
 
 /*
@@ -24,7 +24,7 @@ static uint64_t make_incarnation(void)
 	uint32_t low = gr_add_relaxed(&count, 1) + 1;
 	uint32_t high;
 
-	if (getrandom(&high, sizeof(high), GRND_NONBLOCK) != (ssize_t)sizeof(high)) {
+	if (!gr_random(&high, sizeof(high))) {
 		high = (uint32_t)getpid() * 0x9e3779b9u ^ (uint32_t)gr_clock_ns();
 	}
 	return (uint64_t)(high | 1u << 31) << 32 | low;
@@ -66,6 +66,10 @@ static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *
 	if (desc->flags & ~known) {
 		return gr_error_set(err, -EINVAL, "block '%s': unknown flags %#x", desc->id,
 				    desc->flags & ~known);
+	}
+	if (max > SIZE_MAX / 2) {
+		return gr_error_set(err, -ENOMEM, "block '%s': this process cannot map %llu bytes",
+				    desc->id, (unsigned long long)max);
 	}
 	return 0;
 }
@@ -109,7 +113,7 @@ static void block_free(struct gr_block *b)
 	free(b);
 	/* Pairs with the acquire in gr_ram_free(): the machine may be gone after this. */
 	if (gr_sub_acq_rel(alive, 1) == 1) {
-		(void)gr_futex_wake(alive, GR_FUTEX_ALL); /* an address, not its memory */
+		gr_futex_wake(alive, GR_FUTEX_ALL); /* an address, not its memory */
 	}
 }
 

@@ -5,7 +5,7 @@
 
 static uint64_t next_generation(void)
 {
-	static uint64_t last; /* (a) of the process: two machines never share a number */
+	static gr_atomic_u64 last; /* (a) of the process: two machines never share a number */
 
 	/* Uniqueness is all that is asked of it: relaxed. */
 	return gr_add_relaxed(&last, 1) + 1;

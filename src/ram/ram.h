@@ -17,7 +17,7 @@
 struct gr_ram {
 	struct gr_ram_index *index; /* (r) lock */
 	struct gr_rcu_list blocks;	     /* (r) lock */
-	uint64_t version;		     /* (a) */
+	gr_atomic_u64 version;		     /* (a) */
 	uint32_t page_bytes;		     /* (c) the guest's */
 	struct gr_dirty *dirty;		     /* (c) */
 	struct gr_rcu_queue *queue;	     /* (c) */

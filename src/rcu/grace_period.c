@@ -88,11 +88,11 @@
 static struct {
 	/* Who drives. Only ever tried; protects the running of a grace period, nothing else. */
 	struct gr_mutex lock;
-	uint64_t seq GR_ALIGNED(GR_CACHE_LINE); /* (a) written under lock; odd: one runs */
+	gr_atomic_u64 seq GR_ALIGNED(GR_CACHE_LINE); /* (a) written under lock; odd: one runs */
 	uint32_t pending;			/* (a) requests not yet taken back; a futex */
 	uint32_t word[2];			/* (a) futexes of those who wait for a driver */
 	uint32_t waiters[2];			/* (a) how many sleep, or are about to */
-	uint64_t poll_wanted;			/* (a) the latest cookie that start_poll gave */
+	gr_atomic_u64 poll_wanted;			/* (a) the latest cookie that start_poll gave */
 } gp = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_GP) };
 static_assert(sizeof(void *) == 8 || __atomic_always_lock_free(8, 0), "64-bit atomics needed");
 

@@ -37,6 +37,7 @@
 #include "base/clock.h"
 #include "base/futex.h"
 #include "base/log.h"
+#include "base/memory.h"
 #include "rcu/rcu_internal.h"
 #include <errno.h>
 #include <guestram/event.h>
@@ -69,8 +70,8 @@ struct gr_rcu_queue {
 	uint32_t stop;						/* (a) leave when all has run */
 	uint32_t done;	       /* (a) bumped after each batch; futex of barriers */
 	uint32_t done_waiters; /* (a) */
-	uint64_t seq;	       /* (a) batches; odd while one runs */
-	uint64_t want;	       /* (a) run batches until seq is this */
+	gr_atomic_u64 seq;	       /* (a) batches; odd while one runs */
+	gr_atomic_u64 want;	       /* (a) run batches until seq is this */
 	/* Protects batch. Not held while anything is called. */
 	struct gr_mutex lock;
 	struct gr_rcu_head *batch; /* (l) what is left of it, oldest first */
@@ -464,7 +465,7 @@ int gr_rcu_queue_create(const struct gr_rcu_queue_params *params, struct gr_rcu_
 	if (ret < 0) {
 		return ret;
 	}
-	q = aligned_alloc(GR_CACHE_LINE, GR_ROUND_UP(sizeof(*q), (size_t)GR_CACHE_LINE));
+	q = gr_aligned_alloc(GR_CACHE_LINE, GR_ROUND_UP(sizeof(*q), (size_t)GR_CACHE_LINE));
 	if (!q) {
 		return gr_error_set(err, -ENOMEM, "RCU queue: no memory");
 	}
@@ -514,7 +515,7 @@ void gr_rcu_queue_free(struct gr_rcu_queue *queue)
 	*where = queue->next;
 	gr_mutex_unlock(&queues.lock);
 	gr_mutex_destroy(&queue->lock);
-	free(queue);
+	gr_aligned_free(queue);
 }
 
 void gr_rcu_queues_before_fork(void) GR_NO_TSA

@@ -37,16 +37,16 @@ void gr_rcu_registry_unlock(const struct gr_rcu_signals *saved)
 
 /* What one grace period after another counts. (a) each; read by tests. */
 struct gr_rcu_stats {
-	uint64_t grace_periods; /* run by a driver */
-	uint64_t merged;	/* synchronize calls that somebody else's grace period served */
-	uint64_t entry_fences;	/* M1: a reader was HOT */
-	uint64_t flag_fences;	/* M2: a HOT reader had to be awaited */
-	uint64_t sleeps;	/* futex waits of drivers for readers */
-	uint64_t requests;	/* need_qs flags set */
-	uint64_t reports;	/* of them taken back by the reader... */
-	uint64_t claims;	/* ...or by the driver */
-	uint64_t reader_wakes;	/* futex wakes by readers */
-	uint64_t rescans;	/* timed looks where no process-wide fence had been issued */
+	gr_atomic_u64 grace_periods; /* run by a driver */
+	gr_atomic_u64 merged;	/* synchronize calls that somebody else's grace period served */
+	gr_atomic_u64 entry_fences;	/* M1: a reader was HOT */
+	gr_atomic_u64 flag_fences;	/* M2: a HOT reader had to be awaited */
+	gr_atomic_u64 sleeps;	/* futex waits of drivers for readers */
+	gr_atomic_u64 requests;	/* need_qs flags set */
+	gr_atomic_u64 reports;	/* of them taken back by the reader... */
+	gr_atomic_u64 claims;	/* ...or by the driver */
+	gr_atomic_u64 reader_wakes;	/* futex wakes by readers */
+	gr_atomic_u64 rescans;	/* timed looks where no process-wide fence had been issued */
 };
 void gr_rcu_stats_get(struct gr_rcu_stats *ret_stats);
 extern struct gr_rcu_stats gr_rcu_stats;

@@ -22,7 +22,9 @@
 #include "rcu/rcu_internal.h"
 #include <guestram/event.h>
 
+#ifndef _WIN32
 __thread struct gr_rcu_reader gr_rcu_self;
+#endif
 struct gr_rcu_section_capability gr_rcu_section;
 struct gr_rcu_registry gr_rcu_registry = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_REGISTRY) };
 

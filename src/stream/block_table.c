@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "stream/block_table.h"
+#include "base/random.h"
 #include <errno.h>
 #include <string.h>
-#include <sys/random.h>
 
 /* Living entries and those that died and whose consumer has not let go of them. */
 enum { ENTRIES_MAX = 2 * GR_STREAM_BLOCKS_MAX };
@@ -10,7 +10,7 @@ enum { ENTRIES_MAX = 2 * GR_STREAM_BLOCKS_MAX };
 void gr_block_table_init(struct gr_block_table *t)
 {
 	memset(t, 0, sizeof(*t));
-	if (getrandom(&t->seed, sizeof(t->seed), GRND_NONBLOCK) != (ssize_t)sizeof(t->seed)) {
+	if (!gr_random(&t->seed, sizeof(t->seed))) {
 		t->seed = (uint64_t)(uintptr_t)t;
 	}
 }

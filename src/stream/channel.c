@@ -1,23 +1,18 @@
 /* SPDX-License-Identifier: MIT */
-/*
- * What all channels share. Descriptors are used without blocking and waited for with
- * poll(2) on two of them, the second an eventfd that gr_channel_shutdown() makes readable:
- * so a sleeping read or write of any kind can be cancelled, not only one of a socket.
- */
+/* What all channels share. Waiting is in channel_wait.c. */
 #include "stream/channel.h"
 #include "base/atomic.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <limits.h>
 #include <string.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 enum { WRITE_IOV_MAX = 256 }; /* entries handed to one system call */
 
 int gr_channel_init(struct gr_channel *ch, const struct gr_channel_ops *ops, const char *name,
 		    int fd, struct gr_error *err)
 {
+	int code;
+
 	memset(ch, 0, sizeof(*ch));
 	ch->ops = ops;
 	ch->fd = fd;
@@ -25,51 +20,21 @@ int gr_channel_init(struct gr_channel *ch, const struct gr_channel_ops *ops, con
 	if (!ch->name) {
 		return gr_error_set(err, -ENOMEM, "%s: out of memory", name);
 	}
-	ch->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (ch->wake_fd < 0) {
-		int code = -errno;
-
+	code = gr_channel_wait_init(ch);
+	if (code < 0) {
 		free(ch->name);
-		return gr_error_set(err, code, "%s: eventfd: %s", name, strerror(-code));
+		return gr_error_set(err, code, "%s: cannot be waited for: %s", name,
+				    strerror(-code));
 	}
 	return 0;
 }
 
 int gr_channel_fini(struct gr_channel *ch)
 {
-	int code = 0;
+	int code = gr_channel_wait_fini(ch);
 
-	if (ch->fd >= 0) {
-		if (ch->restore_blocking) {
-			int flags = fcntl(ch->fd, F_GETFL);
-
-			(void)fcntl(ch->fd, F_SETFL, flags & ~O_NONBLOCK);
-		}
-		code = close(ch->fd) == 0 ? 0 : -errno;
-	}
-	close(ch->wake_fd);
 	free(ch->name);
 	return code;
-}
-
-int gr_channel_poll(int fd, short events, int wake_fd, int timeout_ms)
-{
-	struct pollfd p[2] = { { fd, events, 0 }, { wake_fd, POLLIN, 0 } };
-
-	for (;;) {
-		int n = poll(p, 2, timeout_ms);
-
-		if (n < 0 && errno == EINTR) {
-			continue;
-		}
-		if (n < 0) {
-			return -errno;
-		}
-		if (n == 0) {
-			return -ETIMEDOUT;
-		}
-		return p[1].revents ? -ECANCELED : 0;
-	}
 }
 
 static int canceled(const struct gr_channel *ch, struct gr_error *err)
@@ -85,7 +50,7 @@ static ssize_t attempt(struct gr_channel *ch, bool writing, const struct iovec *
 		ssize_t done;
 		int rc;
 
-		/* Orders nothing: the eventfd wakes whoever comes too late to see it. */
+		/* Orders nothing: the cancel wakes whoever comes too late to see it. */
 		if (gr_load_relaxed(&ch->shut)) {
 			return canceled(ch, err);
 		}
@@ -107,7 +72,7 @@ static ssize_t attempt(struct gr_channel *ch, bool writing, const struct iovec *
 						      writing ? "write" : "read",
 						      strerror((int)-done));
 		}
-		rc = gr_channel_poll(ch->fd, writing ? POLLOUT : POLLIN, ch->wake_fd, -1);
+		rc = gr_channel_wait(ch, writing);
 		if (rc == -ECANCELED) {
 			return canceled(ch, err);
 		}
@@ -213,22 +178,8 @@ uint64_t gr_channel_bytes_written(const struct gr_channel *ch)
 
 void gr_channel_shutdown(struct gr_channel *ch)
 {
-	uint64_t one = 1;
-	int saved = errno;
-
 	gr_store_relaxed(&ch->shut, true);
-	(void)!write(ch->wake_fd, &one, sizeof(one));
-	if (ch->is_socket) {
-		(void)shutdown(ch->fd, SHUT_RDWR);
-	}
-	errno = saved;
-}
-
-void gr_channel_end_writing(struct gr_channel *ch)
-{
-	if (ch->is_socket) {
-		(void)shutdown(ch->fd, SHUT_WR);
-	}
+	gr_channel_wait_cancel(ch);
 }
 
 int gr_channel_close(struct gr_channel *ch, struct gr_error *err)

@@ -9,8 +9,6 @@
 
 #include "base/compiler.h"
 #include <guestram/channel.h>
-#include <poll.h>
-#include <sys/socket.h>
 
 struct gr_channel_ops {
 	/* One attempt: bytes, 0 at the end, or a negative errno. NULL: not in this direction. */
@@ -31,8 +29,8 @@ struct gr_channel {
 	bool is_socket;			  /* (c) */
 	bool restore_blocking;		  /* (c) clear O_NONBLOCK again when closing */
 	bool shut;			  /* (a) */
-	uint64_t bytes_read;		  /* (a) written by the reading thread */
-	uint64_t bytes_written;		  /* (a) written by the writing thread */
+	gr_atomic_u64 bytes_read;		  /* (a) written by the reading thread */
+	gr_atomic_u64 bytes_written;		  /* (a) written by the writing thread */
 };
 
 /*
@@ -43,6 +41,15 @@ int gr_channel_init(struct gr_channel *ch, const struct gr_channel_ops *ops, con
 		    int fd, struct gr_error *err);
 /* The reverse, fd included. Returns what close(2) said. */
 int gr_channel_fini(struct gr_channel *ch);
+
+/*
+ * channel_wait.c: for the fd of ch (closed at the end), or for the shutdown: 0, -ECANCELED or
+ * another negative errno.
+ */
+int gr_channel_wait_init(struct gr_channel *ch);
+int gr_channel_wait_fini(struct gr_channel *ch);
+int gr_channel_wait(struct gr_channel *ch, bool writing);
+void gr_channel_wait_cancel(struct gr_channel *ch);
 /* Waits for events on fd, or for the shutdown: 0, -ECANCELED or another negative errno. */
 int gr_channel_poll(int fd, short events, int wake_fd, int timeout_ms);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* The reader's buffer, its failures, sections, commands and the tail. */
 #include "stream/reader.h"
+#include "base/memory.h"
 #include "stream/reader_internal.h"
 #include <stdarg.h>
 #include <stdio.h>
@@ -19,11 +20,11 @@ int gr_stream_reader_create(const struct gr_stream_source *source,
 			    struct gr_stream_reader **ret_reader, struct gr_error *err)
 {
 	struct gr_stream_reader *r = malloc(sizeof(*r));
-	uint8_t *stage = aligned_alloc(GR_STREAM_PAGE_BYTES_DEFAULT, READER_STAGE_BYTES);
+	uint8_t *stage = gr_aligned_alloc(GR_STREAM_PAGE_BYTES_DEFAULT, READER_STAGE_BYTES);
 
 	if (!r || !stage) {
 		free(r);
-		free(stage);
+		gr_aligned_free(stage);
 		return gr_error_set(err, -ENOMEM, "stream reader: out of memory");
 	}
 	memset(r, 0, offsetof(struct gr_stream_reader, buf));
@@ -41,7 +42,7 @@ void gr_stream_reader_free(struct gr_stream_reader *r)
 {
 	if (r) {
 		gr_block_table_destroy(&r->blocks);
-		free(r->stage);
+		gr_aligned_free(r->stage);
 		free(r);
 	}
 }

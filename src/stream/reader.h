@@ -22,7 +22,7 @@
 #include "stream/wire.h"
 #include <guestram/channel.h>
 #include <guestram/error.h>
-#include <sys/uio.h>
+#include <guestram/iovec.h>
 
 struct gr_stream_reader;
 

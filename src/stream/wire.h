@@ -8,7 +8,7 @@
 #define GR_STREAM_WIRE_H
 
 #include "base/compiler.h"
-#include <endian.h>
+#include "base/endian.h"
 #include <string.h>
 
 /* file header */
@@ -102,19 +102,19 @@ enum {
 
 static inline void gr_put_be16(void *p, uint16_t v)
 {
-	v = htobe16(v);
+	v = gr_be16(v);
 	memcpy(p, &v, sizeof(v));
 }
 
 static inline void gr_put_be32(void *p, uint32_t v)
 {
-	v = htobe32(v);
+	v = gr_be32(v);
 	memcpy(p, &v, sizeof(v));
 }
 
 static inline void gr_put_be64(void *p, uint64_t v)
 {
-	v = htobe64(v);
+	v = gr_be64(v);
 	memcpy(p, &v, sizeof(v));
 }
 
@@ -123,7 +123,7 @@ static inline uint16_t gr_get_be16(const void *p)
 	uint16_t v;
 
 	memcpy(&v, p, sizeof(v));
-	return be16toh(v);
+	return gr_be16(v);
 }
 
 static inline uint32_t gr_get_be32(const void *p)
@@ -131,7 +131,7 @@ static inline uint32_t gr_get_be32(const void *p)
 	uint32_t v;
 
 	memcpy(&v, p, sizeof(v));
-	return be32toh(v);
+	return gr_be32(v);
 }
 
 static inline uint64_t gr_get_be64(const void *p)
@@ -139,7 +139,7 @@ static inline uint64_t gr_get_be64(const void *p)
 	uint64_t v;
 
 	memcpy(&v, p, sizeof(v));
-	return be64toh(v);
+	return gr_be64(v);
 }
 
 #endif

@@ -1,0 +1,45 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/memory.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+int gr_memory_file(const char *name, uint64_t bytes)
+{
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+
+	if (fd < 0) {
+		return -errno;
+	}
+	if (ftruncate(fd, (off_t)bytes) != 0 ||
+	    fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0) {
+		int code = -errno;
+
+		(void)close(fd);
+		return code;
+	}
+	return fd;
+}
+
+int64_t gr_memory_file_page_bytes(int fd)
+{
+	struct stat st;
+	struct statfs fs;
+
+	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
+		return -EINVAL;
+	}
+	if (fstatfs(fd, &fs) == 0 && (uint64_t)fs.f_type == HUGETLBFS_MAGIC) {
+		return fs.f_bsize;
+	}
+	return (int64_t)gr_page_bytes();
+}
+
+void gr_memory_file_close(int fd)
+{
+	(void)close(fd);
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/futex.h"
+#include "base/clock.h"
+#include <errno.h>
+#include <windows.h>
+
+int gr_futex_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns)
+{
+	DWORD ms = INFINITE;
+
+	if (timeout_ns != GR_FUTEX_FOR_EVER) {
+		/* Up: a wait of 0 ms would be a busy loop. A long one ends early, for no reason. */
+		uint64_t up =
+			GR_DIV_ROUND_UP(GR_MIN(timeout_ns, GR_NS_PER_S * 1000000), GR_NS_PER_MS);
+
+		ms = (DWORD)up;
+	}
+	if (WaitOnAddress(word, &expected, sizeof(expected), ms)) {
+		return 0;
+	}
+	return GetLastError() == ERROR_TIMEOUT ? -ETIMEDOUT : 0;
+}
+
+void gr_futex_wake(uint32_t *word, int n)
+{
+	if (n == 1) {
+		WakeByAddressSingle(word);
+	} else {
+		WakeByAddressAll(word); /* too many wakes are no harm: they look again */
+	}
+}
