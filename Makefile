@@ -4,7 +4,7 @@ BUILD ?= build
 ARGS  ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo test asan tsan kvm-rig fuzz bench check install clean
+.PHONY: help deps build demo test asan tsan verify kvm-rig fuzz bench check install clean
 
 help: ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,10 @@ asan: ## All tests under ASan+UBSan.
 
 tsan: ## All tests under ThreadSanitizer.
 	@scripts/test.sh tsan
+
+verify: ## Check the models of the protocols exhaustively; FULL=1 for the large bounds.
+	@scripts/deps.sh models
+	@scripts/verify.sh
 
 kvm-rig: ## The KVM tests on machines without /dev/kvm: a kernel under QEMU's TCG (minutes).
 	@scripts/kvm-test.sh $(BUILD)

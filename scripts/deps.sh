@@ -1,6 +1,6 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
-# Install what a purpose needs and this machine lacks: deps.sh [build|test|fuzz|bench|check]...
+# Install what a purpose needs and this machine lacks: deps.sh [build|test|models|fuzz|bench|check]...
 # Does nothing, offline and fast, when all is there.
 set -eu
 
@@ -9,7 +9,8 @@ need=
 for purpose in "${@:-build}"; do
 	case "$purpose" in
 	build) need="$need $build" ;;
-	test) need="$need $build qemu-system-x86" ;;
+	test) need="$need $build spin qemu-system-x86" ;;
+	models) need="$need gcc libc6-dev spin python3" ;;
 	asan | tsan) need="$need $build qemu-system-x86" ;;
 	fuzz) need="$need $build clang libclang-rt-14-dev llvm" ;;
 	bench) need="$need $build qemu-system-x86" ;;
