@@ -28,7 +28,7 @@ pan() {
 		cd "$tmp/pan" || exit 1
 		# shellcheck disable=SC2086  # a list of words on purpose
 		spin -a $bounds "$source" && gcc "$@" -w -DSAFETY -DCOLLAPSE -DMEMLIM=6000 -o pan pan.c &&
-			./pan -m4000000 -w22
+			./pan -m1000000 -w20
 	) > "$tmp/out" 2>&1
 }
 
