@@ -12,6 +12,10 @@
 #include <guestram/migrate.h>
 #include <guestram/ram.h>
 #include <guestram/rcu.h>
+#include <guestram/rcu_control.h>
+#include <guestram/rcu_domain.h>
+#include <guestram/rcu_qs.h>
+#include <guestram/rcu_queue.h>
 #include <guestram/rculist.h>
 #include <guestram/track.h>
 #include <guestram/types.h>

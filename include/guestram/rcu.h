@@ -54,34 +54,48 @@
 
 GR_BEGIN_DECLS
 
+struct gr_rcu_domain;
+struct gr_rcu_notifier;
+
 /*
- * A reader's record. Private; here only because the read side is inline. The owner alone
- * writes ctr, ever: a driver that changed it from outside could hit an owner that sits
- * between its load and its store.
+ * A reader's record. What is in it is private; it is here because the read side is inline. The
+ * owner alone writes ctr, ever: a driver that changed it from outside could hit an owner that
+ * sits between its load and its store.
  *
  *   ctr = 0              not registered: the first lock registers
  *         HOT  | depth   entering needs no fence; each grace period needs a process-wide one
+ *         WARM | depth   as HOT, but fences in quiet times (gr_rcu_quiet_begin())
  *         COLD | depth   entering has a full fence; costs a grace period nothing
+ *         QS   | depth   depth 1 between quiescent states, more in sections within
  *         LATE | depth   thread is ending: registered only while inside a section
  */
-#define GR_RCU_DEPTH 0x0ffffu
-#define GR_RCU_HOT   0x10000u
-#define GR_RCU_COLD  0x20000u
-#define GR_RCU_LATE  0x80000u
+#define GR_RCU_DEPTH 0x00ffffu
+#define GR_RCU_HOT   0x010000u
+#define GR_RCU_COLD  0x020000u
+#define GR_RCU_QS    0x040000u
+#define GR_RCU_LATE  0x080000u
+#define GR_RCU_WARM  0x100000u
 
+/** A reader: each thread has one, and gr_rcu_reader_init() makes more. Contents private. */
 struct gr_rcu_reader {
-	uint32_t ctr;	    /* (a) written by the owner only */
-	uint32_t need_qs;   /* (a) 1: the driver awaits this reader; exchanged to 0 by one side */
-	uint32_t cold_left; /* (o) COLD sections until the thread tries to become HOT */
-	uint32_t late;	    /* (o) the thread-exit destructor has run */
-	uint32_t pad[12];
+	uint32_t ctr;	     /* (a) written by the owner only */
+	uint32_t need_qs;    /* (a) 1: the driver awaits this reader; exchanged to 0 by one side */
+	uint32_t cold_left;  /* (o) COLD sections until the reader tries to become HOT */
+	uint32_t cold_since; /* (o) when they began to count, in 1024 ns; 0: not known */
+	uint32_t is_qs;	     /* (o) registered for quiescent states, online or not */
+	uint32_t late;	     /* (o) the thread-exit destructor has run */
+	uint32_t pad[10];
 	/* Second cache line: the registry's, under its mutex. */
+	struct gr_rcu_domain *domain; /* (c) NULL: the default domain */
 	struct gr_rcu_reader *next;
 	struct gr_rcu_reader **pprev;
+	struct gr_rcu_notifier *notifiers;
+	const char *name; /* (c) may be NULL */
 	uint32_t awaited; /* the driver's list of readers it waits for */
+	uint32_t kind;	  /* (c) enum gr_rcu_reader_kind; 0: a thread's own */
 } __attribute__((aligned(128)));
 
-/* Private: the calling thread's record. */
+/* Private: the calling thread's record in the default domain. */
 #ifdef _WIN32
 /*
  * gcc's thread-local variables are emulated there, and freed by a destructor that may come
@@ -94,11 +108,16 @@ extern GR_EXPORT __thread struct gr_rcu_reader gr_rcu_self;
 #endif
 
 /** Private to the inline code: registers the thread, or decides how it counts sections. */
-GR_EXPORT void gr_rcu_read_lock_slow(void);
+GR_EXPORT void gr_rcu_read_lock_slow(struct gr_rcu_reader *r);
 /** Private to the inline code: ends a section of a thread that is going away, or dies. */
-GR_EXPORT void gr_rcu_read_unlock_slow(void);
-/** Private to the inline code: answers a grace period that waits for this thread. */
-GR_EXPORT void gr_rcu_report(void);
+GR_EXPORT void gr_rcu_read_unlock_slow(struct gr_rcu_reader *r);
+/** Private to the inline code: enters a section of a WARM reader with a full fence. */
+GR_EXPORT void gr_rcu_enter_quietly(struct gr_rcu_reader *r);
+/** Private to the inline code: answers a grace period that waits for this reader. */
+GR_EXPORT void gr_rcu_report(struct gr_rcu_reader *r);
+
+/* Private: not 0 between gr_rcu_quiet_begin() and the last gr_rcu_quiet_end(). */
+extern GR_EXPORT uint32_t gr_rcu_is_quiet;
 
 /* The read-side section as clang's thread-safety analysis sees it: a shared capability. */
 struct GR_CAPABILITY("rcu_section") gr_rcu_section_capability {
@@ -124,6 +143,94 @@ static inline void gr_rcu_store_ctr_fence(struct gr_rcu_reader *r, uint32_t v)
 #endif
 }
 
+/* Private: outside now; does the driver wait for this reader? */
+static inline void gr_rcu_look_for_request(struct gr_rcu_reader *r)
+{
+	/*
+	 * H2: the store to ctr, before this look; M2 of the driver is the other half. Where there
+	 * is no M2, the look may come too early and miss: the driver then looks again itself.
+	 */
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	if (GR_UNLIKELY(__atomic_load_n(&r->need_qs, __ATOMIC_RELAXED) != 0)) {
+		gr_rcu_report(r);
+	}
+}
+
+/**
+ * Enter a read-side section on a reader of one's own (rcu_domain.h): as gr_rcu_read_lock().
+ * @param r A reader from gr_rcu_reader_init(), used by one thread at a time.
+ * @context As gr_rcu_read_lock(); in signal handlers only if the handler has that reader
+ *          for itself, or runs on the thread that uses it.
+ */
+static inline void gr_rcu_read_lock_on(struct gr_rcu_reader *r)
+{
+	uint32_t v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED), left;
+
+	GR_RCU_YIELD_POINT();
+	if (GR_LIKELY(v == GR_RCU_HOT)) {
+		__atomic_store_n(&r->ctr, GR_RCU_HOT + 1, __ATOMIC_RELAXED);
+	} else if ((v & GR_RCU_DEPTH) != 0 && (v & GR_RCU_DEPTH) != GR_RCU_DEPTH) {
+		__atomic_store_n(&r->ctr, v + 1, __ATOMIC_RELAXED);
+	} else if (v == GR_RCU_WARM) {
+		__atomic_store_n(&r->ctr, GR_RCU_WARM + 1, __ATOMIC_RELAXED);
+		/*
+		 * H3: "inside", before the look at the word; the fence of gr_rcu_quiet_begin() is
+		 * the other half. Acquire: a section that finds it quiet no more comes after the
+		 * drivers that relied on it (Q2 in quiet.c).
+		 */
+		__atomic_signal_fence(__ATOMIC_SEQ_CST);
+		if (GR_UNLIKELY(__atomic_load_n(&gr_rcu_is_quiet, __ATOMIC_ACQUIRE) != 0)) {
+			gr_rcu_enter_quietly(r);
+		}
+	} else if (v == GR_RCU_COLD &&
+		   (left = __atomic_load_n(&r->cold_left, __ATOMIC_RELAXED)) != 0) {
+		/* Not a decrement: a handler may use up what is left between test and store. */
+		__atomic_store_n(&r->cold_left, left - 1, __ATOMIC_RELAXED);
+		/* C1: inside, before what the section reads. Pairs with F1 of the driver. */
+		gr_rcu_store_ctr_fence(r, GR_RCU_COLD + 1);
+	} else {
+		gr_rcu_read_lock_slow(r);
+	}
+	/* H1: as C1 for a HOT reader; the driver's membarrier (M1) is the other half. */
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+}
+
+/**
+ * Leave a section on a reader of one's own: as gr_rcu_read_unlock().
+ * @param r As in gr_rcu_read_lock_on().
+ * @context The thread that entered it.
+ */
+static inline void gr_rcu_read_unlock_on(struct gr_rcu_reader *r)
+{
+	uint32_t v;
+
+	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED);
+	if (GR_LIKELY(v == GR_RCU_HOT + 1)) {
+		/* R1: the section's reads, before "outside". Pairs with the driver's acquires. */
+		__atomic_store_n(&r->ctr, GR_RCU_HOT, __ATOMIC_RELEASE);
+		gr_rcu_look_for_request(r);
+	} else if ((v & ~(GR_RCU_COLD | GR_RCU_WARM)) == 1) {
+		__atomic_store_n(&r->ctr, v - 1, __ATOMIC_RELEASE); /* R1 */
+		gr_rcu_look_for_request(r);
+	} else if ((v & GR_RCU_DEPTH) > 1) {
+		__atomic_store_n(&r->ctr, v - 1, __ATOMIC_RELAXED);
+	} else {
+		gr_rcu_read_unlock_slow(r);
+	}
+}
+
+/**
+ * Is this reader inside a section?
+ * @param r As in gr_rcu_read_lock_on().
+ * @return true between a lock and its unlock.
+ * @context The thread that uses the reader.
+ */
+static inline bool gr_rcu_read_ongoing_on(const struct gr_rcu_reader *r)
+{
+	return (__atomic_load_n(&r->ctr, __ATOMIC_RELAXED) & GR_RCU_DEPTH) != 0;
+}
+
 /**
  * Enter a read-side section. What gr_rcu_dereference() finds inside stays valid until the
  * matching gr_rcu_read_unlock(). Nests.
@@ -135,38 +242,7 @@ static inline void gr_rcu_store_ctr_fence(struct gr_rcu_reader *r, uint32_t v)
 static inline void gr_rcu_read_lock(void) GR_ACQUIRE_SHARED(gr_rcu_section) GR_NO_TSA;
 static inline void gr_rcu_read_lock(void)
 {
-	struct gr_rcu_reader *r = &gr_rcu_self;
-	uint32_t v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED), left;
-
-	GR_RCU_YIELD_POINT();
-	if (GR_LIKELY(v == GR_RCU_HOT)) {
-		__atomic_store_n(&r->ctr, GR_RCU_HOT + 1, __ATOMIC_RELAXED);
-	} else if ((v & GR_RCU_DEPTH) != 0 && (v & GR_RCU_DEPTH) != GR_RCU_DEPTH) {
-		__atomic_store_n(&r->ctr, v + 1, __ATOMIC_RELAXED);
-	} else if (v == GR_RCU_COLD &&
-		   (left = __atomic_load_n(&r->cold_left, __ATOMIC_RELAXED)) != 0) {
-		/* Not a decrement: a handler may use up what is left between test and store. */
-		__atomic_store_n(&r->cold_left, left - 1, __ATOMIC_RELAXED);
-		/* C1: inside, before what the section reads. Pairs with F1 of the driver. */
-		gr_rcu_store_ctr_fence(r, GR_RCU_COLD + 1);
-	} else {
-		gr_rcu_read_lock_slow();
-	}
-	/* H1: as C1 for a HOT reader; the driver's membarrier (M1) is the other half. */
-	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-}
-
-/* Private: outside now; does the driver wait for this reader? */
-static inline void gr_rcu_look_for_request(struct gr_rcu_reader *r)
-{
-	/*
-	 * H2: the store to ctr, before this look; M2 of the driver is the other half. Where there
-	 * is no M2, the look may come too early and miss: the driver then looks again itself.
-	 */
-	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	if (GR_UNLIKELY(__atomic_load_n(&r->need_qs, __ATOMIC_RELAXED) != 0)) {
-		gr_rcu_report();
-	}
+	gr_rcu_read_lock_on(&gr_rcu_self);
 }
 
 /**
@@ -177,33 +253,17 @@ static inline void gr_rcu_look_for_request(struct gr_rcu_reader *r)
 static inline void gr_rcu_read_unlock(void) GR_RELEASE_SHARED(gr_rcu_section) GR_NO_TSA;
 static inline void gr_rcu_read_unlock(void)
 {
-	struct gr_rcu_reader *r = &gr_rcu_self;
-	uint32_t v;
-
-	__atomic_signal_fence(__ATOMIC_SEQ_CST);
-	v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED);
-	if (GR_LIKELY(v == GR_RCU_HOT + 1)) {
-		/* R1: the section's reads, before "outside". Pairs with the driver's acquires. */
-		__atomic_store_n(&r->ctr, GR_RCU_HOT, __ATOMIC_RELEASE);
-		gr_rcu_look_for_request(r);
-	} else if (v == GR_RCU_COLD + 1) {
-		__atomic_store_n(&r->ctr, GR_RCU_COLD, __ATOMIC_RELEASE); /* R1 */
-		gr_rcu_look_for_request(r);
-	} else if ((v & GR_RCU_DEPTH) > 1) {
-		__atomic_store_n(&r->ctr, v - 1, __ATOMIC_RELAXED);
-	} else {
-		gr_rcu_read_unlock_slow();
-	}
+	gr_rcu_read_unlock_on(&gr_rcu_self);
 }
 
 /**
  * Is the calling thread inside a section?
- * @return true between a lock and its unlock.
+ * @return true between a lock and its unlock, and on a quiescent-state thread that is online.
  * @context Any.
  */
 static inline bool gr_rcu_read_ongoing(void)
 {
-	return (__atomic_load_n(&gr_rcu_self.ctr, __ATOMIC_RELAXED) & GR_RCU_DEPTH) != 0;
+	return gr_rcu_read_ongoing_on(&gr_rcu_self);
 }
 
 /* Private: the guard's two ends. */
@@ -232,6 +292,26 @@ static inline void gr_rcu_guard_exit(int *guard)
  * ends.
  */
 #define GR_RCU_READ_GUARD() GR_RCU_READ_GUARD_(__COUNTER__)
+
+static inline void gr_rcu_guard_exit_on(struct gr_rcu_reader **r)
+{
+	gr_rcu_read_unlock_on(*r);
+}
+
+static inline struct gr_rcu_reader *gr_rcu_guard_enter_on(struct gr_rcu_reader *r)
+{
+	gr_rcu_read_lock_on(r);
+	return r;
+}
+
+#define GR_RCU_READ_GUARD_ON_NAMED_(reader, n)                                                     \
+	struct gr_rcu_reader *gr_rcu_guard_##n                                                     \
+		__attribute__((cleanup(gr_rcu_guard_exit_on), unused)) =                           \
+			gr_rcu_guard_enter_on(reader)
+#define GR_RCU_READ_GUARD_ON_(reader, n) GR_RCU_READ_GUARD_ON_NAMED_(reader, n)
+
+/** The same on a reader of one's own (rcu_domain.h). */
+#define GR_RCU_READ_GUARD_ON(reader) GR_RCU_READ_GUARD_ON_(reader, __COUNTER__)
 
 /**
  * Fetch a published pointer inside a section (load acquire: what its publisher wrote is
@@ -267,10 +347,11 @@ GR_EXPORT void gr_rcu_synchronize(void) GR_EXCLUDES(gr_rcu_section);
 GR_EXPORT GR_MUST_CHECK uint64_t gr_rcu_get_state(void);
 
 /**
- * Take a cookie and have the grace period driven by the library's worker thread.
+ * Take a cookie and have the grace period run by a thread of the library's.
  * @return As gr_rcu_get_state().
- * @context Any thread, also inside a section. The first call starts the default queue's worker;
- *          where no thread can be made, gr_rcu_cond_synchronize() still completes the cookie.
+ * @context Any thread, also inside a section, not in a signal handler. The first call starts that
+ *          thread; where none can be made, gr_rcu_cond_synchronize() still completes the
+ *          cookie. In a fork child call it again: the thread is the parent's.
  */
 GR_EXPORT GR_MUST_CHECK uint64_t gr_rcu_start_poll(void);
 

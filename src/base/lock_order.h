@@ -31,10 +31,14 @@ enum gr_lock_rank {
 	GR_RANK_DIRTY = 60,
 	/* Who drives the grace period. Held while it waits for readers: only ever tried. */
 	GR_RANK_RCU_GP = 70,
+	/* How deep quiet times are nested. Held over the process-wide fence that begins one. */
+	GR_RANK_RCU_QUIET = 75,
 	/* The list of all callback queues, for fork. Not the queues themselves. */
 	GR_RANK_RCU_QUEUES = 80,
 	/* One callback queue's current batch. Never held while a callback runs. */
 	GR_RANK_RCU_QUEUE = 90,
+	/* The list of all domains, for fork and for threads that end. Not their readers. */
+	GR_RANK_RCU_DOMAINS = 95,
 	/* The list of reader records, and a driver's marks in them. Innermost, short. */
 	GR_RANK_RCU_REGISTRY = 100,
 };

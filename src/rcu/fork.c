@@ -1,54 +1,50 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fork(). Before it, the forking thread takes the locks under which lists change: the queues'
- * and the registry's. All are short and none is held while waiting for anybody, so fork() is
- * safe in a section, in a callback and with any lock of the caller's held. The grace
- * period's lock is not taken (its holder may wait for our own section); the child mends
- * what a driver left.
+ * fork(). Before it, the forking thread takes the locks under which lists change: the queues',
+ * that of the domains and their registries'. All are short and none is held while waiting for
+ * anybody, so fork() is safe in a section, in a callback and with any lock of the caller's
+ * held. The locks of grace periods are not taken (a holder may wait for our own section);
+ * the child mends what a driver left.
  *
- * The child has one thread. Other threads' records vanish from the registry; its own
- * stays as it is, sections included. Workers are started again by the next call.
+ * The child has one thread. Other threads' records vanish from the registries; its own
+ * stay as they are, sections included. Workers are started again by the next call.
  */
-#include "base/atomic.h"
 #include "base/fork.h"
+#include "base/atomic.h"
 #include "rcu/rcu_internal.h"
 
-/* (o) Of the forking thread; written only with the registry's lock held. */
-static struct gr_rcu_signals saved_signals;
+/* (o) Of the forking thread; written only with all the locks held. */
+static struct gr_signals saved_signals;
 
-static void before_fork(void) GR_NO_TSA
+static void before_fork(void)
 {
-	struct gr_rcu_signals saved;
+	struct gr_signals saved;
 
+	gr_rcu_quiet_before_fork();
 	gr_rcu_queues_before_fork();
-	gr_rcu_registry_lock(&saved);
+	gr_signals_block(&saved);
+	gr_rcu_domains_before_fork();
 	saved_signals = saved;
 }
 
-static void after_fork_in_parent(void) GR_NO_TSA
+static void after_fork(bool in_child)
 {
-	struct gr_rcu_signals saved = saved_signals;
+	struct gr_signals saved = saved_signals;
 
-	gr_rcu_registry_unlock(&saved);
-	gr_rcu_queues_after_fork(false);
+	gr_rcu_domains_after_fork(in_child);
+	gr_signals_restore(&saved);
+	gr_rcu_queues_after_fork(in_child);
+	gr_rcu_quiet_after_fork();
 }
 
-static void after_fork_in_child(void) GR_NO_TSA
+static void after_fork_in_parent(void)
 {
-	struct gr_rcu_signals saved = saved_signals;
-	struct gr_rcu_reader *self = &gr_rcu_self;
+	after_fork(false);
+}
 
-	gr_rcu_registry.first = NULL;
-	if (gr_load_relaxed(&self->ctr) != 0) {
-		self->next = NULL;
-		self->pprev = &gr_rcu_registry.first;
-		gr_rcu_registry.first = self;
-	}
-	self->awaited = 0;
-	gr_store_relaxed(&self->need_qs, 0u);
-	gr_rcu_grace_period_after_fork_in_child();
-	gr_rcu_registry_unlock(&saved);
-	gr_rcu_queues_after_fork(true);
+static void after_fork_in_child(void)
+{
+	after_fork(true);
 }
 
 void gr_rcu_fork_install(void)

@@ -111,7 +111,7 @@ static bool has_work(struct gr_rcu_queue *q)
 {
 	return gr_load_acquire(&q->incoming) ||
 	       (int64_t)(gr_load_acquire(&q->want) - gr_load_relaxed(&q->seq)) > 0 ||
-	       gr_load_acquire(&q->stop) || (q->is_default && gr_rcu_poll_wanted());
+	       gr_load_acquire(&q->stop);
 }
 
 /* Wakes the worker if it sleeps, for a barrier also if it paces. */
@@ -292,9 +292,6 @@ static void *worker(void *arg)
 	(void)pthread_setname_np(pthread_self(), q->name);
 	for (;;) {
 		sleep_until_work(q);
-		if (q->is_default && gr_rcu_poll_wanted()) {
-			gr_rcu_poll_serve();
-		}
 		if (gr_load_acquire(&q->incoming)) {
 			pace(q);
 		}
@@ -337,12 +334,6 @@ static bool start_worker(struct gr_rcu_queue *q)
 		       q->name, strerror(ret));
 	}
 	return ret == 0;
-}
-
-void gr_rcu_queue_kick_default(void)
-{
-	(void)start_worker(&default_queue);
-	wake_worker(&default_queue, true);
 }
 
 void gr_rcu_call(struct gr_rcu_queue *queue, struct gr_rcu_head *head,
@@ -421,17 +412,17 @@ static void wait_for_batch(struct gr_rcu_queue *q, uint64_t target)
 void gr_rcu_barrier(struct gr_rcu_queue *queue)
 {
 	struct gr_rcu_queue *q = queue_or_default(queue);
+	struct gr_rcu_reader *qs;
 	uint64_t target, want;
 
-	if (gr_rcu_read_ongoing()) {
-		gr_die("gr_rcu_barrier() inside a read-side section would never end");
-	}
+	qs = gr_rcu_wait_begin(&gr_rcu_default, "gr_rcu_barrier()");
 	if (in_callback_of == q) {
 		gr_die("gr_rcu_barrier() in a callback of the same queue would never end");
 	}
 	gr_fence(); /* calls of other threads that we know of, before the look */
 	target = batch_that_has_it(q);
 	if (batch_done(q, target)) {
+		gr_rcu_wait_end(qs);
 		return;
 	}
 	want = gr_load_relaxed(&q->want);
@@ -439,6 +430,7 @@ void gr_rcu_barrier(struct gr_rcu_queue *queue)
 	}
 	wake_worker(q, true);
 	wait_for_batch(q, target);
+	gr_rcu_wait_end(qs);
 }
 
 static int check_params(const struct gr_rcu_queue_params *params, struct gr_error *err)

@@ -3,64 +3,62 @@
  * Readers: the record of each thread, how it comes and goes, and the slow paths of the
  * inline read side.
  *
- * A record is the thread's own TLS object, linked into the registry: registering allocates
- * nothing and cannot fail. Only the owner writes ctr. Signals: a handler may run a whole
- * section anywhere in its thread, also between the load and the store of ctr in the inline
- * code. It leaves ctr as it found it, except that it may register the thread (0 -> COLD, where
- * the interrupted code goes to the slow path anyway, which looks again) or make it HOT where
- * the interrupted code then stores COLD + 1 with a fence: legal, COLD needs less.
- * Registering, and all that holds the registry's lock on an unregistered thread, runs
- * with signals blocked.
+ * A thread's record is its own TLS object, linked into the default domain's registry:
+ * registering allocates nothing and cannot fail. Only the owner writes ctr. Signals: a handler may
+ * run a whole section anywhere in its thread, also between the load and the store of ctr in
+ * the inline code. It leaves ctr as it found it, except that it may register the thread
+ * (0 -> COLD, where the interrupted code goes to the slow path anyway, which looks again) or
+ * make it HOT or WARM where the interrupted code then stores COLD + 1 with a fence: legal,
+ * COLD needs less. Registering, and all that holds the registry's lock on an unregistered
+ * thread, runs with signals blocked.
  *
- * At its end the thread's exit hook takes the record out. Destructors of
- * other keys that run later may still use sections: the thread is LATE then, registered
- * only while inside, with nothing left behind when its memory goes.
+ * At its end the thread's exit hook takes the record out. Destructors of other keys that run
+ * later may still use sections: the thread is LATE then, registered only while inside, with
+ * nothing left behind when its memory goes.
  */
 #include "base/atomic.h"
+#include "base/clock.h"
 #include "base/heavy_fence.h"
 #include "base/thread_exit.h"
 #include "rcu/rcu_internal.h"
-#include <guestram/event.h>
 
 #ifndef _WIN32
 __thread struct gr_rcu_reader gr_rcu_self;
 #endif
 struct gr_rcu_section_capability gr_rcu_section;
-struct gr_rcu_registry gr_rcu_registry = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_REGISTRY) };
 
 static struct gr_once init_once = GR_ONCE_INIT;
 static struct gr_thread_exit exit_hook;
 
-void gr_rcu_registry_lock(struct gr_rcu_signals *saved) GR_NO_TSA
+void gr_rcu_registry_lock(struct gr_rcu_domain *d, struct gr_rcu_signals *saved) GR_NO_TSA
 {
 	saved->blocked = gr_load_relaxed(&gr_rcu_self.ctr) == 0;
 	if (saved->blocked) {
 		gr_signals_block(&saved->mask);
 	}
-	gr_mutex_lock(&gr_rcu_registry.lock);
+	gr_mutex_lock(&d->registry_lock);
 }
 
-void gr_rcu_registry_unlock(const struct gr_rcu_signals *saved) GR_NO_TSA
+void gr_rcu_registry_unlock(struct gr_rcu_domain *d, const struct gr_rcu_signals *saved) GR_NO_TSA
 {
-	gr_mutex_unlock(&gr_rcu_registry.lock);
+	gr_mutex_unlock(&d->registry_lock);
 	if (saved->blocked) {
 		gr_signals_restore(&saved->mask);
 	}
 }
 
-/* The owner links itself. With signals blocked. */
-static void link_record(struct gr_rcu_reader *r, uint32_t ctr)
+void gr_rcu_reader_link(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32_t ctr)
 {
-	gr_mutex_lock(&gr_rcu_registry.lock);
+	gr_mutex_lock(&d->registry_lock);
 	r->awaited = 0;
-	r->next = gr_rcu_registry.first;
-	r->pprev = &gr_rcu_registry.first;
+	r->next = d->readers;
+	r->pprev = &d->readers;
 	if (r->next) {
 		r->next->pprev = &r->next;
 	}
-	gr_rcu_registry.first = r;
+	d->readers = r;
 	gr_store_relaxed(&r->ctr, ctr);
-	gr_mutex_unlock(&gr_rcu_registry.lock);
+	gr_mutex_unlock(&d->registry_lock);
 	/*
 	 * A driver that scans later finds the record. One that scanned before we took the lock
 	 * released it first, so our sections see what it saw unlinked. The fence is for ctr =
@@ -69,10 +67,9 @@ static void link_record(struct gr_rcu_reader *r, uint32_t ctr)
 	gr_fence();
 }
 
-/* The owner leaves, outside any section (its own ending one included). Signals blocked. */
-static void unlink_record(struct gr_rcu_reader *r)
+void gr_rcu_reader_unlink_locked(struct gr_rcu_domain *d, struct gr_rcu_reader *r)
 {
-	gr_mutex_lock(&gr_rcu_registry.lock);
+	(void)d;
 	*r->pprev = r->next;
 	if (r->next) {
 		r->next->pprev = r->pprev;
@@ -80,24 +77,47 @@ static void unlink_record(struct gr_rcu_reader *r)
 	r->awaited = 0;
 	/* R1, as in unlock; and the lock orders it before the driver's next look. */
 	gr_store_release(&r->ctr, 0);
-	gr_rcu_report(); /* nobody would look at this record again */
-	gr_mutex_unlock(&gr_rcu_registry.lock);
+	gr_rcu_report(r); /* nobody would look at this record again */
+}
+
+void gr_rcu_reader_unlink(struct gr_rcu_reader *r)
+{
+	struct gr_rcu_domain *d = gr_rcu_domain_or_default(r->domain);
+
+	gr_mutex_lock(&d->registry_lock);
+	gr_rcu_reader_unlink_locked(d, r);
+	gr_mutex_unlock(&d->registry_lock);
+}
+
+/* A thread's own record leaves, outside any section. Returns false if that is not so. */
+static bool leave(struct gr_rcu_reader *r)
+{
+	uint32_t ctr = gr_load_relaxed(&r->ctr);
+	struct gr_signals saved;
+
+	if ((ctr & GR_RCU_DEPTH) != 0 && ctr != (GR_RCU_QS | 1)) {
+		return false;
+	}
+	if (ctr == 0) {
+		return true;
+	}
+	gr_rcu_notifiers_drop(&gr_rcu_default, r);
+	gr_signals_block(&saved);
+	gr_rcu_reader_unlink(r);
+	r->is_qs = 0;
+	gr_signals_restore(&saved);
+	return true;
 }
 
 static void leave_at_exit(void *record)
 {
 	struct gr_rcu_reader *r = record;
-	struct gr_signals saved;
 
-	if (gr_rcu_read_ongoing()) {
+	if (!leave(r)) {
 		gr_die("a thread ends inside a read-side section");
 	}
-	gr_signals_block(&saved);
-	if (gr_load_relaxed(&r->ctr) != 0) {
-		unlink_record(r);
-	}
 	r->late = 1;
-	gr_signals_restore(&saved);
+	gr_rcu_domain_leave_all();
 }
 
 static void init(void)
@@ -116,10 +136,48 @@ __attribute__((constructor)) static void init_early(void)
 	gr_once(&init_once, init);
 }
 
-static void reload_cold_left(struct gr_rcu_reader *r)
+void gr_rcu_watch_thread_exit(void)
+{
+	gr_once(&init_once, init);
+	if (gr_thread_exit_set(&exit_hook, &gr_rcu_self) != 0) {
+		gr_die("no memory to register an RCU reader");
+	}
+}
+
+static uint32_t clock_1024ns(void)
+{
+	return (uint32_t)(gr_clock_ns() >> 10) | 1; /* 0 has another meaning */
+}
+
+void gr_rcu_start_counting(struct gr_rcu_reader *r)
 {
 	/* Without a process-wide fence nobody may become HOT: ask again in 2^32 sections. */
 	r->cold_left = gr_heavy_fence_available() ? GR_RCU_COLD_SECTIONS : UINT32_MAX;
+	r->cold_since = 0;
+}
+
+/* So many COLD sections were entered. Quickly? Otherwise the next row begins. */
+static bool may_become_hot(struct gr_rcu_reader *r)
+{
+	uint32_t now, since = r->cold_since;
+
+	if (!gr_heavy_fence_available()) {
+		gr_rcu_start_counting(r);
+		return false;
+	}
+	now = clock_1024ns();
+	if (since != 0 && now - since <= GR_RCU_COLD_SPAN) {
+		return true;
+	}
+	r->cold_since = now;
+	r->cold_left = GR_RCU_COLD_SECTIONS;
+	return false;
+}
+
+void gr_rcu_make_eager_for_test(struct gr_rcu_reader *r)
+{
+	r->cold_left = 0;
+	r->cold_since = clock_1024ns();
 }
 
 static void register_self(struct gr_rcu_reader *r)
@@ -127,13 +185,10 @@ static void register_self(struct gr_rcu_reader *r)
 	struct gr_signals saved;
 
 	gr_signals_block(&saved);
-	gr_once(&init_once, init);
 	if (gr_load_relaxed(&r->ctr) == 0) {
-		reload_cold_left(r);
-		if (gr_thread_exit_set(&exit_hook, r) != 0) {
-			gr_die("no memory to register an RCU reader");
-		}
-		link_record(r, GR_RCU_COLD);
+		gr_rcu_watch_thread_exit();
+		gr_rcu_start_counting(r);
+		gr_rcu_reader_link(&gr_rcu_default, r, GR_RCU_COLD);
 	}
 	gr_signals_restore(&saved);
 }
@@ -143,13 +198,37 @@ static void enter_late(struct gr_rcu_reader *r)
 	struct gr_signals saved;
 
 	gr_signals_block(&saved);
-	link_record(r, GR_RCU_LATE + 1);
+	gr_rcu_reader_link(&gr_rcu_default, r, GR_RCU_LATE + 1);
 	gr_signals_restore(&saved);
 }
 
-void gr_rcu_read_lock_slow(void)
+/* The reader has earned it, or loses its chance for a while. Enters the section. */
+static void enter_hot(struct gr_rcu_reader *r)
 {
-	struct gr_rcu_reader *r = &gr_rcu_self;
+	/*
+	 * The fence: a driver that did not see us HOT and skips M1 must be seen by this
+	 * section and all that follow. Pairs with F1.
+	 */
+#ifdef GR_MUTANT_RCU_PROMOTE_NOFENCE
+	gr_store_relaxed(&r->ctr, gr_rcu_quiet_grade() + 1);
+	gr_barrier();
+#else
+	gr_rcu_store_ctr_fence(r, gr_rcu_quiet_grade() + 1);
+	/* The first quiet time may have begun meanwhile. Nobody is entering below us: legal. */
+	gr_store_relaxed(&r->ctr, gr_rcu_quiet_grade() + 1);
+#endif
+}
+
+static void register_or_die(struct gr_rcu_reader *r)
+{
+	if (r != &gr_rcu_self) {
+		gr_die("a section on an RCU reader that is not initialised, or is gone");
+	}
+	register_self(r);
+}
+
+void gr_rcu_read_lock_slow(struct gr_rcu_reader *r)
+{
 	uint32_t v = gr_load_relaxed(&r->ctr);
 
 	if ((v & GR_RCU_DEPTH) == GR_RCU_DEPTH) {
@@ -160,57 +239,45 @@ void gr_rcu_read_lock_slow(void)
 		return;
 	}
 	if (v == 0) {
-		register_self(r);
+		register_or_die(r);
 	}
-	if (r->cold_left == 0 && gr_heavy_fence_available()) {
-		/*
-		 * Become HOT. The fence: a driver that did not see us HOT and skips M1 must be
-		 * seen by this section and all that follow. Pairs with F1.
-		 */
-#ifdef GR_MUTANT_RCU_PROMOTE_NOFENCE
-		gr_store_relaxed(&r->ctr, GR_RCU_HOT + 1);
-		gr_barrier();
-#else
-		gr_rcu_store_ctr_fence(r, GR_RCU_HOT + 1);
-#endif
+	if (r->cold_left == 0 && may_become_hot(r)) {
+		enter_hot(r);
 		return;
-	}
-	if (r->cold_left == 0) {
-		reload_cold_left(r);
 	}
 	r->cold_left--;
 	gr_rcu_store_ctr_fence(r, GR_RCU_COLD + 1); /* C1 of rcu.h */
 }
 
-void gr_rcu_read_unlock_slow(void)
+void gr_rcu_read_unlock_slow(struct gr_rcu_reader *r)
 {
-	struct gr_rcu_reader *r = &gr_rcu_self;
 	struct gr_signals saved;
 
 	if (gr_load_relaxed(&r->ctr) != GR_RCU_LATE + 1) {
 		gr_die("gr_rcu_read_unlock() without gr_rcu_read_lock()");
 	}
 	gr_signals_block(&saved);
-	unlink_record(r);
+	gr_rcu_reader_unlink(r);
 	gr_signals_restore(&saved);
 }
 
-void gr_rcu_report(void)
+void gr_rcu_report(struct gr_rcu_reader *r)
 {
 	/*
 	 * Exactly one side takes a request back: this exchange or the driver's. Acquire and
-	 * release: the sections before it are visible to the driver, through pending.
+	 * release: the sections before it are visible to the driver, through pending; those
+	 * after it on a quiescent-state thread see what came before the request.
 	 */
-	if (gr_xchg_acq_rel(&gr_rcu_self.need_qs, 0u) == 1) {
-		gr_rcu_pending_down(true);
+	if (gr_xchg_acq_rel(&r->need_qs, 0u) == 1) {
+		gr_rcu_pending_down(gr_rcu_domain_or_default(r->domain), true);
 	}
 }
 
-void gr_rcu_park(void)
+void gr_rcu_park_on(struct gr_rcu_reader *r)
 {
-	struct gr_rcu_reader *r = &gr_rcu_self;
+	uint32_t ctr = gr_load_relaxed(&r->ctr);
 
-	if (gr_load_relaxed(&r->ctr) == GR_RCU_HOT) {
+	if (ctr == GR_RCU_HOT || ctr == GR_RCU_WARM) {
 		/*
 		 * The owner itself, outside: release as in unlock (R1). No fence is needed: a
 		 * driver that still sees HOT only does more than it must.
@@ -218,9 +285,14 @@ void gr_rcu_park(void)
 		gr_store_release(&r->ctr, GR_RCU_COLD);
 		gr_rcu_look_for_request(r);
 	}
-	if (r->cold_left < GR_RCU_COLD_SECTIONS) {
-		reload_cold_left(r);
+	if (r->cold_left < GR_RCU_COLD_SECTIONS || r->cold_since != 0) {
+		gr_rcu_start_counting(r);
 	}
+}
+
+void gr_rcu_park(void)
+{
+	gr_rcu_park_on(&gr_rcu_self);
 }
 
 void gr_rcu_register_thread(void)
@@ -234,16 +306,7 @@ void gr_rcu_register_thread(void)
 
 void gr_rcu_unregister_thread(void)
 {
-	struct gr_rcu_reader *r = &gr_rcu_self;
-	struct gr_signals saved;
-
-	if (gr_rcu_read_ongoing()) {
+	if (!leave(&gr_rcu_self)) {
 		gr_die("gr_rcu_unregister_thread() inside a read-side section");
 	}
-	gr_signals_block(&saved);
-	if (gr_load_relaxed(&r->ctr) != 0) {
-		unlink_record(r);
-		(void)gr_thread_exit_set(&exit_hook, NULL);
-	}
-	gr_signals_restore(&saved);
 }

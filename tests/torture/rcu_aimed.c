@@ -12,9 +12,7 @@ static void at_yield_point(void);
 #define GR_RCU_YIELD_POINT() at_yield_point()
 
 #include "base/atomic.h"
-#include "base/heavy_fence.h"
-#include "rcu/rcu_internal.h"
-#include <guestram/event.h>
+#include "rcu_kit.h"
 
 static __thread void (*yield_hook)(void);
 
@@ -90,16 +88,13 @@ static void *litmus_reader(void *arg)
 	enum shot_kind kind = *(enum shot_kind *)arg;
 
 	stay_on_cpu(1);
-	for (unsigned i = 0; i < 2 * GR_RCU_COLD_SECTIONS; i++) { /* become HOT */
-		gr_rcu_read_lock();
-		gr_rcu_read_unlock();
-	}
+	become_hot();
 	while (!LOAD(&shot.stop)) {
 		if (kind == BETWEEN_LOAD_AND_STORE) {
 			yield_hook = aim; /* inside gr_rcu_read_lock() */
 		} else if (kind == BECOMING_HOT) {
 			gr_rcu_park();
-			gr_rcu_self.cold_left = 0; /* time to become HOT again */
+			gr_rcu_make_eager_for_test(&gr_rcu_self);
 			aim();
 		} else {
 			aim();
@@ -172,16 +167,6 @@ static struct {
 	bool stop;
 } leave;
 
-/* The driver has asked for our report, this moment. As below, a glance at what is private. */
-static void wait_until_asked(void)
-{
-	for (unsigned n = 0; LOAD(&gr_rcu_self.need_qs) == 0; n++) {
-		if (n > 2000) {
-			sched_yield();
-		}
-	}
-}
-
 /* The driver has found us inside. A glance at its private mark: only to aim better. */
 static void wait_until_awaited(void)
 {
@@ -209,10 +194,7 @@ static void *leaving_reader(void *arg)
 	uint32_t mine = 0;
 
 	stay_on_cpu(1);
-	for (int i = 0; i < 600; i++) { /* become HOT */
-		gr_rcu_read_lock();
-		gr_rcu_read_unlock();
-	}
+	become_hot();
 	for (;;) {
 		while (LOAD(&leave.round) == mine) {
 			if (LOAD(&leave.stop)) {
@@ -224,7 +206,7 @@ static void *leaving_reader(void *arg)
 		gr_rcu_read_lock();
 		__atomic_store_n(&leave.inside, mine, __ATOMIC_RELEASE);
 		if (mine % 4 == 0) {
-			wait_until_asked();
+			wait_until_asked(&gr_rcu_self);
 			gr_rcu_read_unlock();
 			wait_until_done(mine);
 			continue;
@@ -261,11 +243,11 @@ TEST(a_request_is_not_missed_by_a_reader_that_is_just_leaving)
 		gr_rcu_synchronize();
 		STORE(&leave.done, n);
 		STORE(&leave.ended, (uint64_t)n);
-		gr_rcu_stats_get(&s);
+		gr_rcu_stats_get(NULL, &s);
 	} while (now_ns() < end || s.requests == 0); /* a busy machine needs longer */
 	STORE(&leave.stop, true);
 	pthread_join(t, NULL);
-	gr_rcu_stats_get(&s);
+	gr_rcu_stats_get(NULL, &s);
 	test_diag("%u grace periods; %" PRIu64 " requests, %" PRIu64 " reported, %" PRIu64
 		  " claimed, %" PRIu64 " sleeps, %" PRIu64 " wakes",
 		  n, s.requests, s.reports, s.claims, s.sleeps, s.reader_wakes);
@@ -279,14 +261,6 @@ TEST(a_request_is_not_missed_by_a_reader_that_is_just_leaving)
  * These do not depend on who runs when.
  */
 static struct gr_event standing = GR_EVENT_INIT(false), walk_on = GR_EVENT_INIT(false);
-
-static void become_hot(void)
-{
-	for (unsigned i = 0; i < 2 * GR_RCU_COLD_SECTIONS; i++) {
-		gr_rcu_read_lock();
-		gr_rcu_read_unlock();
-	}
-}
 
 static void stand_still(void)
 {
@@ -315,11 +289,11 @@ TEST(each_grace_period_fences_for_a_hot_reader_between_load_and_store_of_its_sta
 	}
 	pthread_create(&t, NULL, standing_reader, NULL);
 	gr_event_wait(&standing);
-	gr_rcu_stats_get(&before);
+	gr_rcu_stats_get(NULL, &before);
 	for (int i = 0; i < 3; i++) {
 		gr_rcu_synchronize();
 	}
-	gr_rcu_stats_get(&after);
+	gr_rcu_stats_get(NULL, &after);
 	gr_event_set(&walk_on);
 	pthread_join(t, NULL);
 	ASSERT_EQ(after.grace_periods - before.grace_periods, 3u);
@@ -332,7 +306,7 @@ static void *asked_reader(void *arg)
 	become_hot();
 	gr_rcu_read_lock();
 	gr_event_set(&standing);
-	wait_until_asked();
+	wait_until_asked(&gr_rcu_self);
 	gr_rcu_read_unlock();
 	return NULL;
 }
@@ -349,7 +323,7 @@ TEST(a_hot_reader_that_must_report_is_fenced_with_the_request)
 	gr_event_wait(&standing);
 	gr_rcu_synchronize();
 	pthread_join(t, NULL);
-	gr_rcu_stats_get(&s);
+	gr_rcu_stats_get(NULL, &s);
 	ASSERT_EQ(s.grace_periods, 1u);
 	ASSERT_EQ(s.requests, 1u);
 	ASSERT_EQ(s.flag_fences, 1u);

@@ -7,9 +7,7 @@
  * is replaced, and one more after each grace period since. A section may see ages 0 and
  * 1, never 2.
  */
-#include "base/heavy_fence.h"
-#include "concurrent.h"
-#include "rcu/rcu_internal.h"
+#include "rcu_kit.h"
 #include <stdlib.h>
 
 enum { SLOTS = 4, AGES = 11, OLD_ONES = 8, CALLS_OPEN_MAX = 2000 };
@@ -195,7 +193,7 @@ static void print_figures(double seconds)
 	for (int i = 0; i < AGES; i++) {
 		n += snprintf(line + n, sizeof(line) - (size_t)n, " %" PRIu64, ages[i]);
 	}
-	gr_rcu_stats_get(&s);
+	gr_rcu_stats_get(NULL, &s);
 	test_diag("ages:%s", line);
 	test_diag("%.1f s: %" PRIu64 " sections in %" PRIu64 " reader threads; updates: %" PRIu64
 		  " synchronize, %" PRIu64 " call, %" PRIu64 " polled",
@@ -248,7 +246,7 @@ TEST(readers_never_see_an_object_after_its_grace_period)
 	ASSERT_GT(updates[0], 0u);
 	ASSERT_GT(updates[1], 0u);
 	ASSERT_GT(updates[2], 0u);
-	gr_rcu_stats_get(&s);
+	gr_rcu_stats_get(NULL, &s);
 	ASSERT_EQ(s.requests, s.reports + s.claims); /* each taken back once */
 	for (int i = 0; i < SLOTS; i++) {
 		free(slot[i]);

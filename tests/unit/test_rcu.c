@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-#include "harness.h"
-#include "base/heavy_fence.h"
-#include "rcu/rcu_internal.h"
+#include "rcu_kit.h"
 #include <errno.h>
 #include <guestram/event.h>
 #include <guestram/rcu.h>
@@ -12,53 +10,6 @@
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
-
-#define LOAD(p)	    __atomic_load_n(p, __ATOMIC_RELAXED)
-#define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELAXED)
-
-static void sleep_ms(long ms)
-{
-	nanosleep(&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, NULL);
-}
-
-static pthread_t spawn(void *(*fn)(void *), void *arg)
-{
-	pthread_t t;
-	int ret = pthread_create(&t, NULL, fn, arg);
-
-	ASSERT_EQ(ret, 0);
-	return t;
-}
-
-static struct gr_rcu_stats stats(void)
-{
-	struct gr_rcu_stats s;
-
-	gr_rcu_stats_get(&s);
-	return s;
-}
-
-static unsigned registered_threads(void)
-{
-	struct gr_rcu_signals saved;
-	unsigned n = 0;
-
-	gr_rcu_registry_lock(&saved);
-	for (struct gr_rcu_reader *r = gr_rcu_registry.first; r; r = r->next) {
-		n++;
-	}
-	gr_rcu_registry_unlock(&saved);
-	return n;
-}
-
-/* Enough sections in a row to become HOT where that is possible. */
-static void become_hot(void)
-{
-	for (unsigned i = 0; i < 2 * GR_RCU_COLD_SECTIONS; i++) {
-		gr_rcu_read_lock();
-		gr_rcu_read_unlock();
-	}
-}
 
 /* ---- sections ------------------------------------------------------------------------- */
 
@@ -279,7 +230,7 @@ TEST(the_sequence_may_pass_2_to_the_31_32_and_63)
 	pthread_t r = spawn(overlap, NULL);
 
 	for (size_t e = 0; e < sizeof(edges) / sizeof(edges[0]); e++) {
-		gr_rcu_seq_set_for_test(edges[e] - 8);
+		gr_rcu_seq_set_for_test(&gr_rcu_default, edges[e] - 8);
 		for (int i = 0; i < 10; i++) {
 			uint64_t cookie = gr_rcu_get_state();
 
@@ -427,7 +378,7 @@ TEST(ten_thousand_threads_come_and_go_during_grace_periods)
 	}
 	STORE(&stop, true);
 	pthread_join(s, NULL);
-	ASSERT_EQ(registered_threads(), 0u);
+	ASSERT_EQ(registered_readers(NULL), 0u);
 }
 
 /* Keys made before and after the library's own run their destructors on both sides of it. */
@@ -490,20 +441,20 @@ TEST(thread_exit_destructors_may_read_before_and_after_ours)
 	STORE(&stop, true);
 	pthread_join(s, NULL);
 	ASSERT_EQ(destructions, 50u * 4 * 4);
-	ASSERT_EQ(registered_threads(), 0u);
+	ASSERT_EQ(registered_readers(NULL), 0u);
 }
 
 TEST(explicit_registration_is_idempotent_and_leaving_is_not_for_ever)
 {
-	ASSERT_EQ(registered_threads(), 0u);
+	ASSERT_EQ(registered_readers(NULL), 0u);
 	gr_rcu_register_thread();
 	gr_rcu_register_thread();
-	ASSERT_EQ(registered_threads(), 1u);
+	ASSERT_EQ(registered_readers(NULL), 1u);
 	gr_rcu_unregister_thread();
 	gr_rcu_unregister_thread();
-	ASSERT_EQ(registered_threads(), 0u);
+	ASSERT_EQ(registered_readers(NULL), 0u);
 	gr_rcu_read_lock();
-	ASSERT_EQ(registered_threads(), 1u);
+	ASSERT_EQ(registered_readers(NULL), 1u);
 	gr_rcu_read_unlock();
 }
 
@@ -743,16 +694,6 @@ TEST(callbacks_from_before_a_fork_run_in_the_child_once_it_queues_another)
 }
 
 /* ---- misuse ------------------------------------------------------------------------------------- */
-
-static void dies_saying(void (*fn)(void *), const char *words)
-{
-	char text[1024];
-	int status = test_in_child(fn, NULL, text, sizeof(text));
-
-	ASSERT(WIFSIGNALED(status));
-	ASSERT_EQ(WTERMSIG(status), SIGABRT);
-	ASSERT_HAS(text, words);
-}
 
 static void synchronize_in_section(void *arg) GR_NO_TSA
 {

@@ -112,11 +112,11 @@ TEST(an_idle_barrier_costs_no_grace_period)
 	gr_rcu_barrier(NULL);
 	gr_rcu_call(NULL, &head, count_run);
 	gr_rcu_barrier(NULL);
-	gr_rcu_stats_get(&before);
+	gr_rcu_stats_get(NULL, &before);
 	for (int i = 0; i < 1000; i++) {
 		gr_rcu_barrier(NULL);
 	}
-	gr_rcu_stats_get(&after);
+	gr_rcu_stats_get(NULL, &after);
 	ASSERT_EQ(after.grace_periods, before.grace_periods);
 }
 

@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Domains, the readers that threads have in them, and explicit readers.
+ *
+ * A thread keeps its readers of domains other than the default one in a list of its own,
+ * with a few pointers into it to find them quickly. The list and its nodes belong to the thread:
+ * nobody else frees a node while the thread lives, so that finding one takes no lock. Freeing
+ * a domain takes its readers out of the registry and leaves their nodes behind without a
+ * domain; the thread uses them again. What links a node to a domain (reader.domain) is
+ * written under the lock of the list of domains; a thread that ends takes it too.
+ */
+#include "base/atomic.h"
+#include "base/memory.h"
+#include "rcu/rcu_internal.h"
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+
+struct auto_reader {
+	struct gr_rcu_reader r;
+	struct auto_reader *next; /* (o) */
+};
+
+struct gr_rcu_domain gr_rcu_default = {
+	.gp_lock = GR_MUTEX_INIT(GR_RANK_RCU_GP),
+	.registry_lock = GR_MUTEX_INIT(GR_RANK_RCU_REGISTRY),
+	.name = "default",
+};
+
+static struct {
+	struct gr_mutex lock;
+	struct gr_rcu_domain *first; /* (l) without the default one */
+} domains = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_DOMAINS) };
+
+enum { FOUND_BEFORE = 8 };
+static __thread struct auto_reader *mine;		 /* (o) */
+static __thread struct auto_reader *found[FOUND_BEFORE]; /* (o) by hash; may be out of date */
+
+static struct auto_reader **slot_of(const struct gr_rcu_domain *d)
+{
+	return &found[((uintptr_t)d / sizeof(*d)) % FOUND_BEFORE];
+}
+
+struct gr_rcu_reader *gr_rcu_domain_reader(struct gr_rcu_domain *d)
+{
+	struct auto_reader **slot = slot_of(d), *a = *slot;
+
+	if (d == &gr_rcu_default) {
+		return &gr_rcu_self;
+	}
+	if (a && gr_load_relaxed(&a->r.domain) == d) {
+		return &a->r;
+	}
+	for (a = mine; a; a = a->next) {
+		if (gr_load_relaxed(&a->r.domain) == d) {
+			*slot = a;
+			return &a->r;
+		}
+	}
+	return NULL;
+}
+
+/* One whose domain is gone, or a new one. */
+static struct auto_reader *unused_node(void)
+{
+	struct auto_reader *a;
+
+	for (a = mine; a; a = a->next) {
+		if (!gr_load_relaxed(&a->r.domain)) {
+			return a;
+		}
+	}
+	a = gr_aligned_alloc(_Alignof(struct auto_reader), sizeof(*a));
+	if (!a) {
+		gr_die("no memory for an RCU reader of a thread");
+	}
+	memset(a, 0, sizeof(*a));
+	a->r.kind = GR_RCU_READER_AUTO;
+	a->next = mine;
+	mine = a;
+	return a;
+}
+
+static struct gr_rcu_reader *make_reader(struct gr_rcu_domain *d)
+{
+	struct auto_reader *a;
+	struct gr_signals saved;
+
+	gr_signals_block(&saved);
+	gr_rcu_watch_thread_exit();
+	a = unused_node();
+	gr_rcu_start_counting(&a->r);
+	gr_mutex_lock(&domains.lock);
+	gr_store_relaxed(&a->r.domain, d);
+	gr_rcu_reader_link(d, &a->r, GR_RCU_COLD);
+	gr_mutex_unlock(&domains.lock);
+	*slot_of(d) = a;
+	gr_signals_restore(&saved);
+	return &a->r;
+}
+
+void gr_rcu_domain_read_lock(struct gr_rcu_domain *domain)
+{
+	struct gr_rcu_domain *d = gr_rcu_domain_or_default(domain);
+	struct gr_rcu_reader *r = gr_rcu_domain_reader(d);
+
+	gr_rcu_read_lock_on(r ? r : make_reader(d));
+}
+
+void gr_rcu_domain_read_unlock(struct gr_rcu_domain *domain)
+{
+	struct gr_rcu_domain *d = gr_rcu_domain_or_default(domain);
+	struct gr_rcu_reader *r = gr_rcu_domain_reader(d);
+
+	if (!r) {
+		gr_die("gr_rcu_domain_read_unlock() without gr_rcu_domain_read_lock() in domain %s",
+		       d->name);
+	}
+	gr_rcu_read_unlock_on(r);
+}
+
+void gr_rcu_domain_leave_all(void)
+{
+	struct gr_signals saved;
+
+	if (!mine) {
+		return;
+	}
+	gr_signals_block(&saved);
+	gr_mutex_lock(&domains.lock);
+	for (struct auto_reader *a = mine; a; a = a->next) {
+		if (!a->r.domain) {
+			continue;
+		}
+		if (gr_rcu_read_ongoing_on(&a->r)) {
+			gr_die("a thread ends inside a read-side section of domain %s",
+			       a->r.domain->name);
+		}
+		gr_rcu_reader_unlink(&a->r);
+	}
+	gr_mutex_unlock(&domains.lock);
+	while (mine) {
+		struct auto_reader *a = mine;
+
+		mine = a->next;
+		gr_aligned_free(a);
+	}
+	memset(found, 0, sizeof(found));
+	gr_signals_restore(&saved);
+}
+
+int gr_rcu_domain_create(const struct gr_rcu_domain_params *params,
+			 struct gr_rcu_domain **ret_domain, struct gr_error *err)
+{
+	struct gr_rcu_domain *d;
+	struct gr_signals saved;
+
+	if (params && params->size != sizeof(*params)) {
+		return gr_error_set(err, -EINVAL, "RCU domain: parameters of %zu bytes, not %zu",
+				    params->size, sizeof(*params));
+	}
+	d = gr_aligned_alloc(_Alignof(struct gr_rcu_domain), sizeof(*d));
+	if (!d) {
+		return gr_error_set(err, -ENOMEM, "RCU domain: no memory");
+	}
+	memset(d, 0, sizeof(*d));
+	gr_mutex_init(&d->gp_lock, GR_RANK_RCU_GP);
+	gr_mutex_init(&d->registry_lock, GR_RANK_RCU_REGISTRY);
+	(void)snprintf(d->name, sizeof(d->name), "%s",
+		       params && params->name ? params->name : "unnamed");
+	gr_signals_block(&saved);
+	gr_mutex_lock(&domains.lock);
+	d->next = domains.first;
+	domains.first = d;
+	gr_mutex_unlock(&domains.lock);
+	gr_signals_restore(&saved);
+	*ret_domain = d;
+	return 0;
+}
+
+/* Takes all readers out, which must be threads' own and outside. Under the list's lock. */
+static void drop_readers(struct gr_rcu_domain *d)
+{
+	gr_mutex_lock(&d->registry_lock);
+	while (d->readers) {
+		struct gr_rcu_reader *r = d->readers;
+
+		if (gr_rcu_read_ongoing_on(r)) {
+			gr_die("RCU domain %s is freed with a reader inside a section", d->name);
+		}
+		if (r->kind != GR_RCU_READER_AUTO) {
+			gr_die("RCU domain %s is freed before its reader %s", d->name,
+			       r->name ? r->name : "(no name)");
+		}
+		gr_rcu_reader_unlink_locked(d, r);
+		gr_store_relaxed(&r->domain, (struct gr_rcu_domain *)NULL);
+	}
+	gr_mutex_unlock(&d->registry_lock);
+}
+
+void gr_rcu_domain_free(struct gr_rcu_domain *domain)
+{
+	struct gr_rcu_domain **where = &domains.first;
+	struct gr_signals saved;
+
+	if (!domain) {
+		return;
+	}
+	if (gr_load_acquire(&domain->queues) != 0) {
+		gr_die("RCU domain %s is freed before a callback queue that uses it", domain->name);
+	}
+	gr_signals_block(&saved);
+	gr_mutex_lock(&domains.lock);
+	drop_readers(domain);
+	while (*where != domain) {
+		where = &(*where)->next;
+	}
+	*where = domain->next;
+	gr_mutex_unlock(&domains.lock);
+	gr_signals_restore(&saved);
+	gr_rcu_poll_stop(domain);
+	gr_mutex_destroy(&domain->registry_lock);
+	gr_mutex_destroy(&domain->gp_lock);
+	gr_aligned_free(domain);
+}
+
+void gr_rcu_reader_init(struct gr_rcu_reader *r, struct gr_rcu_domain *domain, const char *name)
+{
+	struct gr_signals saved;
+
+	memset(r, 0, sizeof(*r));
+	r->domain = domain;
+	r->name = name;
+	r->kind = GR_RCU_READER_HANDLE;
+	gr_rcu_start_counting(r);
+	gr_signals_block(&saved);
+	gr_rcu_reader_link(gr_rcu_domain_or_default(domain), r, GR_RCU_COLD);
+	gr_signals_restore(&saved);
+}
+
+void gr_rcu_reader_destroy(struct gr_rcu_reader *r)
+{
+	struct gr_signals saved;
+
+	if (gr_rcu_read_ongoing_on(r)) {
+		gr_die("RCU reader %s is destroyed inside a section",
+		       r->name ? r->name : "(no name)");
+	}
+	if (gr_load_relaxed(&r->ctr) == 0) {
+		return; /* a fork took it away */
+	}
+	gr_signals_block(&saved);
+	gr_rcu_reader_unlink(r);
+	gr_signals_restore(&saved);
+}
+
+void gr_rcu_stats_get(struct gr_rcu_domain *domain, struct gr_rcu_stats *ret_stats)
+{
+	const uint64_t *from = (const uint64_t *)&gr_rcu_domain_or_default(domain)->stats;
+	uint64_t *to = (uint64_t *)ret_stats;
+
+	for (size_t i = 0; i < sizeof(*ret_stats) / sizeof(*to); i++) {
+		to[i] = gr_load_relaxed(&from[i]);
+	}
+}
+
+/* ---- fork ------------------------------------------------------------------------------ */
+
+void gr_rcu_domains_before_fork(void) GR_NO_TSA
+{
+	gr_mutex_lock(&domains.lock);
+	gr_mutex_lock(&gr_rcu_default.registry_lock);
+	for (struct gr_rcu_domain *d = domains.first; d; d = d->next) {
+		gr_mutex_lock_peer(&d->registry_lock); /* in the order of the list */
+	}
+}
+
+static bool is_mine(const struct gr_rcu_reader *r)
+{
+	for (const struct auto_reader *a = mine; a; a = a->next) {
+		if (&a->r == r) {
+			return true;
+		}
+	}
+	return r == &gr_rcu_self;
+}
+
+/* Other threads' readers vanish, and explicit ones that some thread had inside a section. */
+static void keep_whom_we_have(struct gr_rcu_domain *d)
+{
+	struct gr_rcu_reader *next, *r = d->readers;
+
+	d->readers = NULL;
+	for (; r; r = next) {
+		bool stays = is_mine(r) ||
+			     (r->kind == GR_RCU_READER_HANDLE && !gr_rcu_read_ongoing_on(r));
+
+		next = r->next;
+		r->awaited = 0;
+		gr_store_relaxed(&r->need_qs, 0u);
+		if (stays) {
+			r->next = d->readers;
+			r->pprev = &d->readers;
+			if (r->next) {
+				r->next->pprev = &r->next;
+			}
+			d->readers = r;
+		} else if (r->kind == GR_RCU_READER_AUTO) {
+			gr_aligned_free(gr_container_of(r, struct auto_reader, r));
+		} else if (r->kind == GR_RCU_READER_HANDLE) {
+			gr_store_relaxed(&r->ctr, 0u);
+		}
+	}
+}
+
+static void mend_in_child(struct gr_rcu_domain *d)
+{
+	uint32_t notifiers = 0;
+
+	keep_whom_we_have(d);
+	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
+		for (const struct gr_rcu_notifier *n = r->notifiers; n; n = n->next) {
+			notifiers++;
+		}
+	}
+	d->notifiers = notifiers;
+	gr_rcu_synchronize_after_fork_in_child(d);
+	gr_rcu_poll_after_fork_in_child(d);
+}
+
+void gr_rcu_domains_after_fork(bool in_child) GR_NO_TSA
+{
+	for (struct gr_rcu_domain *d = domains.first; d; d = d->next) {
+		if (in_child) {
+			mend_in_child(d);
+		}
+		gr_mutex_unlock(&d->registry_lock);
+	}
+	if (in_child) {
+		mend_in_child(&gr_rcu_default);
+	}
+	gr_mutex_unlock(&gr_rcu_default.registry_lock);
+	gr_mutex_unlock(&domains.lock);
+}

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Quiet times: no grace period needs a process-wide fence.
+ *
+ * A HOT reader enters with one store, and a driver cannot ask it to do otherwise: the owner may
+ * stand between its load of HOT and its store, in a signal handler's way or preempted, for
+ * any length of time (I1 in grace_period.c). So a process that ever has quiet times grows no
+ * HOT readers but WARM ones, who look at a word *after* their store (H3 in rcu.h) and
+ * fence if it is set. They never change their state for it. That look costs about a tenth of
+ * a section; processes without quiet times do not pay it.
+ *
+ *  Begin: is_quiet = 1; process-wide fence (Q1); in_effect = 1.
+ *     Q1 puts a full fence at some point into each WARM thread's program. A section that
+ *     looked before that point has stored "inside" before it, so a driver that finds
+ *     in_effect set, and then loads ctr, sees it inside. One that looked after it finds
+ *     is_quiet set, fences, and is like a COLD one: F1 of the driver is the partner.
+ *  End: in_effect = 0; full fence (Q2); is_quiet = 0.
+ *     A driver that found in_effect set has fenced (F1) after its P and before it looked. Its F1
+ *     comes before Q2, or it would have found 0; so a section that finds is_quiet 0
+ *     (acquire) sees P.
+ *
+ * Meanwhile M2 is not used either: a driver that sleeps looks again now and then.
+ *
+ * Considered: asking HOT readers to become COLD at their next unlock. Not safe, since that unlock
+ * may be a handler's, on top of somebody who is about to store HOT + 1; nor would an idle
+ * reader ever answer.
+ */
+#include "base/atomic.h"
+#include "base/heavy_fence.h"
+#include "rcu/rcu_internal.h"
+
+uint32_t gr_rcu_is_quiet;
+
+static struct {
+	struct gr_mutex lock;
+	unsigned depth;	    /* (l) */
+	uint32_t in_effect; /* (a) written under lock */
+	uint32_t ever;	    /* (a) */
+} quiet = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_QUIET) };
+
+bool gr_rcu_quiet_in_effect(void)
+{
+	/* Acquire: what follows is not looked at before. Pairs with the release in begin. */
+	return gr_load_acquire(&quiet.in_effect) != 0;
+}
+
+uint32_t gr_rcu_quiet_grade(void)
+{
+	return gr_load_acquire(&quiet.ever) != 0 ? GR_RCU_WARM : GR_RCU_HOT;
+}
+
+void gr_rcu_quiet_begin(void)
+{
+	GR_MUTEX_GUARD(&quiet.lock);
+	if (quiet.depth++ > 0) {
+		return;
+	}
+	gr_store_relaxed(&quiet.ever, 1u);
+	gr_store_relaxed(&gr_rcu_is_quiet, 1u);
+#ifndef GR_MUTANT_RCU_QUIET_WITHOUT_FENCE
+	gr_heavy_fence(); /* Q1 */
+#endif
+	gr_store_release(&quiet.in_effect, 1u);
+}
+
+void gr_rcu_quiet_end(void)
+{
+	GR_MUTEX_GUARD(&quiet.lock);
+	if (quiet.depth == 0) {
+		gr_die("gr_rcu_quiet_end() without gr_rcu_quiet_begin()");
+	}
+	if (--quiet.depth > 0) {
+		return;
+	}
+	gr_store_relaxed(&quiet.in_effect, 0u);
+	gr_fence(); /* Q2 */
+	gr_store_release(&gr_rcu_is_quiet, 0u);
+}
+
+void gr_rcu_enter_quietly(struct gr_rcu_reader *r)
+{
+#ifndef GR_MUTANT_RCU_WARM_IGNORES_QUIET
+	gr_rcu_store_ctr_fence(r, GR_RCU_WARM + 1); /* as C1 */
+#else
+	(void)r;
+#endif
+}
+
+void gr_rcu_quiet_before_fork(void) GR_NO_TSA
+{
+	gr_mutex_lock(&quiet.lock);
+}
+
+void gr_rcu_quiet_after_fork(void) GR_NO_TSA
+{
+	gr_mutex_unlock(&quiet.lock);
+}
