@@ -3,6 +3,7 @@
 BEGIN {
 	allow["base"]    = "base"
 	allow["rcu"]     = "base rcu"
+	allow["loop"]    = "base rcu loop"
 	allow["bitmap"]  = "base rcu bitmap"
 	allow["ram"]     = "base rcu bitmap ram"
 	allow["track"]   = "base rcu bitmap ram track"

@@ -9,6 +9,7 @@
 #include <guestram/event.h>
 #include <guestram/image.h>
 #include <guestram/log.h>
+#include <guestram/loop.h>
 #include <guestram/migrate.h>
 #include <guestram/ram.h>
 #include <guestram/rcu.h>

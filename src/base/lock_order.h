@@ -29,6 +29,8 @@ enum gr_lock_rank {
 	GR_RANK_DIRTY_LIST = 55,
 	/* Growth, consumers and epochs of one dirty memory. Markers take nothing. */
 	GR_RANK_DIRTY = 60,
+	/* One loop's handlers and timers. Not held while a handler runs; the loop walks by RCU. */
+	GR_RANK_LOOP = 65,
 	/* Who drives the grace period. Held while it waits for readers: only ever tried. */
 	GR_RANK_RCU_GP = 70,
 	/* How deep quiet times are nested. Held over the process-wide fence that begins one. */
