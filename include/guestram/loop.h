@@ -20,8 +20,8 @@
  *     gr_loop_create(NULL, &loop, &err);
  *     gr_loop_add_fd(loop, &desc, &handler, &err);
  *     gr_loop_run(loop, &err);                  // until gr_loop_stop(loop), from anywhere
- *     gr_loop_del(handler);
- *     close(fd);                                // only now
+ *     gr_loop_del_sync(handler);
+ *     close(fd);                                // only now: nobody reads it any more
  *     gr_loop_free(loop);
  *
  * What removing means:
@@ -29,7 +29,8 @@
  *   still be running if another thread removes than the loop's.
  * - After gr_loop_del_sync() has returned none is running either (but the caller's own).
  * - `release` is called once, when the call in progress has ended and a grace period after
- *   that has passed: the place to free what `opaque` points to.
+ *   that has passed: the place to free what `opaque` points to, and to close the descriptor
+ *   if the handler was removed by gr_loop_del().
  * The same holds for turning events off and for setting a timer to GR_LOOP_NEVER: no call
  * that was not wanted any more begins afterwards.
  *

@@ -22,7 +22,7 @@ static __thread char this_thread;
 
 static const struct gr_loop_backend *choose_backend(void)
 {
-#ifdef __linux__
+#ifdef GR_HAVE_EPOLL
 	const char *asked = getenv("GR_LOOP_BACKEND");
 
 	return asked && strcmp(asked, "poll") == 0 ? &gr_loop_poll : &gr_loop_epoll;

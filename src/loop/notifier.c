@@ -18,13 +18,13 @@
 #include <guestram/loop.h>
 #include <string.h>
 #include <unistd.h>
-#ifdef __linux__
+#ifdef GR_HAVE_EVENTFD
 #	include <sys/eventfd.h>
 #endif
 
 static int open_fds(struct gr_notifier *notifier)
 {
-#ifdef __linux__
+#ifdef GR_HAVE_EVENTFD
 	notifier->fd = notifier->write_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
 	return notifier->fd < 0 ? -errno : 0;
 #else
