@@ -41,6 +41,16 @@
 #ifndef GR_TSAN
 #define GR_TSAN 0
 #endif
+#if defined(__SANITIZE_ADDRESS__)
+#define GR_ASAN 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer)
+#define GR_ASAN 1
+#endif
+#endif
+#ifndef GR_ASAN
+#define GR_ASAN 0
+#endif
 
 /* For our own bugs only, never for input. Stays in release builds. */
 void gr_assert_fail(const char *expr, const char *file, int line, const char *func)

@@ -13,16 +13,39 @@ size_t gr_page_bytes(void)
 	return (size_t)sysconf(_SC_PAGESIZE);
 }
 
+#if GR_ASAN
+/* The leak checker looks for pointers in these pages too. */
+void __lsan_register_root_region(const void *p, size_t bytes);
+void __lsan_unregister_root_region(const void *p, size_t bytes);
+#else
+static inline void __lsan_register_root_region(const void *p, size_t bytes)
+{
+	(void)p;
+	(void)bytes;
+}
+
+static inline void __lsan_unregister_root_region(const void *p, size_t bytes)
+{
+	(void)p;
+	(void)bytes;
+}
+#endif
+
 void *gr_pages_alloc(size_t bytes)
 {
 	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
-	return p == MAP_FAILED ? NULL : p;
+	if (p == MAP_FAILED) {
+		return NULL;
+	}
+	__lsan_register_root_region(p, bytes);
+	return p;
 }
 
 void gr_pages_free(void *pages, size_t bytes)
 {
+	__lsan_unregister_root_region(pages, bytes);
 	(void)munmap(pages, bytes);
 }
 

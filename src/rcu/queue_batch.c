@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Batches: callbacks on their way through a grace period. The protocol heads queue.h; O1, B1
+ * and B2 are there. All but the announcements happens under q->lock, which is short: it is
+ * never held while anything is called or waited for.
+ */
+#include "base/futex.h"
+#include "base/memory.h"
+#include "rcu/queue.h"
+
+static struct gr_rcu_head *untag(const struct gr_rcu_head *next)
+{
+	return gr_rcu_entry_head((uintptr_t)next);
+}
+
+void gr_rcu_list_append(struct gr_rcu_list *list, struct gr_rcu_head *head)
+{
+	head->next = NULL;
+	if (list->first) {
+		list->last->next = head;
+	} else {
+		list->first = head;
+	}
+	list->last = head;
+}
+
+static void join_lists(struct gr_rcu_list *to, const struct gr_rcu_list *more)
+{
+	if (!more->first) {
+		return;
+	}
+	if (to->first) {
+		to->last->next = more->first;
+		to->last = more->last;
+	} else {
+		*to = *more;
+	}
+}
+
+bool gr_rcu_queue_untaken(struct gr_rcu_queue *q)
+{
+	if (gr_load_acquire(&q->incoming)) {
+		return true;
+	}
+	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
+		if (gr_load_acquire(&s->tail) != s->open) {
+			return true;
+		}
+	}
+	return false;
+}
+
+bool gr_rcu_queue_has_callbacks(struct gr_rcu_queue *q)
+{
+	struct gr_signals saved;
+	bool any;
+
+	gr_signals_block(&saved);
+	gr_mutex_lock(&q->lock);
+	any = q->opened != q->finished || gr_rcu_queue_untaken(q);
+	gr_mutex_unlock(&q->lock);
+	gr_signals_restore(&saved);
+	return any;
+}
+
+/* The stack, turned round and sorted into the batch's lists. Returns how many. */
+static size_t take_stack(struct gr_rcu_queue *q, struct gr_rcu_batch *b)
+{
+	struct gr_rcu_list chain[GR_RCU_CLASSES] = { { NULL, NULL }, { NULL, NULL } };
+	/* Acquire: the heads. Pairs with S2. */
+	struct gr_rcu_head *head = gr_xchg_acq_rel(&q->incoming, (struct gr_rcu_head *)NULL);
+	size_t most = gr_load_relaxed(&q->pushed) - q->taken, bytes, n = 0;
+
+	while (head) {
+		struct gr_rcu_head *next = untag(head->next);
+		/* Without a lock there is one class, and one order. */
+		unsigned class = q->params.lock ? (uintptr_t)head->next & 1 : GR_RCU_LOCKED;
+
+		if (n++ == most) {
+			gr_die("%s: more callbacks than calls: a head was queued twice", q->name);
+		}
+		if (!chain[class].first) {
+			chain[class].last = head;
+		}
+		head->next = chain[class].first;
+		chain[class].first = head;
+		head = next;
+	}
+	q->taken += n;
+	if (n != 0) {
+		bytes = gr_load_relaxed(&q->pushed_bytes);
+		b->bytes += bytes - q->taken_bytes;
+		q->taken_bytes = bytes;
+	}
+	for (int c = 0; c < GR_RCU_CLASSES; c++) {
+		join_lists(&b->list[c], &chain[c]);
+	}
+	return n;
+}
+
+static size_t take_rings(struct gr_rcu_queue *q, struct gr_rcu_batch *b)
+{
+	size_t n = 0;
+
+	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
+		size_t tail = gr_load_acquire(&s->tail); /* pairs with S1 */
+		size_t bytes = gr_load_relaxed(&s->bytes);
+
+		n += tail - s->open;
+		b->bytes += bytes - s->open_bytes;
+		s->open = tail;
+		s->open_bytes = bytes;
+	}
+	return n;
+}
+
+void gr_rcu_queue_open(struct gr_rcu_queue *q, uint64_t cookie)
+{
+	if (q->opened == q->closed) {
+		q->opened++;
+		q->open_batch.after = q->after_next;
+		q->after_next = (struct gr_rcu_list){ NULL, NULL };
+	}
+	q->open_batch.cookie = cookie;
+}
+
+bool gr_rcu_queue_take(struct gr_rcu_queue *q)
+{
+	struct gr_rcu_batch *b = &q->open_batch;
+	size_t n;
+
+#ifndef GR_MUTANT_RCU_TAKE_JOINS_LATE
+	if (q->opened != q->closed && gr_rcu_domain_get_state(q->params.domain) != b->cookie) {
+		return false;
+	}
+#endif
+	gr_fence(); /* O1: the last close, before the look at the stack. Pairs with S3. */
+#ifdef GR_MUTANT_RCU_TAKE_RINGS_FIRST
+	n = take_rings(q, b);
+	n += take_stack(q, b);
+#else
+	n = take_stack(q, b);
+	n += take_rings(q, b);
+#endif
+	if (n != 0) {
+		b->count += n;
+#ifdef GR_MUTANT_RCU_TAKE_JOINS_LATE
+		gr_rcu_queue_open(q, q->opened != q->closed
+					     ? b->cookie
+					     : gr_rcu_domain_get_state(q->params.domain));
+#else
+		gr_rcu_queue_open(
+			q, gr_rcu_domain_get_state(
+				   q->params.domain)); /* B1: full fence, then the sequence */
+#endif
+	}
+	return true;
+}
+
+void gr_rcu_queue_close(struct gr_rcu_queue *q)
+{
+	GR_ASSERT(q->opened != q->closed && q->closed == q->finished);
+	q->batch = q->open_batch;
+	q->open_batch = (struct gr_rcu_batch){ .count = 0 };
+	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
+		s->closed = s->open;
+		s->pass = s->run;
+	}
+	q->cursor = q->shards;
+	q->has_locked = q->batch.list[GR_RCU_LOCKED].first || q->batch.after.first;
+	gr_store_release(&q->closed, q->opened);
+}
+
+/* The rings that the runner has left behind, and the slots of the one where it is. */
+static void give_slots_back(struct gr_rcu_shard *s)
+{
+	struct gr_rcu_ring *r = s->oldest;
+
+	while (r != s->get) {
+		struct gr_rcu_ring *next = gr_load_relaxed(&r->next);
+
+		if (r->bytes != 0) {
+			gr_pages_free(r, r->bytes);
+		}
+		r = next;
+	}
+	s->oldest = s->get;
+	gr_store_release(&s->head, s->closed); /* B2 */
+}
+
+static bool is_abandoned(struct gr_rcu_shard *s)
+{
+	return s->orphan && gr_load_relaxed(&s->tail) == s->closed;
+}
+
+void gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch)
+{
+	struct gr_rcu_shard **where = &q->shards, *s;
+
+	gr_mutex_lock(&q->lock);
+	if (q->closed != batch || q->finished == batch) {
+		gr_mutex_unlock(&q->lock);
+		return; /* somebody else did */
+	}
+	while ((s = *where)) {
+		give_slots_back(s);
+		if (is_abandoned(s)) {
+			gr_store_relaxed(where, s->next);
+			gr_rcu_shard_free(s);
+		} else {
+			where = &s->next;
+		}
+	}
+	gr_add_relaxed(&q->stats.batches, (uint64_t)1);
+	/* Release: what the callbacks did, for barriers. Pairs with gr_rcu_is_running(). */
+	gr_store_release(&q->finished, batch);
+	gr_mutex_unlock(&q->lock);
+	gr_rcu_queue_announce(q);
+}
+
+void gr_rcu_queue_announce(struct gr_rcu_queue *q)
+{
+	(void)gr_add_acq_rel(&q->done, 1u);
+	gr_fence(); /* the bump, before the look. Pairs with the fence in queue_barrier.c. */
+	if (gr_load_relaxed(&q->done_waiters) != 0) {
+		gr_futex_wake(&q->done, GR_FUTEX_ALL);
+	}
+}
