@@ -36,7 +36,8 @@
  *
  * Handlers run outside read-side sections, without any lock of the library's: they may
  * wait, for a grace period too, though whatever else the loop has to do waits with them. A
- * sleeping loop is parked (gr_rcu_park()): no grace period waits for its thread or disturbs it.
+ * sleeping loop is parked (gr_rcu_park(); a quiescent-state thread is offline): no grace
+ * period waits for its thread or disturbs it.
  *
  * Caveats:
  * - Remove a handler before its descriptor is closed. Closed too early, it is called no more (or,

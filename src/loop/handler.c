@@ -115,9 +115,10 @@ void gr_loop_del(struct gr_loop_handler *handler)
 
 void gr_loop_del_sync(struct gr_loop_handler *handler)
 {
+	bool was_online;
 	uint32_t state;
 
-	if (gr_rcu_read_ongoing()) {
+	if (gr_loop_in_section()) {
 		gr_die("gr_loop_del_sync() inside a read-side section");
 	}
 	if (gr_loop_is_runner(handler->loop)) {
@@ -125,6 +126,7 @@ void gr_loop_del_sync(struct gr_loop_handler *handler)
 		return;
 	}
 	(void)take_out(handler, GR_LOOP_WAITED);
+	was_online = gr_loop_before_sleep(); /* the call may wait for a grace period */
 	/* Acquire: pairs with the end of the call. */
 	while ((state = gr_load_acquire(&handler->state)) & GR_LOOP_CALLING) {
 #ifdef GR_MUTANT_LOOP_SYNC_DOES_NOT_WAIT
@@ -132,6 +134,7 @@ void gr_loop_del_sync(struct gr_loop_handler *handler)
 #endif
 		(void)gr_futex_wait(&handler->state, state, GR_FUTEX_FOR_EVER);
 	}
+	gr_loop_after_sleep(was_online);
 	free_later(handler);
 }
 

@@ -15,6 +15,7 @@
 #include "base/clock.h"
 #include "base/hook.h"
 #include <errno.h>
+#include <guestram/rcu_qs.h>
 #include <string.h>
 
 /* Its address says which thread this is. */
@@ -72,6 +73,36 @@ int gr_loop_create(const struct gr_loop_params *params, struct gr_loop **ret_loo
 	return 0;
 }
 
+/* What a quiescent-state thread that is online has in its record: no section, or a free one. */
+static bool is_online(void)
+{
+	return gr_load_relaxed(&gr_rcu_self.ctr) == (GR_RCU_QS | 1);
+}
+
+bool gr_loop_in_section(void)
+{
+	return gr_rcu_read_ongoing() && !is_online();
+}
+
+bool gr_loop_before_sleep(void)
+{
+	if (is_online()) {
+		gr_rcu_thread_offline();
+		return true;
+	}
+#ifndef GR_MUTANT_LOOP_DOES_NOT_PARK
+	gr_rcu_park();
+#endif
+	return false;
+}
+
+void gr_loop_after_sleep(bool was_online)
+{
+	if (was_online) {
+		gr_rcu_thread_online();
+	}
+}
+
 bool gr_loop_is_runner(const struct gr_loop *loop)
 {
 	return gr_load_relaxed(&loop->runner) == &this_thread;
@@ -82,7 +113,7 @@ static void enter(struct gr_loop *loop, const char *what)
 {
 	const void *nobody = NULL;
 
-	if (gr_rcu_read_ongoing()) {
+	if (gr_loop_in_section()) {
 		gr_die("%s inside a read-side section", what);
 	}
 	/* Acquire: what the last thread that ran it left. Pairs with leave(). */
@@ -174,6 +205,7 @@ static bool has_something_to_do(const struct gr_loop *loop)
 static int sleep_until_ready(struct gr_loop *loop, uint64_t timeout_ns, struct gr_error *err)
 {
 	uint64_t deadline, now;
+	bool was_online;
 	int rc;
 
 #ifdef GR_MUTANT_LOOP_LOOKS_BEFORE_IT_ARMS
@@ -195,12 +227,9 @@ static int sleep_until_ready(struct gr_loop *loop, uint64_t timeout_ns, struct g
 		now = gr_clock_ns();
 		timeout_ns = GR_MIN(timeout_ns, deadline > now ? deadline - now : 0);
 	}
-	if (timeout_ns != 0) {
-#ifndef GR_MUTANT_LOOP_DOES_NOT_PARK
-		gr_rcu_park();
-#endif
-	}
+	was_online = gr_loop_before_sleep();
 	rc = loop->backend->wait(loop, timeout_ns, err);
+	gr_loop_after_sleep(was_online);
 	(void)gr_xchg_acq_rel(&loop->armed, 0u);
 	return rc;
 }

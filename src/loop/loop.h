@@ -108,6 +108,11 @@ static inline int gr_loop_timeout_ms(uint64_t timeout_ns)
 
 /* loop.c: wakes the loop if it sleeps, after something it looks at before it sleeps changed. */
 void gr_loop_wake(struct gr_loop *loop);
+/* loop.c: whether the calling thread may not wait. */
+bool gr_loop_in_section(void);
+/* loop.c: around a wait: no grace period waits for, or disturbs, the calling thread. */
+GR_MUST_CHECK bool gr_loop_before_sleep(void);
+void gr_loop_after_sleep(bool was_online);
 /* loop.c: whether the calling thread runs the loop. */
 bool gr_loop_is_runner(const struct gr_loop *loop);
 

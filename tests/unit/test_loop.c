@@ -2,10 +2,11 @@
 /* The loop's promises, one by one. Runs with epoll, and again with GR_LOOP_BACKEND=poll. */
 #include "harness.h"
 #include "loop/loop.h"
-#include "rcu/rcu_internal.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <guestram/event.h>
+#include <guestram/rcu_control.h>
+#include <guestram/rcu_qs.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -1106,15 +1107,56 @@ TEST(no_grace_period_disturbs_a_sleeping_loop)
 	peer_say(&a);
 	await(&a.reads, 1);
 	await_sleep(&runner);
-	gr_rcu_stats_get(&before);
+	gr_rcu_stats_get(NULL, &before);
 	for (int i = 0; i < 100; i++) {
 		gr_rcu_synchronize();
 	}
-	gr_rcu_stats_get(&after);
+	gr_rcu_stats_get(NULL, &after);
 	ASSERT_GE(after.grace_periods, before.grace_periods + 100);
 	ASSERT_EQ(after.entry_fences, before.entry_fences);
 	stop(&runner);
 	peer_close(&a);
+	gr_loop_free(runner.loop);
+}
+
+static void *run_loop_as_qs_thread(void *opaque)
+{
+	gr_rcu_qs_register_thread();
+	(void)run_loop(opaque);
+	gr_rcu_quiescent_state(); /* dies unless it is online again */
+	gr_rcu_qs_unregister_thread();
+	return NULL;
+}
+
+static void synchronize(struct peer *peer)
+{
+	(void)peer;
+	gr_rcu_synchronize();
+}
+
+TEST(a_quiescent_state_thread_may_run_a_loop_and_is_offline_while_it_sleeps)
+{
+	static uint64_t progress;
+	struct runner runner;
+	struct peer a;
+
+	runner.loop = make_loop();
+	ASSERT_EQ(pthread_create(&runner.thread, NULL, run_loop_as_qs_thread, &runner), 0);
+	test_watch_progress(&progress, 20);
+	peer_open(&a, runner.loop);
+	a.then = synchronize;
+	peer_add(&a, GR_LOOP_READ);
+	for (uint64_t i = 1; i <= 100; i++) {
+		await_sleep(&runner);
+		gr_rcu_synchronize(); /* returns, though the loop sleeps on */
+		peer_say(&a);
+		await(&a.reads, i);
+		ADD(&progress, 1);
+	}
+	stop(&runner);
+	gr_rcu_qs_register_thread();
+	peer_close(&a); /* with gr_loop_del_sync() */
+	gr_rcu_qs_unregister_thread();
 	gr_loop_free(runner.loop);
 }
 
