@@ -28,8 +28,15 @@ void bench_options_parse(struct bench_options *o, int argc, char **argv)
 			o->json = true;
 			continue;
 		}
+		if (strcmp(argv[i], "--quick") == 0) {
+			o->quick = true;
+			o->runs = BENCH_RUNS_MIN;
+			continue;
+		}
 		if (!value) {
-			bench_die("usage: %s [--case CASE] [--json] [--runs N] [--size MIB]", argv[0]);
+			bench_die("usage: %s [--case CASE] [--json] [--quick] [--runs N] [--size "
+				  "MIB]",
+				  argv[0]);
 		}
 		if (strcmp(argv[i], "--case") == 0) {
 			o->only = value;
@@ -50,7 +57,11 @@ void bench_options_parse(struct bench_options *o, int argc, char **argv)
 
 bool bench_wanted(const struct bench_options *o, const char *name)
 {
-	return !o->only || strcmp(o->only, name) == 0;
+	/* What follows the slash is another quantity of the same case. */
+	size_t length = strcspn(name, "/");
+
+	return !o->only || (strlen(o->only) == length && strncmp(o->only, name, length) == 0) ||
+	       strcmp(o->only, name) == 0;
 }
 
 void bench_add(struct bench_result *r, double ours, double peer)

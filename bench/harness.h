@@ -19,15 +19,16 @@
 enum { BENCH_RUNS_MAX = 64, BENCH_RUNS_MIN = 5 };
 
 struct bench_options {
-	const char *only;    /* --case: run this case alone */
-	bool json;           /* --json */
-	int runs;            /* --runs, at least BENCH_RUNS_MIN */
-	uint64_t size_mib;   /* --size, in MiB */
+	const char *only;  /* --case: run this case alone */
+	bool json;	   /* --json */
+	bool quick;	   /* --quick: does it work? Few and short runs, no figures to quote */
+	int runs;	   /* --runs, at least BENCH_RUNS_MIN */
+	uint64_t size_mib; /* --size, in MiB */
 };
 
 /* One quantity of one case: as many values of ours and of the peer as there were runs. */
 struct bench_result {
-	const char *name;    /* "migrate.untouched", or "migrate.untouched/dst_cpu" */
+	const char *name; /* "migrate.untouched", or "migrate.untouched/dst_cpu" */
 	const char *unit;
 	const char *peer_name;
 	bool more_is_better; /* throughput; otherwise time */
@@ -38,7 +39,7 @@ struct bench_result {
 
 /* Parses the command line; exits with a usage message and status 2 on an unknown option. */
 void bench_options_parse(struct bench_options *o, int argc, char **argv);
-/* Whether the case was asked for: named itself, or nothing was named. */
+/* Whether it was asked for: the case ("a.b" for "a.b/c"), the name itself, or nothing. */
 bool bench_wanted(const struct bench_options *o, const char *name);
 void bench_add(struct bench_result *r, double ours, double peer);
 void bench_print(const struct bench_options *o, const struct bench_result *r);

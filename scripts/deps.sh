@@ -13,7 +13,7 @@ for purpose in "${@:-build}"; do
 	models) need="$need gcc libc6-dev spin python3" ;;
 	asan | tsan) need="$need $build qemu-system-x86" ;;
 	fuzz) need="$need $build clang libclang-rt-14-dev llvm" ;;
-	bench) need="$need $build qemu-system-x86" ;;
+	bench) need="$need $build qemu-system-x86 liburcu-dev" ;;
 	check) need="$need $build clang clang-format-14 shellcheck codespell" ;;
 	*) echo "deps.sh: unknown purpose '$purpose'" >&2; exit 2 ;;
 	esac
