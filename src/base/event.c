@@ -12,6 +12,8 @@
  * The fences make "write; set" against "reset; read" a store-buffer pattern with a fence
  * on each side: not both of them can miss the other (E1 and E2 below).
  *
+ * Model: models/event.pml.
+ *
  * Source: the QemuEvent of QEMU (util/qemu-thread-posix.c, facts only), with the orders
  * as they were corrected there in 2023.
  */

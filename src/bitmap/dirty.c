@@ -3,7 +3,7 @@
  * Dirty memory as a whole: creation, growth, end. Growth copies pointers and never bits
  * (after S. Hajnoczi's DirtyMemoryBlocks of 2015), so a marker that still uses the old map
  * marks the same words as one that uses the new map; RCU is needed for one thing only,
- * freeing the old array of pointers.
+ * freeing the old array of pointers. Model: models/dirty_grow.pml.
  */
 #include "bitmap/dirty.h"
 #include "base/atomic.h"

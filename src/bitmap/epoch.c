@@ -10,6 +10,8 @@
  * may hold newer bits of the same pages. Commit drops set only after c read the pages, and a
  * store after that read marks again: its mark cannot have found the bit of this epoch, which
  * was cleared before the fence, and the fence ran before the read.
+ *
+ * Model: models/dirty_epoch.pml.
  */
 #include "base/atomic.h"
 #include "bitmap/dirty.h"

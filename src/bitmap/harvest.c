@@ -15,6 +15,8 @@
  *    the one place where bits leave the live bitmap, so it is the one place that keeps this.
  *
  * Each word is visited at most once, so a harvest ends however fast markers are.
+ *
+ * Models: models/dirty_mark.pml (H1, H2), models/dirty_epoch.pml (H2, H3).
  */
 #include "base/atomic.h"
 #include "base/heavy_fence.h"

@@ -31,8 +31,8 @@
  * Growth (L5). A chunk has the same address in every map. A marker loads the map after it
  * found its block, and the block was published after the map that covers it (O3).
  *
- * The protocol was checked by exhaustive models of the C11 memory model before it was written;
- * docs/dirty-memory.md tells which mutations they and the tests must find.
+ * Models: models/dirty_mark.pml (and dirty_grow.pml for L5); docs/dirty-memory.md tells which
+ * mutations they and the tests must find.
  */
 #include "base/atomic.h"
 #include "base/endian.h"

@@ -21,6 +21,8 @@
  * One set covers one piece of memory (a KVM slot, a block) in pages counted from its start.
  * record and rearm are serialised by the caller (the driver's report lock does it); due may
  * run against both.
+ *
+ * Model: models/dirty_rearm.pml.
  */
 #ifndef GR_TRACK_DEBT_H
 #define GR_TRACK_DEBT_H
