@@ -4,7 +4,7 @@
 # Does nothing, offline and fast, when all is there.
 set -eu
 
-build="gcc libc6-dev meson ninja-build pkg-config scdoc python3 libjansson-dev"
+build="gcc libc6-dev systemtap-sdt-dev meson ninja-build pkg-config scdoc python3 libjansson-dev"
 need=
 for purpose in "${@:-build}"; do
 	case "$purpose" in

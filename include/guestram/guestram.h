@@ -17,6 +17,7 @@
 #include <guestram/rcu_domain.h>
 #include <guestram/rcu_qs.h>
 #include <guestram/rcu_queue.h>
+#include <guestram/rcu_stall.h>
 #include <guestram/rculist.h>
 #include <guestram/track.h>
 #include <guestram/types.h>

@@ -84,7 +84,10 @@ struct gr_rcu_reader {
 	uint32_t cold_since; /* (o) when they began to count, in 1024 ns; 0: not known */
 	uint32_t is_qs;	     /* (o) registered for quiescent states, online or not */
 	uint32_t late;	     /* (o) the thread-exit destructor has run */
-	uint32_t pad[10];
+	/* Checking build (rcu_check.h): the open section's begin. (o), (a) for stall warnings */
+	const void *site;
+	gr_atomic_u64 since_ns;
+	uint32_t pad[6];
 	/* Second cache line: the registry's, under its mutex. */
 	struct gr_rcu_domain *domain; /* (c) NULL: the default domain */
 	struct gr_rcu_reader *next;
@@ -93,6 +96,8 @@ struct gr_rcu_reader {
 	const char *name; /* (c) may be NULL */
 	uint32_t awaited; /* the driver's list of readers it waits for */
 	uint32_t kind;	  /* (c) enum gr_rcu_reader_kind; 0: a thread's own */
+	uint32_t tid;	  /* (a) who registered it; in the checking build who entered last */
+	uint32_t stalled; /* (a) 1 + the number of the driver's note on it (stall.c) */
 } __attribute__((aligned(128)));
 
 /* Private: the calling thread's record in the default domain. */

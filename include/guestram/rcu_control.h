@@ -92,6 +92,7 @@ struct gr_rcu_stats {
 	uint64_t reader_wakes;	/**< of a driver by a reader */
 	uint64_t rescans;	/**< timed looks where no process-wide fence was issued */
 	uint64_t hurries;	/**< calls of notifiers */
+	uint64_t stalls;	/**< warnings of readers that hold up a grace period (rcu_stall.h) */
 	uint64_t latency[GR_RCU_LATENCY_CLASSES]; /**< histogram of what each run took */
 };
 

@@ -11,6 +11,7 @@
  */
 #include "base/atomic.h"
 #include "base/memory.h"
+#include "base/thread_info.h"
 #include "rcu/rcu_internal.h"
 #include <errno.h>
 #include <stdio.h>
@@ -298,7 +299,9 @@ static void keep_whom_we_have(struct gr_rcu_domain *d)
 		next = r->next;
 		r->awaited = 0;
 		gr_store_relaxed(&r->need_qs, 0u);
+		gr_store_relaxed(&r->stalled, 0u);
 		if (stays) {
+			gr_store_relaxed(&r->tid, gr_thread_id());
 			r->next = d->readers;
 			r->pprev = &d->readers;
 			if (r->next) {

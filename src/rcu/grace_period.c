@@ -84,7 +84,8 @@
 #include "base/clock.h"
 #include "base/futex.h"
 #include "base/heavy_fence.h"
-#include "rcu/rcu_internal.h"
+#include "rcu/stall.h"
+#include "rcu/trace.h"
 #include <assert.h>
 
 static_assert(sizeof(void *) == 8 || __atomic_always_lock_free(8, 0), "64-bit atomics needed");
@@ -249,6 +250,7 @@ static bool ask(struct gr_rcu_domain *d, bool qs_only)
 	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
 		if (r->awaited == TO_BE_ASKED) {
 			r->awaited = ASKED;
+			GR_TRACE2(rcu_reader_requested, r, r->tid);
 			/* Release: whoever takes the request sees pending, and P. */
 			gr_store_release(&r->need_qs, 1u);
 		}
@@ -292,6 +294,7 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 	struct gr_rcu_patience patience;
 
 	gr_rcu_patience_init(&patience, start_ns);
+	gr_rcu_stall_begin(&d->stall, start_ns);
 	gr_store_relaxed(&d->driver_sleeps, 1u);
 	for (;;) {
 		/*
@@ -306,6 +309,7 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 			break;
 		}
 		timeout_ns = GR_MIN(gr_rcu_patience_check(d, &patience), rescan_ns);
+		timeout_ns = GR_MIN(timeout_ns, gr_rcu_stall_check(d, &d->stall));
 		GR_RCU_COUNT(d, sleeps, 1);
 		(void)gr_futex_wait(&d->pending, left, timeout_ns);
 		if (rescan) {
@@ -315,6 +319,7 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 		}
 	}
 	gr_store_relaxed(&d->driver_sleeps, 0u);
+	gr_rcu_stall_end(d, &d->stall);
 }
 
 /* M2. Returns whether no reader that was asked can miss it now. */
@@ -323,6 +328,7 @@ static bool fence_requests(struct gr_rcu_domain *d, bool may_miss)
 #ifndef GR_MUTANT_RCU_SKIP_M2
 	if (may_miss && gr_heavy_fence_available() && !gr_rcu_quiet_in_effect()) {
 		GR_RCU_COUNT(d, flag_fences, 1);
+		GR_TRACE3(rcu_barrier, d->name, d->seq, 2);
 		gr_heavy_fence();
 		return true;
 	}
@@ -361,18 +367,20 @@ static void record_latency(struct gr_rcu_domain *d, uint64_t ns)
 
 void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 {
-	uint64_t start_ns = gr_clock_ns();
+	uint64_t start_ns = gr_clock_ns(), end_ns;
 	struct census w;
 
 	/* Release is not needed by anybody; odd only sends cookies to the next one. */
 	gr_store_release(&d->seq, d->seq + 1);
 	GR_RCU_COUNT(d, grace_periods, 1);
+	GR_TRACE2(rcu_gp_start, d->name, d->seq);
 	gr_fence(); /* F1 */
 #ifndef GR_MUTANT_RCU_SKIP_GRACE_PERIOD
 	w = take_census(d);
 #	ifndef GR_MUTANT_RCU_SKIP_M1
 	if (w.needs_m1) {
 		GR_RCU_COUNT(d, entry_fences, 1);
+		GR_TRACE3(rcu_barrier, d->name, d->seq, 1);
 		gr_heavy_fence(); /* M1 */
 		w = take_census(d);
 	}
@@ -386,7 +394,9 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 #else
 	(void)w;
 #endif
-	record_latency(d, gr_clock_ns() - start_ns);
+	end_ns = gr_clock_ns();
+	record_latency(d, end_ns - start_ns);
+	GR_TRACE3(rcu_gp_end, d->name, d->seq, end_ns - start_ns);
 	/* Release: pairs with the acquire of who asks for a cookie. */
 	gr_store_release(&d->seq, d->seq + 1);
 }

@@ -107,7 +107,7 @@ void gr_rcu_quiescent_state_slow(void)
 							      ? "inside a read-side section"
 							      : "while the thread is offline");
 	}
-	gr_rcu_report(r);
+	gr_rcu_report_from(r, __builtin_return_address(0));
 }
 
 void gr_rcu_qs_check(void)

@@ -200,6 +200,25 @@ uint64_t gr_rcu_queue_length(struct gr_rcu_queue *q, uint64_t *ret_bytes)
 	return n + q->open_batch.count + gr_load_relaxed(&q->batch.count);
 }
 
+uint64_t gr_rcu_callbacks_waiting(struct gr_rcu_domain *d)
+{
+	struct gr_signals saved;
+	uint64_t n = 0, bytes;
+
+	gr_signals_block(&saved);
+	gr_mutex_lock(&gr_rcu_queues.lock);
+	for (struct gr_rcu_queue *q = gr_rcu_queues.first; q; q = q->next) {
+		if (gr_rcu_domain_or_default(q->params.domain) == d) {
+			gr_mutex_lock(&q->lock);
+			n += gr_rcu_queue_length(q, &bytes);
+			gr_mutex_unlock(&q->lock);
+		}
+	}
+	gr_mutex_unlock(&gr_rcu_queues.lock);
+	gr_signals_restore(&saved);
+	return n;
+}
+
 void gr_rcu_queue_stats_get(struct gr_rcu_queue *queue, struct gr_rcu_queue_stats *ret_stats)
 {
 	struct gr_rcu_queue *q = gr_rcu_queue_or_default(queue);

@@ -11,6 +11,7 @@
 #include "base/clock.h"
 #include "base/futex.h"
 #include "rcu/queue.h"
+#include "rcu/trace.h"
 
 enum {
 	REPORT_EVERY = 64,	 /* callbacks between looks at the limits */
@@ -84,6 +85,7 @@ static inline void run_one(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 		       q->name);
 	}
 	gr_store_relaxed(&head->func, NULL);
+	GR_TRACE2(rcu_callback_run, head, func);
 	if ((uintptr_t)func <= GR_RCU_FREE_OFFSET_MAX + 1) {
 		free((char *)head - ((uintptr_t)func - 1));
 	} else {

@@ -29,17 +29,39 @@ enum gr_rcu_reader_kind {
 /* The thread that runs grace periods for gr_rcu_start_poll(); see poll.c. */
 struct gr_rcu_poll {
 	gr_atomic_u64 wanted; /* (a) the latest cookie given away */
-	uint32_t state;	 /* (a) enum in poll.c */
-	uint32_t stop;	 /* (a) */
+	uint32_t state;	      /* (a) enum in poll.c */
+	uint32_t stop;	      /* (a) */
 	struct gr_event work;
 	pthread_t thread; /* (c) once running */
+};
+
+/* What the driver noted on a reader that holds it up, and the reader when it ended. */
+struct gr_rcu_stall_note {
+	bool waits;
+	uint32_t tid;
+	char reader[32];
+	char thread[16]; /* its name, once looked up */
+	const char *kind;
+	const void *begin_site, *end_site; /* end: (a) the reader's */
+	gr_atomic_u64 begin_ns, end_ns;	   /* 0: not known */
+};
+
+/* The driver's, from the first sleep to the end of the grace period; see stall.c. */
+#define GR_RCU_STALL_NOTES 8
+struct gr_rcu_stall {
+	uint64_t start_ns;
+	uint64_t due_ns; /* clock: of the next warning; 0: none */
+	uint64_t wait_ns;
+	uint32_t notes;
+	uint32_t more; /* that found no room */
+	struct gr_rcu_stall_note note[GR_RCU_STALL_NOTES];
 };
 
 struct gr_rcu_domain {
 	/* Who drives. Only ever tried; protects the running of a grace period, nothing else. */
 	struct gr_mutex gp_lock;
 	gr_atomic_u64 seq GR_ALIGNED(GR_CACHE_LINE); /* (a) written under gp_lock; odd: one runs */
-	uint32_t driver_sleeps;			/* (a) waiting for it takes longer than a spin */
+	uint32_t driver_sleeps; /* (a) waiting for it takes longer than a spin */
 	uint32_t pending GR_ALIGNED(GR_CACHE_LINE); /* (a) requests not yet taken back; a futex */
 	uint32_t expedited;			    /* (a) how many wait and have no patience */
 	uint32_t word[2] GR_ALIGNED(GR_CACHE_LINE); /* (a) futexes of those who wait for a driver */
@@ -53,9 +75,10 @@ struct gr_rcu_domain {
 	struct gr_rcu_reader *readers; /* (l) */
 	/* Notifiers: the one that is being called, under registry_lock; see notifier.c. */
 	const struct gr_rcu_notifier *calling;
-	uint32_t calls;	    /* (a) bumped after each; futex of those who remove one */
-	uint32_t notifiers; /* (l) how many there are */
-	uint64_t round;	    /* (o) driver: rounds of calls made */
+	uint32_t calls;		   /* (a) bumped after each; futex of those who remove one */
+	uint32_t notifiers;	   /* (l) how many there are */
+	uint64_t round;		   /* (o) driver: rounds of calls made */
+	struct gr_rcu_stall stall; /* (o) driver; a note's end is its reader's */
 	struct gr_rcu_poll poll;
 	struct gr_rcu_stats stats;  /* (a) each; most are written by the driver only */
 	uint32_t queues;	    /* (a) callback queues that use this domain */
@@ -105,6 +128,8 @@ void gr_rcu_make_eager_for_test(struct gr_rcu_reader *r);
 void gr_rcu_run_grace_period(struct gr_rcu_domain *d) GR_REQUIRES(d->gp_lock);
 /* One request taken back; whoever brings pending to 0 wakes the driver. */
 void gr_rcu_pending_down(struct gr_rcu_domain *d, bool by_reader);
+/* As gr_rcu_report(); the section ended at site (code; NULL: not in anybody's). */
+void gr_rcu_report_from(struct gr_rcu_reader *r, const void *site);
 /* Asked to report, and has not. Under the registry's lock. */
 bool gr_rcu_holds_up(const struct gr_rcu_reader *r);
 
@@ -136,6 +161,9 @@ uint32_t gr_rcu_quiet_grade(void);
  */
 struct gr_rcu_reader *gr_rcu_wait_begin(struct gr_rcu_domain *d, const char *who);
 void gr_rcu_wait_end(struct gr_rcu_reader *r);
+
+/* How many callbacks wait in the queues of d, about. */
+uint64_t gr_rcu_callbacks_waiting(struct gr_rcu_domain *d);
 
 /* The calling thread's reader in d, or NULL if it has none yet. */
 struct gr_rcu_reader *gr_rcu_domain_reader(struct gr_rcu_domain *d);

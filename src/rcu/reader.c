@@ -20,7 +20,9 @@
 #include "base/clock.h"
 #include "base/heavy_fence.h"
 #include "base/thread_exit.h"
-#include "rcu/rcu_internal.h"
+#include "base/thread_info.h"
+#include "rcu/stall.h"
+#include "rcu/trace.h"
 
 #ifndef _WIN32
 __thread struct gr_rcu_reader gr_rcu_self;
@@ -49,8 +51,10 @@ void gr_rcu_registry_unlock(struct gr_rcu_domain *d, const struct gr_rcu_signals
 
 void gr_rcu_reader_link(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32_t ctr)
 {
+	gr_store_relaxed(&r->tid, gr_thread_id());
 	gr_mutex_lock(&d->registry_lock);
 	r->awaited = 0;
+	gr_store_relaxed(&r->stalled, 0u);
 	r->next = d->readers;
 	r->pprev = &d->readers;
 	if (r->next) {
@@ -77,7 +81,7 @@ void gr_rcu_reader_unlink_locked(struct gr_rcu_domain *d, struct gr_rcu_reader *
 	r->awaited = 0;
 	/* R1, as in unlock; and the lock orders it before the driver's next look. */
 	gr_store_release(&r->ctr, 0);
-	gr_rcu_report(r); /* nobody would look at this record again */
+	gr_rcu_report_from(r, NULL); /* nobody would look at this record again */
 }
 
 void gr_rcu_reader_unlink(struct gr_rcu_reader *r)
@@ -261,7 +265,7 @@ void gr_rcu_read_unlock_slow(struct gr_rcu_reader *r)
 	gr_signals_restore(&saved);
 }
 
-void gr_rcu_report(struct gr_rcu_reader *r)
+void gr_rcu_report_from(struct gr_rcu_reader *r, const void *site)
 {
 	/*
 	 * Exactly one side takes a request back: this exchange or the driver's. Acquire and
@@ -269,8 +273,15 @@ void gr_rcu_report(struct gr_rcu_reader *r)
 	 * after it on a quiescent-state thread see what came before the request.
 	 */
 	if (gr_xchg_acq_rel(&r->need_qs, 0u) == 1) {
+		gr_rcu_stall_note_end(r, site);
+		GR_TRACE2(rcu_reader_reported, r, r->tid);
 		gr_rcu_pending_down(gr_rcu_domain_or_default(r->domain), true);
 	}
+}
+
+void gr_rcu_report(struct gr_rcu_reader *r)
+{
+	gr_rcu_report_from(r, __builtin_return_address(0)); /* code of the inline unlock */
 }
 
 void gr_rcu_park_on(struct gr_rcu_reader *r)

@@ -25,7 +25,7 @@
 #include "base/atomic.h"
 #include "base/clock.h"
 #include "base/futex.h"
-#include "rcu/rcu_internal.h"
+#include "rcu/stall.h"
 #include <sched.h>
 
 enum { SPIN_NS = 10000 };
@@ -148,6 +148,9 @@ struct gr_rcu_reader *gr_rcu_wait_begin(struct gr_rcu_domain *d, const char *who
 	if (gr_rcu_in_notifier()) {
 		gr_die("%s in a notifier: the grace period that it hurries would never end", who);
 	}
+	if (gr_rcu_in_stall_report()) {
+		gr_die("%s in a stall handler: the grace period it reports would never end", who);
+	}
 	if (!r || !gr_rcu_read_ongoing_on(r)) {
 		return NULL;
 	}
@@ -247,6 +250,7 @@ void gr_rcu_synchronize_after_fork_in_child(struct gr_rcu_domain *d)
 	d->pending = 0;
 	d->expedited = 0;
 	d->calling = NULL;
+	d->stall.notes = 0;
 	for (unsigned i = 0; i < 2; i++) {
 		d->waiters[i] = 0;
 	}
