@@ -37,6 +37,7 @@ int main(void)
 		.size = sizeof(desc),
 		.id = "ram",
 		.used_bytes = 16 << 20,
+		.backing = GR_RAM_ANONYMOUS, /* 0, on Linux: a memfd, which other processes can map */
 		.mapped = true,
 		.gpa = gr_gpa(0x100000),
 	};

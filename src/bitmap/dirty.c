@@ -84,7 +84,7 @@ int gr_dirty_create(uint64_t pages, struct gr_dirty **ret_dirty, struct gr_error
 		return too_many(pages, err);
 	}
 	d = calloc(1, sizeof(*d));
-	map = d ? map_extend(NULL, GR_DIV_ROUND_UP(pages, GR_BITS_CHUNK_PAGES)) : NULL;
+	map = d ? map_extend(NULL, (size_t)GR_DIV_ROUND_UP(pages, GR_BITS_CHUNK_PAGES)) : NULL;
 	if (!map) {
 		free(d);
 		return gr_error_set(err, -ENOMEM, "dirty memory: no memory for %llu pages",

@@ -37,15 +37,16 @@ void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 
 /* The region at gpa and how much of it lies in front; NULL if nothing is mapped there. */
 static const struct gr_ram_region *piece_at(const struct gr_ram_index *index, gr_gpa_t gpa,
-					    uint64_t bytes, uint64_t *ret_bytes)
+					    uint64_t bytes, size_t *ret_bytes)
 	GR_REQUIRES_SHARED(gr_rcu_section);
 static const struct gr_ram_region *piece_at(const struct gr_ram_index *index, gr_gpa_t gpa,
-					    uint64_t bytes, uint64_t *ret_bytes)
+					    uint64_t bytes, size_t *ret_bytes)
 {
 	const struct gr_ram_region *r = gr_ram_region_at_rcu(index, gpa);
 
 	if (r) {
-		*ret_bytes = GR_MIN(bytes, r->bytes - (gpa.v - r->gpa.v));
+		/* What is mapped fits in a size_t. */
+		*ret_bytes = (size_t)GR_MIN(bytes, r->bytes - (gpa.v - r->gpa.v));
 	}
 	return r;
 }
@@ -61,7 +62,7 @@ static int check_range(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t 
 
 	/* No region reaches the last byte of the address space: an address cannot wrap. */
 	while (bytes != 0) {
-		uint64_t n = 0;
+		size_t n = 0;
 		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
 
 		if (!r) {
@@ -90,7 +91,7 @@ int gr_ram_read(struct gr_ram *ram, gr_gpa_t gpa, void *buf, size_t bytes, struc
 	uint8_t *to = buf;
 
 	while (bytes != 0) {
-		uint64_t n = 0;
+		size_t n = 0;
 		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
 
 		if (!r) {
@@ -117,7 +118,7 @@ int gr_ram_write(struct gr_ram *ram, gr_gpa_t gpa, const void *buf, size_t bytes
 		return ret;
 	}
 	while (bytes != 0) {
-		uint64_t n = 0;
+		size_t n = 0;
 		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
 
 		GR_ASSERT(r); /* checked above, in the same index */
@@ -156,7 +157,7 @@ int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
 				    iov_max);
 	}
 	for (unsigned int i = 0; i < pieces; i++) {
-		uint64_t n = 0;
+		size_t n = 0;
 		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
 
 		GR_ASSERT(r); /* checked above, in the same index */

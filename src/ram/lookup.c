@@ -35,9 +35,9 @@
  * thread's own signal handlers change them (C3).
  */
 static __thread __attribute__((tls_model("initial-exec"))) struct {
-	uint64_t span_generation; /* (o) 0: empty */
+	gr_atomic_u64 span_generation; /* (o) 0: empty */
 	const struct gr_ram_span *span;
-	uint64_t region_generation; /* (o) 0: empty */
+	gr_atomic_u64 region_generation; /* (o) 0: empty */
 	const struct gr_ram_region *region;
 } last;
 

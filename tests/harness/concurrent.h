@@ -92,7 +92,7 @@ static inline void prepare_slow_stores(void)
 static inline void make_stores_slow(void)
 {
 	for (int i = 0; i < SLOW_LINES; i++) {
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__SSE2__)
 		__builtin_ia32_clflush(slow_line[i]);
 #endif
 		*(volatile unsigned char *)slow_line[i] = 2;

@@ -1,20 +1,16 @@
 /* SPDX-License-Identifier: MIT */
-#include "harness.h"
+#include "run.h"
 #include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
-/* How a test's child ends: what the parent reads from its exit status. */
-enum { EXIT_OK = 0, EXIT_FAILED = 1, EXIT_SKIPPED = 3 };
-
 static struct test_case *first_test, **last_test = &first_test;
 static uint64_t seed;
-static int skip_pipe[2];
+int test_skip_fd = -1;
 
 void test_register(struct test_case *t)
 {
@@ -22,7 +18,7 @@ void test_register(struct test_case *t)
 	last_test = &t->next;
 }
 
-__attribute__((format(printf, 3, 0))) static void vsay(FILE *f, const char *prefix,
+TEST_PRINTF(3, 0) static void vsay(FILE *f, const char *prefix,
 							  const char *fmt, va_list ap)
 {
 	char text[1024];
@@ -69,7 +65,7 @@ void test_skip(const char *fmt, ...)
 	if (n >= (int)sizeof(text)) {
 		n = (int)sizeof(text) - 1;
 	}
-	(void)!write(skip_pipe[1], text, (size_t)n);
+	(void)!write(test_skip_fd, text, (size_t)n);
 	_exit(EXIT_SKIPPED);
 }
 
@@ -118,47 +114,6 @@ bool test_under_asan(void)
 	return false;
 }
 
-int test_in_child(void (*fn)(void *), void *arg, char *err_text, size_t err_bytes)
-{
-	int p[2], status = -1;
-	size_t n = 0;
-	pid_t pid;
-
-	fflush(NULL);
-	if (pipe(p) != 0 || (pid = fork()) < 0) {
-		FAIL("cannot fork: %s", strerror(errno));
-	}
-	if (pid == 0) {
-		dup2(p[1], STDERR_FILENO);
-		close(p[0]);
-		close(p[1]);
-		fn(arg);
-		exit(0);
-	}
-	close(p[1]);
-	for (;;) {
-		char drop[256];
-		bool keep = err_text && n + 1 < err_bytes;
-		ssize_t got = keep ? read(p[0], err_text + n, err_bytes - n - 1) :
-				     read(p[0], drop, sizeof(drop));
-
-		if (got < 0 && errno == EINTR) {
-			continue;
-		}
-		if (got <= 0) {
-			break;
-		}
-		n += keep ? (size_t)got : 0;
-	}
-	if (err_text && err_bytes) {
-		err_text[n] = '\0';
-	}
-	close(p[0]);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-	}
-	return status;
-}
-
 static struct {
 	const uint64_t *counter;
 	double seconds;
@@ -197,71 +152,25 @@ void test_watch_progress(const uint64_t *counter, double seconds)
 	pthread_attr_destroy(&attr);
 }
 
-/* Waits for the child, killing its process group when the time is up. */
-static int wait_for(pid_t pid, int seconds)
-{
-	struct timespec step = { 0, 2000000 };
-	struct timespec start, now;
-	int status;
-
-	clock_gettime(CLOCK_MONOTONIC, &start);
-	for (;;) {
-		pid_t got = waitpid(pid, &status, WNOHANG);
-
-		if (got == pid) {
-			return status;
-		}
-		clock_gettime(CLOCK_MONOTONIC, &now);
-		if (now.tv_sec - start.tv_sec > seconds) {
-			test_diag("no end after %d s", seconds);
-			kill(-pid, SIGKILL);
-			waitpid(pid, &status, 0);
-			return status;
-		}
-		nanosleep(&step, NULL);
-	}
-}
-
 static bool run_one(const struct test_case *t, int number, int seconds)
 {
-	char why[256];
-	int status;
-	pid_t pid;
-	ssize_t n;
+	char why[256] = "";
 
 	fflush(NULL);
-	if (pipe(skip_pipe) != 0 || (pid = fork()) < 0) {
-		printf("not ok %d - %s # cannot fork: %s\n", number, t->name, strerror(errno));
-		return false;
-	}
-	if (pid == 0) {
-		setpgid(0, 0);
-		close(skip_pipe[0]);
-		t->fn();
-		fflush(NULL);
-		exit(EXIT_OK); /* runs the leak checker */
-	}
-	setpgid(pid, pid);
-	close(skip_pipe[1]);
-	status = wait_for(pid, seconds);
-	kill(-pid, SIGKILL); /* whatever the test left running */
-	n = read(skip_pipe[0], why, sizeof(why) - 1);
-	why[n > 0 ? n : 0] = '\0';
-	close(skip_pipe[0]);
-	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIPPED) {
-		printf("ok %d - %s # SKIP %s\n", number, t->name, why);
-		return true;
-	}
-	if (WIFSIGNALED(status)) {
-		test_diag("%s: killed by signal %d (%s)", t->name, WTERMSIG(status),
-			  strsignal(WTERMSIG(status)));
-	}
-	if (WIFEXITED(status) && WEXITSTATUS(status) == EXIT_OK) {
+	switch (test_run(t, seconds, why, sizeof(why))) {
+	case EXIT_OK:
 		printf("ok %d - %s\n", number, t->name);
 		return true;
+	case EXIT_SKIPPED:
+		printf("ok %d - %s # SKIP %s\n", number, t->name, why);
+		return true;
+	default:
+		if (*why) {
+			test_diag("%s: %s", t->name, why);
+		}
+		printf("not ok %d - %s\n", number, t->name);
+		return false;
 	}
-	printf("not ok %d - %s\n", number, t->name);
-	return false;
 }
 
 int test_main(int argc, char **argv)
@@ -272,6 +181,7 @@ int test_main(int argc, char **argv)
 	int count = 0, number = 0;
 	bool good = true;
 
+	test_run_init(&argc, argv, first_test);
 	seed = s ? strtoull(s, NULL, 0) : (uint64_t)time(NULL) * 1000003u + (uint64_t)getpid();
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (int pass = 0; pass < 2; pass++) {

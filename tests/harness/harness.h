@@ -11,7 +11,7 @@
  *     }
  *     TEST_MAIN()
  *
- * Every test runs in a child process of its own, so that a crash, a hang (after
+ * Every test runs in a process of its own, so that a crash, a hang (after
  * GR_TEST_TIMEOUT seconds, default 60) or an abort fails that test alone. Arguments of
  * the program select tests by name; GR_SEED replays a random test; GR_TEST_SECONDS
  * sets how long torture tests run.
@@ -26,6 +26,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#ifdef _WIN32 /* printf is C's, not that of the system's library */
+#define TEST_PRINTF(f, a) __attribute__((format(gnu_printf, f, a)))
+#else
+#define TEST_PRINTF(f, a) __attribute__((format(printf, f, a)))
+#endif
+
 struct test_case {
 	const char *name;
 	void (*fn)(void);
@@ -35,8 +41,8 @@ struct test_case {
 void test_register(struct test_case *t);
 int test_main(int argc, char **argv);
 void test_fail(const char *file, int line, const char *fmt, ...)
-	__attribute__((noreturn, format(printf, 3, 4)));
-void test_skip(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
+	__attribute__((noreturn)) TEST_PRINTF(3, 4);
+void test_skip(const char *fmt, ...) __attribute__((noreturn)) TEST_PRINTF(1, 2);
 
 /* The run's seed (printed as a diagnostic) and a small generator on top of it. */
 uint64_t test_seed(void);
@@ -48,9 +54,12 @@ bool test_under_tsan(void);
 bool test_under_asan(void);
 /* Runs fn(arg) in a child; returns its wait status and what it wrote to stderr. */
 int test_in_child(void (*fn)(void *), void *arg, char *err_text, size_t err_bytes);
+/* Fresh memory by the page, gone when it is freed: late use faults. */
+void *test_pages(size_t bytes);
+void test_pages_free(void *pages, size_t bytes);
 /* From now on the test fails when *counter stays the same for so long: for lost wake-ups. */
 void test_watch_progress(const uint64_t *counter, double seconds);
-void test_diag(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
+void test_diag(const char *fmt, ...) TEST_PRINTF(1, 2);
 
 /*
  * For tests that fork while other threads run: the child of such a fork may find the allocator
@@ -78,6 +87,13 @@ void test_diag(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 	{                                                                                          \
 		return test_main(argc, argv);                                                      \
 	}
+
+/* The best backing of a block that this platform has. Where it is not memfd, there is no memfd. */
+#ifdef GR_PLATFORM_LINUX
+#define TEST_BACKING GR_RAM_MEMFD
+#else
+#define TEST_BACKING GR_RAM_ANONYMOUS
+#endif
 
 #define SKIP(...) test_skip(__VA_ARGS__)
 #define FAIL(...) test_fail(__FILE__, __LINE__, __VA_ARGS__)

@@ -105,9 +105,10 @@ static void add_block(struct model_block *m)
 {
 	uint64_t bytes = (1 + roll(200)) * PAGE, place = best_place(bytes), gpa = roll(600) * PAGE;
 	struct model_region *r = free_region();
+	enum gr_ram_backing best = TEST_BACKING;
 	struct gr_ram_block_desc desc = {
 		.size = sizeof(desc), .id = m->id, .used_bytes = bytes,
-		.backing = roll(2) ? GR_RAM_MEMFD : GR_RAM_ANONYMOUS,
+		.backing = roll(2) ? best : GR_RAM_ANONYMOUS,
 		.mapped = r && roll(2), .gpa = gr_gpa(gpa),
 	};
 	struct gr_ram_block *block;

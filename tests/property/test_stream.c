@@ -79,7 +79,7 @@ static void send_pages(struct gr_stream_writer *w, struct block *b, uint64_t *s)
 {
 	const void *pages[100];
 	uint64_t offsets[100];
-	size_t n = 1 + test_rand(s) % (test_rand(s) & 1 ? 4 : 100);
+	size_t n = 1 + (size_t)(test_rand(s) % (test_rand(s) & 1 ? 4 : 100));
 
 	for (size_t i = 0; i < n; i++) {
 		uint32_t page = (uint32_t)(test_rand(s) % b->pages);
@@ -114,7 +114,7 @@ static void send_delta(struct gr_stream_writer *w, struct block *b, uint64_t *s)
 {
 	uint8_t *page = b->ram[test_rand(s) % b->pages];
 	uint8_t delta[2 + 100 + 3] = { 0 };
-	size_t skip = test_rand(s) % 128, n = 1 + test_rand(s) % 100;
+	size_t skip = (size_t)(test_rand(s) % 128), n = 1 + (size_t)(test_rand(s) % 100);
 
 	delta[0] = (uint8_t)skip;
 	delta[1] = (uint8_t)n;
@@ -249,7 +249,8 @@ static void apply(struct machine *m, struct gr_stream_reader *r, const struct gr
 		break;
 	case GR_STREAM_ZERO:
 		b = gr_stream_reader_block(r, rec->zero.block)->user;
-		memset(b->ram[rec->zero.offset / PAGE], rec->zero.fill, rec->zero.bytes);
+		memset(b->ram[rec->zero.offset / PAGE], rec->zero.fill,
+		       (size_t)rec->zero.bytes);
 		break;
 	case GR_STREAM_XBZRLE:
 		b = gr_stream_reader_block(r, rec->xbzrle.block)->user;
@@ -373,7 +374,7 @@ TEST(damaged_anywhere_a_stream_gives_an_error_or_records_and_nothing_else)
 				(uint8_t)(1u << test_rand(&s) % 8);
 		}
 		source.data = copy.p;
-		source.n = test_rand(&s) % 3 ? n : test_rand(&s) % n;
+		source.n = test_rand(&s) % 3 ? n : (size_t)(test_rand(&s) % n);
 		t = kit_trace(&source, KIT_EXTENSIONS);
 		refused += t.rc < 0;
 	}

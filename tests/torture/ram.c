@@ -11,7 +11,6 @@
 #include <malloc.h>
 #include <pthread.h>
 #include <stdlib.h>
-#include <sys/mman.h>
 #include <time.h>
 
 enum { WRITERS = 4, NAMES = 12, READERS = 4, BYTES = 1 << 16 };
@@ -39,12 +38,12 @@ static void make(void)
 static void unmap(void *host, uint64_t max_bytes, void *opaque)
 {
 	(void)opaque;
-	ASSERT_EQ(munmap(host, max_bytes), 0);
+	test_pages_free(host, (size_t)max_bytes);
 }
 
 static int add(const char *id, uint64_t gpa)
 {
-	void *host = mmap(NULL, BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	void *host = test_pages(BYTES);
 	struct gr_ram_block_desc desc = {
 		.size = sizeof(desc), .id = id, .used_bytes = BYTES, .mapped = true,
 		.gpa = gr_gpa(gpa), .backing = GR_RAM_CALLER, .host = host, .fd = -1,
@@ -52,10 +51,9 @@ static int add(const char *id, uint64_t gpa)
 	};
 	int ret;
 
-	ASSERT(host != MAP_FAILED);
 	ret = gr_ram_block_add(ram, &desc, NULL, NULL);
 	if (ret < 0) {
-		ASSERT_EQ(munmap(host, BYTES), 0);
+		test_pages_free(host, BYTES);
 	}
 	return ret;
 }

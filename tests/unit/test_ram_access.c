@@ -14,6 +14,7 @@ static struct gr_ram_block *add(struct gr_ram *ram, const char *id, uint64_t byt
 {
 	struct gr_ram_block_desc desc = {
 		.size = sizeof(desc), .id = id, .used_bytes = bytes, .flags = flags,
+		.backing = TEST_BACKING,
 	};
 	struct gr_ram_block *block;
 	struct gr_error err;
@@ -71,12 +72,13 @@ static void end(struct gr_ram *ram)
 static const char *dirty(void)
 {
 	static char text[256];
-	uint64_t first, pages, n = 0;
+	uint64_t first, pages;
+	size_t n = 0;
 
 	text[0] = '\0';
 	ASSERT_EQ(gr_dirty_epoch_begin(consumer, NULL, NULL), 0);
 	for (uint64_t at = 0; gr_dirty_epoch_next(consumer, at, &first, &pages); at = first + pages) {
-		n += (uint64_t)snprintf(text + n, sizeof(text) - n, "%s%llu+%llu", n ? " " : "",
+		n += (size_t)snprintf(text + n, sizeof(text) - n, "%s%llu+%llu", n ? " " : "",
 					(unsigned long long)first, (unsigned long long)pages);
 	}
 	ASSERT_EQ(gr_dirty_epoch_commit(consumer), 0);
@@ -265,7 +267,7 @@ TEST(iovec_outlives_the_unplug_of_its_block)
 {
 	struct gr_ram_block *a, *b;
 	struct gr_ram *ram = machine(&a, &b);
-	void *memory = aligned_alloc(1 << 16, MIB);
+	void *memory = test_pages(MIB);
 	int releases = 0;
 	struct gr_ram_block_desc desc = {
 		.size = sizeof(desc), .id = "dimm", .used_bytes = MIB, .backing = GR_RAM_CALLER,
@@ -283,7 +285,7 @@ TEST(iovec_outlives_the_unplug_of_its_block)
 	memset(iov[0].iov.iov_base, 7, 4096); /* the device is slow */
 	gr_ram_iov_put(iov, n, 4096);
 	ASSERT_EQ(__atomic_load_n(&releases, __ATOMIC_ACQUIRE), 1);
-	free(memory);
+	test_pages_free(memory, MIB);
 	end(ram);
 }
 
@@ -428,7 +430,7 @@ TEST(veto_takes_the_change_back_everywhere)
 	struct gr_ram_block *a, *b;
 	struct gr_ram *ram = machine(&a, &b);
 	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = "c", .used_bytes = MIB, .mapped = true,
+		.size = sizeof(desc), .backing = TEST_BACKING, .id = "c", .used_bytes = MIB, .mapped = true,
 		.gpa = gr_gpa(16 * MIB),
 	};
 	struct gr_ram_region r = { gr_gpa(32 * MIB), 4096, NULL, 0, false };

@@ -272,7 +272,7 @@ TEST(every_record_is_delivered_before_the_byte_after_it_is_needed)
 		gr_stream_reader_free(r);
 		/* the first one needs one byte more: whether a configuration follows */
 		cut += want == 1;
-		s = (struct kit_source){ .data = b.p, .n = cut, .error_at_end = -EIO };
+		s = (struct kit_source){ .data = b.p, .n = (size_t)cut, .error_at_end = -EIO };
 		r = reader_of(&s);
 		while (gr_stream_next(r, &rec, NULL) == 1) {
 			got++;

@@ -53,7 +53,7 @@ TEST(what_was_encoded_decodes_to_the_new_page)
 		}
 		memcpy(new, old, PAGE);
 		while (changes--) {
-			size_t at = test_rand(&s) % PAGE, len = test_rand(&s) % 40;
+			size_t at = (size_t)(test_rand(&s) % PAGE), len = (size_t)(test_rand(&s) % 40);
 
 			for (size_t i = at; i < PAGE && i < at + len; i++) {
 				new[i] = (uint8_t)(new[i] + 1);

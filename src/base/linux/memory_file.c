@@ -33,7 +33,7 @@ int64_t gr_memory_file_page_bytes(int fd)
 	if (fstat(fd, &st) != 0 || !S_ISREG(st.st_mode)) {
 		return -EINVAL;
 	}
-	if (fstatfs(fd, &fs) == 0 && (uint64_t)fs.f_type == HUGETLBFS_MAGIC) {
+	if (fstatfs(fd, &fs) == 0 && (uint32_t)fs.f_type == HUGETLBFS_MAGIC) {
 		return fs.f_bsize;
 	}
 	return (int64_t)gr_page_bytes();
