@@ -293,8 +293,12 @@ static void keep_whom_we_have(struct gr_rcu_domain *d)
 
 	d->readers = NULL;
 	for (; r; r = next) {
+#ifdef GR_MUTANT_RCU_FORK_KEEPS_STRANGERS
+		bool stays = true;
+#else
 		bool stays = is_mine(r) ||
 			     (r->kind == GR_RCU_READER_HANDLE && !gr_rcu_read_ongoing_on(r));
+#endif
 
 		next = r->next;
 		r->awaited = 0;

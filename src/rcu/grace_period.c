@@ -325,15 +325,22 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 /* M2. Returns whether no reader that was asked can miss it now. */
 static bool fence_requests(struct gr_rcu_domain *d, bool may_miss)
 {
+#ifdef GR_MUTANT_RCU_QUIET_FENCES_REQUESTS
+	bool allowed = gr_heavy_fence_available();
+#else
+	bool allowed = gr_heavy_fence_available() && !gr_rcu_quiet_in_effect();
+#endif
+
 #ifndef GR_MUTANT_RCU_SKIP_M2
-	if (may_miss && gr_heavy_fence_available() && !gr_rcu_quiet_in_effect()) {
+	if (may_miss && allowed) {
 		GR_RCU_COUNT(d, flag_fences, 1);
 		GR_TRACE3(rcu_barrier, d->name, d->seq, 2);
 		gr_heavy_fence();
 		return true;
 	}
 #else
-	may_miss = may_miss && !gr_heavy_fence_available();
+	(void)d;
+	may_miss = may_miss && !allowed;
 #endif
 	gr_fence();
 	return !may_miss;

@@ -132,7 +132,7 @@ void gr_rcu_add_notifier(struct gr_rcu_notifier *notifier)
 	}
 	gr_rcu_registry_lock(d, &saved);
 	notifier->reader = r;
-	notifier->round = d->round;
+	notifier->round = 0; /* of none yet: the first is 1 */
 	notifier->next = r->notifiers;
 	notifier->pprev = &r->notifiers;
 	if (notifier->next) {

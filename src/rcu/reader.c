@@ -121,7 +121,9 @@ static void leave_at_exit(void *record)
 		gr_die("a thread ends inside a read-side section");
 	}
 	r->late = 1;
+#ifndef GR_MUTANT_RCU_EXIT_KEEPS_DOMAINS
 	gr_rcu_domain_leave_all();
+#endif
 }
 
 static void init(void)

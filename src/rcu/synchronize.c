@@ -157,8 +157,12 @@ struct gr_rcu_reader *gr_rcu_wait_begin(struct gr_rcu_domain *d, const char *who
 	if (gr_load_relaxed(&r->ctr) != (GR_RCU_QS | 1)) {
 		gr_die("%s inside a read-side section would never end", who);
 	}
+#ifdef GR_MUTANT_RCU_WAIT_STAYS_ONLINE
+	return NULL;
+#else
 	gr_rcu_thread_offline();
 	return r;
+#endif
 }
 
 void gr_rcu_wait_end(struct gr_rcu_reader *r)

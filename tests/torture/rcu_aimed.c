@@ -65,23 +65,31 @@ static void aim(void)
 	make_stores_slow();
 }
 
-static void litmus_section(void) GR_NO_TSA
+enum shot_kind { HOT_READER, BETWEEN_LOAD_AND_STORE, BECOMING_HOT, BECOMING_QUIET, COMING_ONLINE };
+
+static void litmus_section(enum shot_kind kind) GR_NO_TSA
 {
 	struct flagged *f;
 	uint32_t dead = 0;
 
-	gr_rcu_read_lock();
+	if (kind == COMING_ONLINE) {
+		gr_rcu_thread_online();
+	} else {
+		gr_rcu_read_lock();
+	}
 	f = gr_rcu_dereference(current_flagged);
 	for (int i = 0; i < LONG_LOOK; i++) {
 		dead |= LOAD(&f->dead);
 	}
-	gr_rcu_read_unlock();
+	if (kind == COMING_ONLINE) {
+		gr_rcu_thread_offline();
+	} else {
+		gr_rcu_read_unlock();
+	}
 	if (dead) {
 		STORE(&seen_dead, seen_dead + 1);
 	}
 }
-
-enum shot_kind { HOT_READER, BETWEEN_LOAD_AND_STORE, BECOMING_HOT };
 
 static void *litmus_reader(void *arg)
 {
@@ -89,6 +97,10 @@ static void *litmus_reader(void *arg)
 
 	stay_on_cpu(1);
 	become_hot();
+	if (kind == COMING_ONLINE) {
+		gr_rcu_qs_register_thread();
+		gr_rcu_thread_offline();
+	}
 	while (!LOAD(&shot.stop)) {
 		if (kind == BETWEEN_LOAD_AND_STORE) {
 			yield_hook = aim; /* inside gr_rcu_read_lock() */
@@ -99,7 +111,7 @@ static void *litmus_reader(void *arg)
 		} else {
 			aim();
 		}
-		litmus_section();
+		litmus_section(kind);
 	}
 	return NULL;
 }
@@ -111,6 +123,10 @@ static void run_litmus(enum shot_kind kind)
 	uint32_t round = 0;
 	pthread_t t;
 
+	if (kind == BECOMING_QUIET) { /* from now on readers are WARM */
+		gr_rcu_quiet_begin();
+		gr_rcu_quiet_end();
+	}
 	pthread_create(&t, NULL, litmus_reader, &kind);
 	stay_on_cpu(0);
 	gr_rcu_register_thread(); /* a quicker driver: no signals to block */
@@ -127,9 +143,15 @@ static void run_litmus(enum shot_kind kind)
 		while (delay-- > 0) {
 			gr_cpu_relax();
 		}
+		if (kind == BECOMING_QUIET) {
+			gr_rcu_quiet_begin();
+		}
 		gr_rcu_assign_pointer(current_flagged, new);
 		gr_rcu_synchronize();
 		STORE(&old->dead, 1);
+		if (kind == BECOMING_QUIET) {
+			gr_rcu_quiet_end();
+		}
 	}
 	STORE(&shot.stop, true);
 	pthread_join(t, NULL);
@@ -150,6 +172,16 @@ TEST(a_reader_between_load_and_store_of_its_state_is_not_overtaken)
 TEST(a_reader_that_is_just_becoming_hot_is_seen)
 {
 	run_litmus(BECOMING_HOT);
+}
+
+TEST(a_warm_section_is_seen_while_quiet_times_begin)
+{
+	run_litmus(BECOMING_QUIET);
+}
+
+TEST(a_thread_that_just_comes_online_is_seen)
+{
+	run_litmus(COMING_ONLINE);
 }
 
 /* ---- requests ------------------------------------------------------------------------ */
@@ -298,6 +330,29 @@ TEST(each_grace_period_fences_for_a_hot_reader_between_load_and_store_of_its_sta
 	pthread_join(t, NULL);
 	ASSERT_EQ(after.grace_periods - before.grace_periods, 3u);
 	ASSERT_EQ(after.entry_fences - before.entry_fences, 3u);
+}
+
+/* A WARM reader stands there when quiet times begin: the fence must be at their beginning. */
+TEST(quiet_times_begin_with_a_fence_for_a_reader_between_load_and_store_of_its_state)
+{
+	uint64_t fences;
+	pthread_t t;
+
+	if (!gr_heavy_fence_available()) {
+		SKIP("no process-wide fence here: no reader is warm");
+	}
+	gr_rcu_quiet_begin();
+	gr_rcu_quiet_end();
+	pthread_create(&t, NULL, standing_reader, NULL);
+	gr_event_wait(&standing);
+	fences = gr_heavy_fence_count();
+	gr_rcu_quiet_begin();
+	ASSERT_EQ(gr_heavy_fence_count() - fences, 1u);
+	gr_rcu_synchronize();
+	ASSERT_EQ(gr_heavy_fence_count() - fences, 1u);
+	gr_rcu_quiet_end();
+	gr_event_set(&walk_on);
+	pthread_join(t, NULL);
 }
 
 static void *asked_reader(void *arg)
