@@ -182,6 +182,7 @@ void bench_reading_stop(struct bench_reading *r)
 struct holder {
 	const struct bench_rcu *rcu;
 	uint32_t inside, leaving; /* (a) */
+	uint32_t leaving_at_call; /* what the callback saw */
 };
 
 static void *hold_section(void *arg)
@@ -198,18 +199,47 @@ static void *hold_section(void *arg)
 	return NULL;
 }
 
+static void start_holding(struct holder *h, pthread_t *ret)
+{
+	bench_thread(ret, BENCH_ANY_CPU, hold_section, h);
+	while (!__atomic_load_n(&h->inside, __ATOMIC_ACQUIRE)) {
+		bench_sleep_us(100);
+	}
+}
+
 void bench_check_waits(const struct bench_rcu *rcu)
 {
 	struct holder h = { .rcu = rcu };
 	pthread_t thread;
 
-	bench_thread(&thread, BENCH_ANY_CPU, hold_section, &h);
-	while (!__atomic_load_n(&h.inside, __ATOMIC_ACQUIRE)) {
-		bench_sleep_us(100);
-	}
+	start_holding(&h, &thread);
 	rcu->synchronize();
 	if (!__atomic_load_n(&h.leaving, __ATOMIC_ACQUIRE)) {
 		bench_die("%s: a grace period did not wait for a section", rcu->name);
+	}
+	pthread_join(thread, NULL);
+}
+
+static void note_leaving(struct bench_object *o)
+{
+	struct holder *h = o->opaque;
+
+	h->leaving_at_call = __atomic_load_n(&h->leaving, __ATOMIC_ACQUIRE);
+}
+
+void bench_check_calls_wait(const struct bench_rcu *rcu)
+{
+	struct holder h = { .rcu = rcu };
+	struct bench_object o = { .done = note_leaving, .opaque = &h };
+	pthread_t thread;
+
+	rcu->register_thread();
+	start_holding(&h, &thread);
+	rcu->call(&o);
+	rcu->unregister_thread();
+	rcu->barrier();
+	if (!h.leaving_at_call) {
+		bench_die("%s: a callback did not wait for a section", rcu->name);
 	}
 	pthread_join(thread, NULL);
 }

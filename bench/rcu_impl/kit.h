@@ -55,6 +55,8 @@ void bench_reading_stop(struct bench_reading *r);
 
 /* Exits unless a grace period waits for a section that is open. */
 void bench_check_waits(const struct bench_rcu *rcu);
+/* Exits unless a callback waits for a section that is open. */
+void bench_check_calls_wait(const struct bench_rcu *rcu);
 /* Exits unless readers never see a dead object while a writer kills some, for a moment. */
 void bench_check_readers(const struct bench_rcu *rcu);
 
