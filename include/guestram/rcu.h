@@ -24,6 +24,10 @@
  *             free(old);
  *     }
  *
+ * More: callbacks in rcu_queue.h; readers of one's own and independent domains in rcu_domain.h;
+ * threads whose sections cost nothing in rcu_qs.h; quiet times, hurry and statistics in
+ * rcu_control.h.
+ *
  * Threads: a thread registers itself when it enters its first section and leaves when it
  * ends; sections work in TLS destructors too. Sections nest (65535 deep) and may be
  * entered in signal handlers. Each section ends on the thread that began it.
