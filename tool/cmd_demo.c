@@ -8,11 +8,10 @@
 #include "tool.h"
 #include <errno.h>
 #include <getopt.h>
+#include <guestram/loop.h>
 #include <inttypes.h>
-#include <poll.h>
 #include <stdio.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -31,6 +30,7 @@ enum {
 };
 #define DOWNTIME_NS_MAX UINT64_C(50000000)
 #define NS_PER_S	1000000000u
+#define NS_PER_MS	UINT64_C(1000000)
 
 struct demo {
 	struct demo_options options;
@@ -38,7 +38,7 @@ struct demo {
 	struct vmm_move *move;
 	struct demo_load load;
 	struct demo_peer peer;
-	int wake_fd; /* the move's state has changed */
+	struct gr_loop *loop; /* waits for the move's state to change */
 	uint64_t link_bytes_per_s, rate_bytes_per_s;
 	uint64_t first_round_percent; /* (o) the move's thread: so much may be sent */
 	/* the result */
@@ -242,10 +242,9 @@ static void keep_step(void *opaque, const struct gr_migrate_stats *stats)
 static void move_changed(void *opaque, const struct gr_migrate_stats *stats)
 {
 	struct demo *demo = opaque;
-	const uint64_t one = 1;
 
 	(void)stats;
-	(void)!write(demo->wake_fd, &one, sizeof(one));
+	gr_loop_stop(demo->loop); /* move_guest() is to look */
 }
 
 static void show_progress(struct demo *demo, uint64_t began_ns, bool tty, uint64_t *shown_round)
@@ -285,18 +284,15 @@ static int move_guest(struct demo *demo, struct gr_error *err)
 	const bool tty = isatty(STDERR_FILENO) == 1;
 	struct gr_migrate_stats stats;
 	struct patience patience = { 0 };
-	uint64_t began_ns = now_ns(), round = 0, count;
+	uint64_t began_ns = now_ns(), round = 0;
 	bool stuck = false;
 	int status = 0, rc;
 
 	__atomic_store_n(&demo->load.moving, true, __ATOMIC_RELAXED);
 	rc = vmm_move_out(demo->machine, demo->peer.uri, &params, &demo->move, err);
-	while (rc == 0 && !vmm_move_ended(demo->move, &status, err)) {
-		struct pollfd fd = { .fd = demo->wake_fd, .events = POLLIN };
-
+	while (rc >= 0 && !vmm_move_ended(demo->move, &status, err)) {
 		show_progress(demo, began_ns, tty, &round);
-		(void)poll(&fd, 1, tty ? SHOW_MS : SHOW_MS / 10);
-		(void)!read(demo->wake_fd, &count, sizeof(count));
+		rc = gr_loop_step(demo->loop, (tty ? SHOW_MS : SHOW_MS / 10) * NS_PER_MS, err);
 		vmm_move_stats(demo->move, &stats);
 		if (is_stuck(&patience, stats.transferred_bytes, STUCK_MS)) {
 			stuck = true;
@@ -307,7 +303,7 @@ static int move_guest(struct demo *demo, struct gr_error *err)
 	if (tty) {
 		(void)fputs("\r\033[K", stderr);
 	}
-	if (rc == 0 && status == -ECANCELED && stuck) {
+	if (rc >= 0 && status == -ECANCELED && stuck) {
 		return gr_error_set(err, -ETIMEDOUT, "the move stands still");
 	}
 	return rc < 0 ? rc : status;
@@ -463,7 +459,7 @@ static void print_text(const struct demo *demo)
 
 static int run(int argc, char **argv)
 {
-	struct demo demo = { .wake_fd = -1 };
+	struct demo demo = { 0 };
 	struct gr_error err = { .msg = "" }, stop_err;
 	int status = parse_options(argc, argv, &demo.options), rc;
 
@@ -474,8 +470,8 @@ static int run(int argc, char **argv)
 	if (demo_peer_start(&demo.peer, &demo.options, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
-	demo.wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	rc = play(&demo, &err);
+	rc = gr_loop_create(NULL, &demo.loop, &err);
+	rc = rc < 0 ? rc : play(&demo, &err);
 	if (demo_peer_stop(&demo.peer, &stop_err) < 0 && rc == 0) {
 		err = stop_err;
 		rc = err.code;
@@ -489,9 +485,7 @@ static int run(int argc, char **argv)
 	}
 	vmm_move_free(demo.move);
 	vmm_machine_free(demo.machine);
-	if (demo.wake_fd >= 0) {
-		(void)close(demo.wake_fd);
-	}
+	gr_loop_free(demo.loop);
 	return status;
 }
 

@@ -17,10 +17,14 @@ enum { SAVE_CHUNK_BYTES = 1 << 20 };
 struct monitor {
 	struct vmm_monitor_params params;
 	struct vmm_machine *machine;
+	struct gr_loop *loop;
 	struct vmm_qmp *qmp;
+	struct gr_notifier changed; /* the machine's or a move's state has */
+	struct gr_loop_handler *changed_handler;
 	struct vmm_move *out, *in; /* the last move out; the move in until it has ended */
 	bool autostart;
-	bool quit;
+	int status; /* why the loop was stopped: 0 or an error, with... */
+	struct gr_error why_stopped;
 	uint64_t max_bandwidth, downtime_limit_ms;
 	/* Left by a vCPU's thread for ours. */
 	pthread_mutex_t lock;
@@ -28,14 +32,13 @@ struct monitor {
 	char why[128]; /* (l) */
 };
 
-/* The one that runs, for the signal handler, which can only wake it up. */
-static struct vmm_qmp *signal_wakes;
-static volatile sig_atomic_t got_signal;
+/* The one that runs, for the signal handler. */
+static struct gr_loop *signal_stops;
 
 static void on_signal(int sig)
 {
-	got_signal = sig;
-	vmm_qmp_wake(signal_wakes);
+	(void)sig;
+	gr_loop_stop(signal_stops);
 }
 
 static uint64_t now_ns(void)
@@ -67,6 +70,7 @@ static void machine_changed(void *opaque, enum vmm_run_state state, const char *
 		(void)pthread_mutex_unlock(&monitor->lock);
 		vmm_qmp_event(monitor->qmp, "SHUTDOWN",
 			      json_pack("{sbss}", "guest", 1, "reason", "guest-shutdown"));
+		gr_notifier_set(&monitor->changed);
 	} else if (state == VMM_RUNNING) {
 		vmm_qmp_event(monitor->qmp, "RESUME", NULL);
 	} else if (state == VMM_PAUSED || state == VMM_FINISH_MIGRATE) {
@@ -80,6 +84,7 @@ static void move_changed(void *opaque, const struct gr_migrate_stats *stats)
 
 	vmm_qmp_event(monitor->qmp, "MIGRATION",
 		      json_pack("{ss}", "status", gr_migrate_state_name(stats->state)));
+	gr_notifier_set(&monitor->changed);
 }
 
 static int do_query_status(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
@@ -138,7 +143,7 @@ static int do_quit(void *opaque, json_t *args, json_t **ret, struct gr_error *er
 	(void)args;
 	(void)ret;
 	(void)err;
-	monitor->quit = true;
+	gr_loop_stop(monitor->loop);
 	vmm_qmp_event(monitor->qmp, "SHUTDOWN",
 		      json_pack("{sbss}", "guest", 0, "reason", "host-qmp-quit"));
 	return 0;
@@ -554,20 +559,39 @@ static int look_at_incoming(struct monitor *monitor, struct gr_error *err)
 	return 0;
 }
 
-static int serve(struct monitor *monitor, struct gr_error *err)
+static int look_at_guest(struct monitor *monitor, struct gr_error *err)
 {
 	int rc = 0;
 
-	while (rc == 0 && !monitor->quit && !got_signal) {
-		bool arriving = monitor->in != NULL;
+	(void)pthread_mutex_lock(&monitor->lock);
+	if (monitor->died) {
+		rc = gr_error_set(err, -ECANCELED, "the guest stopped: %s", monitor->why);
+	}
+	(void)pthread_mutex_unlock(&monitor->lock);
+	return rc;
+}
 
-		rc = vmm_qmp_step(monitor->qmp, arriving ? 1000 : -1, err);
-		rc = rc < 0 ? rc : look_at_incoming(monitor, err);
-		(void)pthread_mutex_lock(&monitor->lock);
-		if (monitor->died && rc == 0) {
-			rc = gr_error_set(err, -ECANCELED, "the guest stopped: %s", monitor->why);
-		}
-		(void)pthread_mutex_unlock(&monitor->lock);
+/* Something has changed: look what. An error ends the monitor. */
+static void changed(void *opaque)
+{
+	struct monitor *monitor = opaque;
+	int rc;
+
+	(void)gr_notifier_clear(&monitor->changed);
+	rc = look_at_incoming(monitor, &monitor->why_stopped);
+	rc = rc < 0 ? rc : look_at_guest(monitor, &monitor->why_stopped);
+	if (rc < 0) {
+		monitor->status = rc;
+		gr_loop_stop(monitor->loop);
+	}
+}
+
+static int serve(struct monitor *monitor, struct gr_error *err)
+{
+	int rc = gr_loop_run(monitor->loop, err);
+
+	if (rc == 0 && monitor->status < 0) {
+		rc = gr_error_set(err, monitor->status, "%s", monitor->why_stopped.msg);
 	}
 	return rc;
 }
@@ -591,37 +615,73 @@ static int start(struct monitor *monitor, struct gr_error *err)
 	return rc;
 }
 
-int vmm_monitor_run(const struct vmm_monitor_params *params, struct gr_error *err)
+static int prepare(struct monitor *monitor, struct gr_error *err)
 {
-	const struct sigaction act = { .sa_handler = on_signal };
-	struct sigaction old_int, old_term;
-	struct monitor monitor = { .params = *params };
-	struct vmm_machine_params machine = params->machine;
-	int rc = vmm_qmp_create(params->qmp, commands, &monitor, &monitor.qmp, err);
+	const struct gr_loop_fd_desc desc = {
+		.size = sizeof(desc),
+		.fd = gr_notifier_fd(&monitor->changed),
+		.events = GR_LOOP_READ,
+		.read = changed,
+		.opaque = monitor,
+	};
+	struct vmm_machine_params machine = monitor->params.machine;
+	int rc = gr_loop_add_fd(monitor->loop, &desc, &monitor->changed_handler, err);
 
 	if (rc < 0) {
 		return rc;
 	}
-	(void)pthread_mutex_init(&monitor.lock, NULL);
-	monitor.downtime_limit_ms = 300;
-	machine.incoming = params->incoming != NULL;
+	machine.incoming = monitor->params.incoming != NULL;
 	machine.changed = machine_changed;
-	machine.opaque = &monitor;
-	got_signal = 0;
-	signal_wakes = monitor.qmp;
+	machine.opaque = monitor;
+	rc = vmm_machine_create(&machine, &monitor->machine, err);
+	return rc < 0 ? rc : start(monitor, err);
+}
+
+/* With loop and notifier made: everything else, until it is over. */
+static int run(struct monitor *monitor, struct gr_error *err)
+{
+	const struct sigaction act = { .sa_handler = on_signal };
+	struct sigaction old_int, old_term;
+	int rc = vmm_qmp_create(monitor->loop, monitor->params.qmp, commands, monitor,
+				&monitor->qmp, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	signal_stops = monitor->loop;
 	(void)sigaction(SIGINT, &act, &old_int);
 	(void)sigaction(SIGTERM, &act, &old_term);
-	rc = vmm_machine_create(&machine, &monitor.machine, err);
-	rc = rc < 0 ? rc : start(&monitor, err);
-	rc = rc < 0 ? rc : serve(&monitor, err);
-	vmm_move_free(monitor.in);
-	vmm_move_free(monitor.out);
-	vmm_machine_free(monitor.machine);
-	vmm_qmp_flush(monitor.qmp);
+	rc = prepare(monitor, err);
+	rc = rc < 0 ? rc : serve(monitor, err);
+	vmm_move_free(monitor->in);
+	vmm_move_free(monitor->out);
+	vmm_machine_free(monitor->machine);
+	if (monitor->changed_handler) {
+		gr_loop_del(monitor->changed_handler);
+	}
+	vmm_qmp_flush(monitor->qmp);
 	(void)sigaction(SIGINT, &old_int, NULL);
 	(void)sigaction(SIGTERM, &old_term, NULL);
-	signal_wakes = NULL;
-	vmm_qmp_free(monitor.qmp);
-	(void)pthread_mutex_destroy(&monitor.lock);
+	signal_stops = NULL;
+	vmm_qmp_free(monitor->qmp);
+	return rc;
+}
+
+int vmm_monitor_run(const struct vmm_monitor_params *params, struct gr_error *err)
+{
+	struct monitor monitor = { .params = *params, .downtime_limit_ms = 300 };
+	int rc = gr_loop_create(NULL, &monitor.loop, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	rc = gr_notifier_init(&monitor.changed, err);
+	if (rc == 0) {
+		(void)pthread_mutex_init(&monitor.lock, NULL);
+		rc = run(&monitor, err);
+		(void)pthread_mutex_destroy(&monitor.lock);
+		gr_notifier_destroy(&monitor.changed);
+	}
+	gr_loop_free(monitor.loop);
 	return rc;
 }

@@ -3,12 +3,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <guestram/types.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/time.h>
@@ -20,11 +18,15 @@ enum { EVENTS_MAX = 1024 };
 struct vmm_qmp {
 	const struct vmm_qmp_command *commands;			/* (c) */
 	void *opaque;						/* (c) */
-	int listen_fd, wake_fd;					/* (c) -1: none */
+	struct gr_loop *loop;					/* (c) */
+	int listen_fd;						/* (c) -1: none */
 	char path[sizeof(((struct sockaddr_un *)0)->sun_path)]; /* (c) */
 
-	/* (o) the thread that steps: the client, its input and what it has not read yet */
+	/* (o) the loop's thread: the client, its input and what it has not read yet */
+	struct gr_loop_handler *listener, *client; /* NULL: none */
 	int client_fd;
+	unsigned int client_events; /* what the loop waits for */
+	bool ending;		    /* no more commands */
 	bool negotiated;
 	bool skipping; /* the rest of a message that was too long */
 	size_t in_bytes, out_bytes, out_room;
@@ -32,7 +34,9 @@ struct vmm_qmp {
 	char in[VMM_QMP_MESSAGE_BYTES_MAX];
 
 	pthread_mutex_t lock;
-	json_t *events; /* (l) an array: what vmm_qmp_event() left for the stepping thread */
+	json_t *events; /* (l) an array: what vmm_qmp_event() left for the loop's thread */
+	struct gr_notifier has_events;
+	struct gr_loop_handler *event_handler; /* (c) */
 };
 
 size_t vmm_qmp_frame(const char *data, size_t bytes, size_t *ret_skip)
@@ -131,45 +135,46 @@ static int open_listener(struct vmm_qmp *qmp, struct gr_error *err)
 	return 0;
 }
 
-int vmm_qmp_create(const char *where, const struct vmm_qmp_command *commands, void *opaque,
-		   struct vmm_qmp **ret_qmp, struct gr_error *err)
+static int wait_for(struct vmm_qmp *qmp, int fd, void (*read)(void *opaque),
+		    void (*write)(void *opaque), struct gr_loop_handler **ret_handler,
+		    struct gr_error *err)
 {
-	struct vmm_qmp *qmp = calloc(1, sizeof(*qmp));
-	int rc = 0;
+	const struct gr_loop_fd_desc desc = {
+		.size = sizeof(desc),
+		.fd = fd,
+		.events = GR_LOOP_READ,
+		.read = read,
+		.write = write,
+		.opaque = qmp,
+	};
 
-	if (!qmp) {
-		return gr_error_set(err, -ENOMEM, "no memory for a monitor");
+	return gr_loop_add_fd(qmp->loop, &desc, ret_handler, err);
+}
+
+/* How many connections the listener's handler takes now: one if there is no client. */
+static void listen_if_free(struct vmm_qmp *qmp)
+{
+	bool is_free = qmp->client_fd < 0 && !qmp->ending;
+
+	if (qmp->listener) {
+		/* turning on may want memory; then the next change tries again */
+		(void)!gr_loop_set_events(qmp->listener, is_free ? GR_LOOP_READ : 0, NULL);
 	}
-	qmp->commands = commands;
-	qmp->opaque = opaque;
-	qmp->listen_fd = qmp->client_fd = -1;
-	(void)pthread_mutex_init(&qmp->lock, NULL);
-	qmp->events = json_array();
-	qmp->wake_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	if (qmp->wake_fd < 0 || !qmp->events) {
-		rc = gr_error_set(err, -ENOMEM, "no memory or descriptor for a monitor");
-	}
-	if (rc == 0 && where) {
-		rc = parse_where(where, qmp->path, sizeof(qmp->path), err);
-		rc = rc < 0 ? rc : open_listener(qmp, err);
-	}
-	if (rc < 0) {
-		qmp->path[0] = '\0'; /* not ours to remove */
-		vmm_qmp_free(qmp);
-		return rc;
-	}
-	*ret_qmp = qmp;
-	return 0;
 }
 
 static void drop_client(struct vmm_qmp *qmp)
 {
+	if (qmp->client) {
+		gr_loop_del(qmp->client);
+		qmp->client = NULL;
+	}
 	if (qmp->client_fd >= 0) {
 		(void)close(qmp->client_fd);
 	}
 	qmp->client_fd = -1;
 	qmp->in_bytes = qmp->out_bytes = 0;
 	qmp->negotiated = qmp->skipping = false;
+	listen_if_free(qmp);
 }
 
 void vmm_qmp_free(struct vmm_qmp *qmp)
@@ -177,25 +182,23 @@ void vmm_qmp_free(struct vmm_qmp *qmp)
 	if (!qmp) {
 		return;
 	}
+	qmp->ending = true;
 	drop_client(qmp);
+	if (qmp->event_handler) {
+		gr_loop_del_sync(qmp->event_handler);
+	}
+	if (qmp->listener) {
+		gr_loop_del_sync(qmp->listener);
+	}
 	if (qmp->listen_fd >= 0) {
 		(void)close(qmp->listen_fd);
 		(void)unlink(qmp->path);
 	}
-	if (qmp->wake_fd >= 0) {
-		(void)close(qmp->wake_fd);
-	}
+	gr_notifier_destroy(&qmp->has_events);
 	json_decref(qmp->events);
 	free(qmp->out);
 	(void)pthread_mutex_destroy(&qmp->lock);
 	free(qmp);
-}
-
-void vmm_qmp_wake(struct vmm_qmp *qmp)
-{
-	const uint64_t one = 1;
-
-	(void)!write(qmp->wake_fd, &one, sizeof(one));
 }
 
 /* Give the client as much as it takes now. */
@@ -446,14 +449,6 @@ static void read_client(struct vmm_qmp *qmp)
 	serve_all(qmp);
 }
 
-static void greet(struct vmm_qmp *qmp)
-{
-	qmp->client_fd = accept4(qmp->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-	say(qmp, json_pack("{s{s{s{sisisi}ss}s[]}}", "QMP", "version", "qemu", "major",
-			   GR_VERSION_MAJOR, "minor", GR_VERSION_MINOR, "micro", GR_VERSION_PATCH,
-			   "package", "guestram", "capabilities"));
-}
-
 /* Hand the events that other threads left to the client, if it has negotiated. */
 static void send_events(struct vmm_qmp *qmp)
 {
@@ -471,6 +466,67 @@ static void send_events(struct vmm_qmp *qmp)
 		}
 	}
 	json_decref(events);
+}
+
+/* Wait for what the client has to say, and until it takes what we have. */
+static void wait_for_client(struct vmm_qmp *qmp)
+{
+	unsigned int events =
+		(qmp->ending ? 0 : GR_LOOP_READ) | (qmp->out_bytes > 0 ? GR_LOOP_WRITE : 0);
+
+	if (!qmp->client || events == qmp->client_events) {
+		return;
+	}
+	qmp->client_events = events;
+	if (gr_loop_set_events(qmp->client, events, NULL) < 0) {
+		drop_client(qmp); /* no memory to wait for it */
+	}
+}
+
+static void client_speaks(void *opaque)
+{
+	struct vmm_qmp *qmp = opaque;
+
+	read_client(qmp);
+	send_events(qmp); /* those of its commands come after their answers */
+	wait_for_client(qmp);
+}
+
+static void client_takes(void *opaque)
+{
+	struct vmm_qmp *qmp = opaque;
+
+	write_out(qmp);
+	wait_for_client(qmp);
+}
+
+static void has_events(void *opaque)
+{
+	struct vmm_qmp *qmp = opaque;
+
+	(void)gr_notifier_clear(&qmp->has_events);
+	send_events(qmp);
+	wait_for_client(qmp);
+}
+
+static void greet(void *opaque)
+{
+	struct vmm_qmp *qmp = opaque;
+
+	qmp->client_fd = accept4(qmp->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+	if (qmp->client_fd < 0) {
+		return;
+	}
+	if (wait_for(qmp, qmp->client_fd, client_speaks, client_takes, &qmp->client, NULL) < 0) {
+		drop_client(qmp);
+		return;
+	}
+	qmp->client_events = GR_LOOP_READ;
+	listen_if_free(qmp);
+	say(qmp, json_pack("{s{s{s{sisisi}ss}s[]}}", "QMP", "version", "qemu", "major",
+			   GR_VERSION_MAJOR, "minor", GR_VERSION_MINOR, "micro", GR_VERSION_PATCH,
+			   "package", "guestram", "capabilities"));
+	wait_for_client(qmp);
 }
 
 void vmm_qmp_event(struct vmm_qmp *qmp, const char *name, json_t *data)
@@ -492,44 +548,71 @@ void vmm_qmp_event(struct vmm_qmp *qmp, const char *name, json_t *data)
 	}
 	(void)pthread_mutex_unlock(&qmp->lock);
 	json_decref(event);
-	vmm_qmp_wake(qmp);
-}
-
-int vmm_qmp_step(struct vmm_qmp *qmp, int timeout_ms, struct gr_error *err)
-{
-	struct pollfd fds[] = {
-		{ .fd = qmp->wake_fd, .events = POLLIN },
-		{ .fd = qmp->client_fd >= 0 ? -1 : qmp->listen_fd, .events = POLLIN },
-		{ .fd = qmp->client_fd,
-		  .events = (short)(POLLIN | (qmp->out_bytes > 0 ? POLLOUT : 0)) },
-	};
-	uint64_t count;
-
-	if (poll(fds, 3, timeout_ms) < 0 && errno != EINTR) {
-		return gr_error_set(err, -errno, "monitor: %s", strerror(errno));
-	}
-	(void)!read(qmp->wake_fd, &count, sizeof(count));
-	send_events(qmp);
-	if (fds[1].revents & POLLIN) {
-		greet(qmp);
-	}
-	if (qmp->client_fd >= 0 && fds[2].revents & (POLLIN | POLLHUP | POLLERR)) {
-		read_client(qmp);
-	}
-	write_out(qmp);
-	send_events(qmp);
-	return 0;
+	gr_notifier_set(&qmp->has_events);
 }
 
 void vmm_qmp_flush(struct vmm_qmp *qmp)
 {
-	send_events(qmp);
-	for (int tries = 0; tries < 20 && qmp->client_fd >= 0 && qmp->out_bytes > 0; tries++) {
-		struct pollfd fd = { .fd = qmp->client_fd, .events = POLLOUT };
+	const uint64_t turn_ns = 50000000;
 
-		(void)poll(&fd, 1, 50);
-		write_out(qmp);
+	qmp->ending = true;
+	send_events(qmp);
+	wait_for_client(qmp);
+	listen_if_free(qmp);
+	for (int tries = 0; tries < 20 && qmp->client_fd >= 0 && qmp->out_bytes > 0; tries++) {
+		(void)!gr_loop_step(qmp->loop, turn_ns, NULL);
 	}
+}
+
+static int init(struct vmm_qmp *qmp, const char *where, struct gr_error *err)
+{
+	int rc = 0;
+
+	qmp->events = json_array();
+	if (!qmp->events) {
+		return gr_error_set(err, -ENOMEM, "no memory for a monitor");
+	}
+	if (where) {
+		rc = parse_where(where, qmp->path, sizeof(qmp->path), err);
+		rc = rc < 0 ? rc : open_listener(qmp, err);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	rc = wait_for(qmp, gr_notifier_fd(&qmp->has_events), has_events, NULL, &qmp->event_handler,
+		      err);
+	if (rc == 0 && where) {
+		rc = wait_for(qmp, qmp->listen_fd, greet, NULL, &qmp->listener, err);
+	}
+	return rc;
+}
+
+int vmm_qmp_create(struct gr_loop *loop, const char *where, const struct vmm_qmp_command *commands,
+		   void *opaque, struct vmm_qmp **ret_qmp, struct gr_error *err)
+{
+	struct vmm_qmp *qmp = calloc(1, sizeof(*qmp));
+	int rc;
+
+	if (!qmp) {
+		return gr_error_set(err, -ENOMEM, "no memory for a monitor");
+	}
+	rc = gr_notifier_init(&qmp->has_events, err);
+	if (rc < 0) {
+		free(qmp);
+		return rc;
+	}
+	qmp->loop = loop;
+	qmp->commands = commands;
+	qmp->opaque = opaque;
+	qmp->listen_fd = qmp->client_fd = -1;
+	(void)pthread_mutex_init(&qmp->lock, NULL);
+	rc = init(qmp, where, err);
+	if (rc < 0) {
+		vmm_qmp_free(qmp);
+		return rc;
+	}
+	*ret_qmp = qmp;
+	return 0;
 }
 
 int vmm_qmp_need(json_t *args, const char *name, struct gr_error *err)

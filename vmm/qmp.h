@@ -12,6 +12,7 @@
 #define VMM_QMP_H
 
 #include <guestram/error.h>
+#include <guestram/loop.h>
 #include <jansson.h>
 
 enum {
@@ -33,22 +34,19 @@ struct vmm_qmp_command {
 };
 
 /*
- * Serve on a socket ("unix:PATH" or PATH; QEMU's ",server=on,wait=off" behind it is fine).
- * NULL: no socket, events vanish, vmm_qmp_step() just waits. The commands end with an entry
- * without name.
+ * Serve on a socket ("unix:PATH" or PATH; QEMU's ",server=on,wait=off" behind it is fine), by
+ * handlers of the loop. NULL: no socket, events vanish. The commands end with an entry without
+ * name; they run in the loop's thread.
  */
-int vmm_qmp_create(const char *where, const struct vmm_qmp_command *commands, void *opaque,
-		   struct vmm_qmp **ret_qmp, struct gr_error *err);
+int vmm_qmp_create(struct gr_loop *loop, const char *where, const struct vmm_qmp_command *commands,
+		   void *opaque, struct vmm_qmp **ret_qmp, struct gr_error *err);
+/* The loop's thread, or while the loop does not run. */
 void vmm_qmp_free(struct vmm_qmp *qmp);
 
 /*
- * Wait for clients and commands and serve what is there. Returns when something was done,
- * after vmm_qmp_wake(), or after timeout_ms (-1: no timeout). 0 or a negative errno.
+ * Serve no more commands, and send what waits to be sent, but do not wait long: before the
+ * process ends. Runs the loop.
  */
-int vmm_qmp_step(struct vmm_qmp *qmp, int timeout_ms, struct gr_error *err);
-/* Make vmm_qmp_step() return. Any thread, also a signal handler. */
-void vmm_qmp_wake(struct vmm_qmp *qmp);
-/* Send what waits to be sent, but do not wait long: before the process ends. */
 void vmm_qmp_flush(struct vmm_qmp *qmp);
 
 /* Send an event; takes the reference to data, which may be NULL. Any thread. */

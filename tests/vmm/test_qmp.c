@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 struct server {
+	struct gr_loop *loop;
 	struct vmm_qmp *qmp;
 	pthread_t thread;
 	bool quit; /* (a) */
@@ -66,7 +67,7 @@ static void *serve(void *opaque)
 	struct server *server = opaque;
 
 	while (!__atomic_load_n(&server->quit, __ATOMIC_ACQUIRE)) {
-		ASSERT_EQ(vmm_qmp_step(server->qmp, -1, NULL), 0);
+		ASSERT_GE(gr_loop_step(server->loop, GR_LOOP_NEVER, NULL), 0);
 	}
 	return NULL;
 }
@@ -78,7 +79,8 @@ static void start(struct server *server)
 	*server = (struct server){ .dir = "/tmp/gr-qmp-XXXXXX" };
 	ASSERT(mkdtemp(server->dir));
 	(void)snprintf(server->where, sizeof(server->where), "unix:%s/qmp", server->dir);
-	if (vmm_qmp_create(server->where, commands, server, &server->qmp, &err) < 0) {
+	ASSERT_EQ(gr_loop_create(NULL, &server->loop, NULL), 0);
+	if (vmm_qmp_create(server->loop, server->where, commands, server, &server->qmp, &err) < 0) {
 		FAIL("%s", err.msg);
 	}
 	ASSERT_EQ(pthread_create(&server->thread, NULL, serve, server), 0);
@@ -87,9 +89,10 @@ static void start(struct server *server)
 static void stop(struct server *server)
 {
 	__atomic_store_n(&server->quit, true, __ATOMIC_RELEASE);
-	vmm_qmp_wake(server->qmp);
+	gr_loop_stop(server->loop);
 	ASSERT_EQ(pthread_join(server->thread, NULL), 0);
 	vmm_qmp_free(server->qmp);
+	gr_loop_free(server->loop);
 	ASSERT_EQ(access(server->where + 5, F_OK), -1); /* it removed its socket */
 	ASSERT_EQ(rmdir(server->dir), 0);
 }
@@ -241,11 +244,11 @@ static void greet_read_and_close(const struct server *server, const char *text)
 {
 	int fd = connect_raw(server);
 
-	ASSERT_EQ(vmm_qmp_step(server->qmp, 1000, NULL), 0);
+	ASSERT_EQ(gr_loop_step(server->loop, UINT64_C(60000000000), NULL), 1);
 	ASSERT_HAS(line(fd), "\"QMP\"");
 	send_text(fd, text);
 	(void)close(fd);
-	ASSERT_EQ(vmm_qmp_step(server->qmp, 1000, NULL), 0);
+	ASSERT_EQ(gr_loop_step(server->loop, UINT64_C(60000000000), NULL), 1);
 }
 
 TEST(a_client_may_be_gone_when_its_input_is_refused)
@@ -258,7 +261,9 @@ TEST(a_client_may_be_gone_when_its_input_is_refused)
 	text[VMM_QMP_MESSAGE_BYTES_MAX] = '\0';
 	ASSERT(mkdtemp(server.dir));
 	(void)snprintf(server.where, sizeof(server.where), "unix:%s/qmp", server.dir);
-	ASSERT_EQ(vmm_qmp_create(server.where, commands, &server, &server.qmp, NULL), 0);
+	ASSERT_EQ(gr_loop_create(NULL, &server.loop, NULL), 0);
+	ASSERT_EQ(vmm_qmp_create(server.loop, server.where, commands, &server, &server.qmp, NULL),
+		  0);
 	greet_read_and_close(&server, "{ x\n");
 	greet_read_and_close(&server, "{ x\n{ y\n{\"execute\":\"nope\"}\n");
 	greet_read_and_close(&server, text);
@@ -363,6 +368,7 @@ TEST(the_client_executes_and_gets_the_reason_of_a_refusal)
 TEST(a_stale_socket_is_taken_over_and_a_live_one_is_not)
 {
 	struct server server;
+	struct gr_loop *loop;
 	struct vmm_qmp *second;
 	struct sockaddr_un addr = { .sun_family = AF_UNIX };
 	struct gr_error err;
@@ -370,17 +376,20 @@ TEST(a_stale_socket_is_taken_over_and_a_live_one_is_not)
 	int fd = mkstemp(path);
 
 	start(&server);
-	ASSERT_EQ(vmm_qmp_create(server.where, commands, NULL, &second, &err), -EADDRINUSE);
+	ASSERT_EQ(gr_loop_create(NULL, &loop, NULL), 0);
+	ASSERT_EQ(vmm_qmp_create(loop, server.where, commands, NULL, &second, &err), -EADDRINUSE);
 	stop(&server);
-	ASSERT_EQ(vmm_qmp_create(path, commands, NULL, &second, &err), -EADDRINUSE); /* a file */
+	/* a file */
+	ASSERT_EQ(vmm_qmp_create(loop, path, commands, NULL, &second, &err), -EADDRINUSE);
 	(void)close(fd);
 	ASSERT_EQ(unlink(path), 0);
 	fd = socket(AF_UNIX, SOCK_STREAM, 0);
 	(void)snprintf(addr.sun_path, sizeof(addr.sun_path), "%s", path);
 	ASSERT_EQ(bind(fd, (const struct sockaddr *)&addr, sizeof(addr)), 0);
 	(void)close(fd); /* left behind, as by a process that was killed */
-	ASSERT_EQ(vmm_qmp_create(path, commands, NULL, &second, &err), 0);
+	ASSERT_EQ(vmm_qmp_create(loop, path, commands, NULL, &second, &err), 0);
 	vmm_qmp_free(second);
+	gr_loop_free(loop);
 }
 
 TEST_MAIN()
