@@ -16,11 +16,13 @@
  * head, tagged with its class) that this thread alone fills: it writes the entry, then (S1,
  * release) tail. The runner reads tail (acquire), then entries. Two producers share no line
  * that either writes. The runner gets an array of heads, so it can fetch many objects
- * at once instead of one link after the other. A full ring is followed by a new, larger one.
- * Everything else goes on `incoming`, a lock-free stack for all (compare-and-swap, S2, release):
- * calls of threads that call seldom or have ended, of a handler that interrupts a call in
- * its own thread (the shard is busy), and those for which there is no memory. So a call
- * never fails, and a handler may call.
+ * at once instead of one link after the other. A full ring is followed by a new, larger one;
+ * where there is no memory for it, calls go on the shard's own stack, `over`, for as long as that
+ * is not empty. A handler that interrupts a call of its own thread (the shard is busy) leaves its
+ * callback `aside`, and the interrupted call puts it into the ring as its next.
+ * Threads without a shard (they call seldom, have ended, or there was no memory) use a stack for
+ * all, `incoming`. Stacks are pushed by compare-and-swap (S2, release) and taken whole (acquire).
+ * So a call never fails, and a handler may call.
  *
  * BATCHES. They are numbered. At most one is *open* (waiting for its grace period) and one
  * *closed* (its grace period is over, its callbacks run): finished <= closed <= opened, each by
@@ -30,20 +32,21 @@
  *   close   when the cookie is over.
  *   finish  when its callbacks have run: rings get their slots back (B2, release of head; the
  *           producer acquires it before it fills the slot again).
- * Within a batch the rings come first, shard by shard, then the stack, oldest first. B1 comes
- * after the acquires of take, which pair with S1 and S2: what a producer did before its
+ * B1 comes after the acquires of take, which pair with S1 and S2: what a producer did before its
  * call (the unlinking) comes before the grace period. So a callback never runs before the
  * sections that were open when it was queued have ended.
  *
- * ORDER. One thread's callbacks of one class on one queue run in the order of the calls. Within
- * a ring that is plain. A thread that put something on the stack goes on doing so until
- * `closed` is 2 more than it was when it looked after the push. Let it have seen v. What it
- * pushed is in batch v + 2 at the latest: batch v + 2 is opened by a take that follows close
- * v + 1; that take has a full fence (O1) between the close and its look at the stack, the
- * producer has one (S4) between its push and its look at closed; had the take missed the
- * push, the producer would have seen v + 1. What it then puts in its ring is in batch v + 3 at
- * the earliest. And what was in the ring before the push is taken with it or before: take
- * empties the stack first (acquire), then looks at the rings.
+ * ORDER. One thread's callbacks of one class on one queue run in the order of the calls. In a
+ * batch `incoming` comes first, then shard by shard the ring's part, then what was `over`.
+ *   - A thread goes from `incoming` to a shard once, never back. Take reads the tails first, then
+ *     takes incoming: if it has an entry, it has what that thread pushed before, or had it.
+ *     (It does go back when its exit hook has run. What destructors call after that, and
+ *     handlers, is in order among itself only.)
+ *   - While `over` is not empty nothing is put into the ring. Take reads tail, then, if over is not
+ *     empty, over_at: the tail when the first was pushed, which stays as long as over is not
+ *     empty. All entries below are visible (S2), and there are none above: they come with
+ *     this batch, before what was over. A batch that has something of over takes no more of that
+ *     shard if it is joined: what is in the ring by now came later.
  *
  * SLEEP. q->sleeping says what the runner does: AWAKE, PACING (gathers for a moment), ASLEEP, or
  * ABSENT (no thread yet). It announces, has a full fence (W1), looks for work, sleeps. A producer
@@ -57,8 +60,8 @@
  * and a queue that is in use interrupts no vCPU.
  *
  * BARRIER. Under q->lock it does the take itself. Then all that was queued before is in batches
- * up to `opened`, or, if the open batch could not be joined, opened + 1. It says so in `want` and
- * waits until finished is there. Idle: nothing taken, opened == finished, no grace period.
+ * up to `opened`, or, if something could not join the open batch, opened + 1. It says so in `want`
+ * and waits until finished is there. Idle: nothing taken, opened == finished, no grace period.
  *
  * RUNNER. Who closes batches and runs callbacks: the worker, or whoever polls a queue that has
  * none, or a barrier where no thread can be made. One at a time (q->runner). Only callbacks
@@ -109,14 +112,22 @@ struct gr_rcu_ring {
 	gr_rcu_entry entry[];	  /* published by tail */
 };
 
+/* Callbacks in order, linked by next. */
+struct gr_rcu_list {
+	struct gr_rcu_head *first;
+	struct gr_rcu_head *last;
+};
+
 struct gr_rcu_shard {
 	/* The producer's. (o) is the owning thread, its signal handlers included. */
 	struct gr_rcu_queue *queue; /* (a) NULL: freed; the shard may be used for another */
 	size_t tail;		    /* (a) entries ever put */
 	struct gr_rcu_ring *put;    /* (a) the ring of entry tail */
 	size_t full_at;		    /* (o) tail at which head must be looked at again */
+	struct gr_rcu_head *over;   /* (a) stack, newest first: calls that found no room */
+	size_t over_at;		    /* (a) tail when over was last pushed on while empty */
+	struct gr_rcu_head *aside;  /* (a) stack: calls of handlers that interrupted a call */
 	uint32_t busy;		    /* (o) a call is under way in the owner */
-	uint32_t shared_until;	    /* (o) the stack is to be used until closed is this */
 	size_t bytes;		    /* (a) of sized calls, ever */
 	size_t reported;	    /* (o) tail when the queue's count was last told... */
 	size_t reported_bytes;	    /* (o) ...and bytes */
@@ -128,25 +139,22 @@ struct gr_rcu_shard {
 	size_t closed;			       /* q->lock: the closed batch ends here */
 	size_t open;			       /* q->lock: the open batch ends here... */
 	size_t open_bytes;		       /* ...and so many of bytes are in it or before */
-	struct gr_rcu_ring *get;	       /* the ring of entry run, or one before it */
-	struct gr_rcu_ring *oldest;	       /* q->lock: not freed yet, get or before it */
-	bool orphan;			       /* q->lock: the owner has ended */
-	struct gr_rcu_shard *next;	       /* (a) written under q->lock */
-	/* What fork() saw: tail, bytes and put. */
+	struct gr_rcu_list open_over[GR_RCU_CLASSES];	/* q->lock: what was over, in the open... */
+	struct gr_rcu_list closed_over[GR_RCU_CLASSES]; /* ...and the closed batch */
+	struct gr_rcu_ring *get;    /* the ring of entry run, or one before it */
+	struct gr_rcu_ring *oldest; /* q->lock: not freed yet, get or before it */
+	bool orphan;		    /* q->lock: the owner has ended */
+	struct gr_rcu_shard *next;  /* (a) written under q->lock */
+	/* What fork() saw. */
+	struct gr_rcu_head *fork_over;
 	size_t fork_tail;
 	size_t fork_bytes;
 	struct gr_rcu_ring *fork_put;
 	struct gr_rcu_ring ring0 GR_ALIGNED(GR_CACHE_LINE); /* the first, to the end of the page */
 };
 
-/* Callbacks in order, linked by next (the lowest bit is the class). */
-struct gr_rcu_list {
-	struct gr_rcu_head *first;
-	struct gr_rcu_head *last;
-};
-
 struct gr_rcu_batch {
-	struct gr_rcu_list list[GR_RCU_CLASSES]; /* from the stack */
+	struct gr_rcu_list list[GR_RCU_CLASSES]; /* what was incoming */
 	struct gr_rcu_list after;		 /* asynchronous barriers: run last, as LOCKED */
 	uint64_t cookie;			 /* of its grace period */
 	size_t count;				 /* with the rings' */
@@ -163,13 +171,12 @@ enum gr_rcu_sleep {
 struct gr_rcu_queue {
 	/* Producers read these at each call; they change a few times per batch. */
 	uint32_t sleeping GR_ALIGNED(GR_CACHE_LINE); /* (a) enum gr_rcu_sleep; futex */
-	uint32_t closed;			     /* (a) written under lock */
 	uint32_t grain;				     /* (c) calls between reports to count... */
 	size_t grain_bytes;			     /* (c) ...or so many bytes */
 	struct gr_rcu_queue_params params;	     /* (c) */
 	/* For calls without a shard. */
 	struct gr_rcu_head *incoming GR_ALIGNED(GR_CACHE_LINE); /* (a) newest first */
-	size_t pushed;						/* (a) onto it, ever... */
+	size_t pushed;						/* (a) onto stacks, ever... */
 	size_t pushed_bytes;					/* (a) ...and their bytes */
 	/* For limits: what was reported less what has run. May be below the truth by the grains. */
 	int64_t count GR_ALIGNED(GR_CACHE_LINE); /* (a) */
@@ -182,13 +189,14 @@ struct gr_rcu_queue {
 	struct gr_mutex lock GR_ALIGNED(GR_CACHE_LINE);
 	struct gr_rcu_shard *shards;	/* (a) written under lock */
 	uint32_t opened;		/* (l) */
+	uint32_t closed;		/* (a) written under lock */
 	uint32_t finished;		/* (a) written under lock */
 	uint32_t want;			/* (a) a barrier needs finished to get here */
 	uint32_t unlocked_done;		/* (a) callbacks of this batch that need no lock have run */
 	uint32_t done;			/* (a) bumped when finished or unlocked_done is; futex */
 	uint32_t done_waiters;		/* (a) */
 	struct gr_rcu_batch open_batch; /* (l) */
-	size_t taken;			/* (l) off the stack, ever... */
+	size_t taken;			/* (l) off stacks, ever... */
 	size_t taken_bytes;		/* (l) */
 	struct gr_rcu_list after_next;	/* (l) asynchronous barriers of the batch after opened */
 	/* The runner's. */
@@ -275,7 +283,7 @@ void gr_rcu_shard_free(struct gr_rcu_shard *s);
 /* queue_batch.c. A thread that is not the worker blocks signals first: a handler may fork. */
 bool gr_rcu_queue_has_callbacks(struct gr_rcu_queue *q);
 bool gr_rcu_queue_untaken(struct gr_rcu_queue *q) GR_REQUIRES(q->lock);
-/* False if it could not look: the open batch's grace period may have begun. */
+/* False if something may be left that could not join the open batch: see BATCHES and ORDER. */
 bool gr_rcu_queue_take(struct gr_rcu_queue *q) GR_REQUIRES(q->lock);
 void gr_rcu_queue_open(struct gr_rcu_queue *q, uint64_t cookie) GR_REQUIRES(q->lock);
 void gr_rcu_queue_close(struct gr_rcu_queue *q) GR_REQUIRES(q->lock);

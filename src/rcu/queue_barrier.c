@@ -166,7 +166,7 @@ void gr_rcu_barrier_async(struct gr_rcu_queue *queue, struct gr_rcu_head *head,
 {
 	struct gr_rcu_queue *q = gr_rcu_queue_or_default(queue);
 	struct gr_signals saved;
-	bool looked;
+	bool all;
 
 	if (!func) {
 		gr_die("gr_rcu_barrier_async() without a function");
@@ -175,13 +175,13 @@ void gr_rcu_barrier_async(struct gr_rcu_queue *queue, struct gr_rcu_head *head,
 	gr_fence(); /* as in want_batch() */
 	gr_signals_block(&saved);
 	gr_mutex_lock(&q->lock);
-	looked = gr_rcu_queue_take(q) || !gr_rcu_queue_untaken(q);
-	if (looked && q->opened == q->closed) {
+	all = gr_rcu_queue_take(q) || !gr_rcu_queue_untaken(q);
+	if (all && q->opened == q->closed) {
 		/* Nothing is queued, or the last of it runs: a batch whose grace period is over. */
 		gr_rcu_queue_open(q, gr_rcu_domain_get_state(q->params.domain) - 4);
 	}
-	gr_rcu_list_append(looked ? &q->open_batch.after : &q->after_next, head);
-	q->want = looked ? q->opened : q->opened + 1;
+	gr_rcu_list_append(all ? &q->open_batch.after : &q->after_next, head);
+	q->want = all ? q->opened : q->opened + 1;
 	gr_mutex_unlock(&q->lock);
 	gr_signals_restore(&saved);
 	gr_fence(); /* the list, before the look at sleeping. Pairs with W1. */

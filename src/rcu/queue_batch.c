@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Batches: callbacks on their way through a grace period. The protocol heads queue.h; O1, B1
- * and B2 are there. All but the announcements happens under q->lock, which is short: it is
+ * Batches: callbacks on their way through a grace period. The protocol heads queue.h; B1 and
+ * B2 are there. All but the announcements happens under q->lock, which is short: it is
  * never held while anything is called or waited for.
  */
 #include "base/futex.h"
 #include "base/memory.h"
 #include "rcu/queue.h"
+#include <string.h>
 
 static struct gr_rcu_head *untag(const struct gr_rcu_head *next)
 {
@@ -43,7 +44,7 @@ bool gr_rcu_queue_untaken(struct gr_rcu_queue *q)
 		return true;
 	}
 	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
-		if (gr_load_acquire(&s->tail) != s->open) {
+		if (gr_load_acquire(&s->tail) != s->open || gr_load_acquire(&s->over)) {
 			return true;
 		}
 	}
@@ -63,13 +64,14 @@ bool gr_rcu_queue_has_callbacks(struct gr_rcu_queue *q)
 	return any;
 }
 
-/* The stack, turned round and sorted into the batch's lists. Returns how many. */
-static size_t take_stack(struct gr_rcu_queue *q, struct gr_rcu_batch *b)
+/* A stack, turned round and sorted behind what the lists have. Returns how many. */
+static size_t take_stack(struct gr_rcu_queue *q, struct gr_rcu_head **stack,
+			 struct gr_rcu_list *lists)
 {
 	struct gr_rcu_list chain[GR_RCU_CLASSES] = { { NULL, NULL }, { NULL, NULL } };
 	/* Acquire: the heads. Pairs with S2. */
-	struct gr_rcu_head *head = gr_xchg_acq_rel(&q->incoming, (struct gr_rcu_head *)NULL);
-	size_t most = gr_load_relaxed(&q->pushed) - q->taken, bytes, n = 0;
+	struct gr_rcu_head *head = gr_xchg_acq_rel(stack, (struct gr_rcu_head *)NULL);
+	size_t most = gr_load_relaxed(&q->pushed) - q->taken, n = 0;
 
 	while (head) {
 		struct gr_rcu_head *next = untag(head->next);
@@ -87,30 +89,51 @@ static size_t take_stack(struct gr_rcu_queue *q, struct gr_rcu_batch *b)
 		head = next;
 	}
 	q->taken += n;
-	if (n != 0) {
-		bytes = gr_load_relaxed(&q->pushed_bytes);
-		b->bytes += bytes - q->taken_bytes;
-		q->taken_bytes = bytes;
-	}
 	for (int c = 0; c < GR_RCU_CLASSES; c++) {
-		join_lists(&b->list[c], &chain[c]);
+		join_lists(&lists[c], &chain[c]);
 	}
 	return n;
 }
 
-static size_t take_rings(struct gr_rcu_queue *q, struct gr_rcu_batch *b)
+static bool has_open_over(const struct gr_rcu_shard *s)
+{
+	return s->open_over[GR_RCU_LOCKED].first || s->open_over[GR_RCU_FREE].first;
+}
+
+/* Up to tail; what is over comes after it. */
+static size_t take_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *s, size_t tail, bool *ret_all)
 {
 	size_t n = 0;
 
-	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
-		size_t tail = gr_load_acquire(&s->tail); /* pairs with S1 */
-		size_t bytes = gr_load_relaxed(&s->bytes);
+	if (has_open_over(s)) {
+		*ret_all = false; /* ORDER */
+		return 0;
+	}
+	/* Acquire: over_at, and the entries below it. Pairs with S2. */
+	if (GR_UNLIKELY(gr_load_acquire(&s->over) != NULL)) {
+		tail = gr_load_relaxed(&s->over_at);
+		n = take_stack(q, &s->over, s->open_over);
+	}
+	n += tail - s->open;
+	s->open = tail;
+	return n;
+}
 
-		n += tail - s->open;
+static size_t take_shards_and_incoming(struct gr_rcu_queue *q, struct gr_rcu_batch *b,
+				       bool *ret_all)
+{
+	size_t bytes, n = 0;
+
+	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
+		n += take_shard(q, s, gr_load_acquire(&s->tail), ret_all); /* pairs with S1 */
+		bytes = gr_load_relaxed(&s->bytes);
 		b->bytes += bytes - s->open_bytes;
-		s->open = tail;
 		s->open_bytes = bytes;
 	}
+	n += take_stack(q, &q->incoming, b->list); /* after the tails: see ORDER */
+	bytes = gr_load_relaxed(&q->pushed_bytes);
+	b->bytes += bytes - q->taken_bytes;
+	q->taken_bytes = bytes;
 	return n;
 }
 
@@ -127,34 +150,22 @@ void gr_rcu_queue_open(struct gr_rcu_queue *q, uint64_t cookie)
 bool gr_rcu_queue_take(struct gr_rcu_queue *q)
 {
 	struct gr_rcu_batch *b = &q->open_batch;
+	bool joins = q->opened != q->closed, all = true;
 	size_t n;
 
 #ifndef GR_MUTANT_RCU_TAKE_JOINS_LATE
-	if (q->opened != q->closed && gr_rcu_domain_get_state(q->params.domain) != b->cookie) {
+	if (joins && gr_rcu_domain_get_state(q->params.domain) != b->cookie) {
 		return false;
 	}
+	joins = false;
 #endif
-	gr_fence(); /* O1: the last close, before the look at the stack. Pairs with S3. */
-#ifdef GR_MUTANT_RCU_TAKE_RINGS_FIRST
-	n = take_rings(q, b);
-	n += take_stack(q, b);
-#else
-	n = take_stack(q, b);
-	n += take_rings(q, b);
-#endif
-	if (n != 0) {
-		b->count += n;
-#ifdef GR_MUTANT_RCU_TAKE_JOINS_LATE
-		gr_rcu_queue_open(q, q->opened != q->closed
-					     ? b->cookie
-					     : gr_rcu_domain_get_state(q->params.domain));
-#else
-		gr_rcu_queue_open(
-			q, gr_rcu_domain_get_state(
-				   q->params.domain)); /* B1: full fence, then the sequence */
-#endif
+	n = take_shards_and_incoming(q, b, &all);
+	b->count += n;
+	if (n != 0 && !joins) {
+		/* B1: a full fence, then the sequence. */
+		gr_rcu_queue_open(q, gr_rcu_domain_get_state(q->params.domain));
 	}
-	return true;
+	return all;
 }
 
 void gr_rcu_queue_close(struct gr_rcu_queue *q)
@@ -162,12 +173,15 @@ void gr_rcu_queue_close(struct gr_rcu_queue *q)
 	GR_ASSERT(q->opened != q->closed && q->closed == q->finished);
 	q->batch = q->open_batch;
 	q->open_batch = (struct gr_rcu_batch){ .count = 0 };
+	q->has_locked = q->batch.list[GR_RCU_LOCKED].first || q->batch.after.first;
 	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
 		s->closed = s->open;
 		s->pass = s->run;
+		memcpy(s->closed_over, s->open_over, sizeof(s->open_over));
+		memset(s->open_over, 0, sizeof(s->open_over));
+		q->has_locked |= s->closed_over[GR_RCU_LOCKED].first != NULL;
 	}
 	q->cursor = q->shards;
-	q->has_locked = q->batch.list[GR_RCU_LOCKED].first || q->batch.after.first;
 	gr_store_release(&q->closed, q->opened);
 }
 
@@ -190,7 +204,8 @@ static void give_slots_back(struct gr_rcu_shard *s)
 
 static bool is_abandoned(struct gr_rcu_shard *s)
 {
-	return s->orphan && gr_load_relaxed(&s->tail) == s->closed;
+	return s->orphan && gr_load_relaxed(&s->tail) == s->closed && !gr_load_relaxed(&s->over) &&
+	       !has_open_over(s);
 }
 
 void gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch)

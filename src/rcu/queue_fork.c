@@ -17,6 +17,7 @@ static void note_what_is_queued(struct gr_rcu_queue *q)
 {
 	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
 		s->fork_tail = gr_load_acquire(&s->tail); /* pairs with S1 */
+		s->fork_over = gr_load_acquire(&s->over); /* S2 */
 		s->fork_bytes = gr_load_relaxed(&s->bytes);
 		s->fork_put = gr_load_acquire(&s->put); /* the ring of fork_tail, or one after it */
 	}
@@ -67,6 +68,7 @@ static void mend_shard(struct gr_rcu_shard *s)
 	s->tail = s->reported = s->fork_tail;
 	s->bytes = s->reported_bytes = s->fork_bytes;
 	s->put = s->fork_put;
+	s->over = s->fork_over;
 	s->put->next = NULL; /* a ring that came later may or may not be there */
 	s->orphan = true;
 }

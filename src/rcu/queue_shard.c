@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Producers: gr_rcu_call() and the shards it fills. The protocol heads queue.h; S1 to S4
+ * Producers: gr_rcu_call() and the shards it fills. The protocol heads queue.h; S1 to S3
  * and B2 are there.
  *
  * A shard belongs to one thread, so its producer side needs no atomic read-modify-write; but
  * the thread's signal handlers call too. `busy` is set for as long as the ring and its tail
- * may disagree: a handler that finds it set uses the stack. Everything that changes which shards
- * there are runs with signals blocked; a handler may walk the thread's list at any time.
+ * may disagree: a handler that finds it set leaves its callback aside. Everything that changes
+ * which shards there are runs with signals blocked; a handler may walk the thread's list at any
+ * time.
  */
 #include "base/heavy_fence.h"
 #include "base/memory.h"
 #include "base/thread_exit.h"
 #include "rcu/queue.h"
 #include <guestram/event.h>
+#include <string.h>
 
 enum {
 	SHARD_BYTES = 4096,
@@ -76,6 +78,9 @@ static void reset_shard(struct gr_rcu_shard *s)
 	s->ring0.mask = ring_entries(SHARD_BYTES - offsetof(struct gr_rcu_shard, ring0)) - 1;
 	s->put = s->get = s->oldest = &s->ring0;
 	s->tail = s->bytes = s->reported = s->reported_bytes = 0;
+	s->over = s->aside = NULL;
+	memset(s->open_over, 0, sizeof(s->open_over));
+	memset(s->closed_over, 0, sizeof(s->closed_over));
 	s->head = s->run = s->pass = s->closed = s->open = s->open_bytes = 0;
 	s->full_at = s->ring0.mask + 1;
 	s->orphan = false;
@@ -141,7 +146,25 @@ static struct gr_rcu_shard *unused_shard(struct gr_rcu_caller *me)
 	return s;
 }
 
-/* NULL is no error: the stack does. Never waits, because a handler may be here. */
+static struct gr_rcu_shard *shard_of(struct gr_rcu_queue *q)
+{
+	struct gr_rcu_shard *s = gr_rcu_caller.shards;
+
+	while (s && gr_load_relaxed(&s->queue) != q) {
+		s = s->next_of_thread;
+	}
+	return s;
+}
+
+static void link_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *s) GR_REQUIRES(q->lock)
+{
+	reset_shard(s);
+	s->next = q->shards;
+	gr_store_release(&s->queue, q);
+	gr_store_release(&q->shards, s); /* the runner reads it without the lock */
+}
+
+/* NULL is no error: incoming does. Never waits, because a handler may be here. */
 static GR_COLD struct gr_rcu_shard *make_shard(struct gr_rcu_queue *q)
 {
 	struct gr_rcu_caller *me = &gr_rcu_caller;
@@ -157,17 +180,11 @@ static GR_COLD struct gr_rcu_shard *make_shard(struct gr_rcu_queue *q)
 		return NULL;
 	}
 	gr_signals_block(&saved);
-	if (gr_mutex_trylock(&q->lock)) { /* or a handler of whom holds it: then the next time */
+	s = shard_of(q);			/* a handler may have come before us */
+	if (!s && gr_mutex_trylock(&q->lock)) { /* taken: then the next time */
 		s = unused_shard(me);
 		if (s) {
-			reset_shard(s);
-			s->next = q->shards;
-			/* ORDER: what we called before is on the stack. S3 of those calls is done.
-			 */
-			s->shared_until = gr_load_relaxed(&q->closed) + 2;
-			gr_store_release(&s->queue, q);
-			gr_store_release(&q->shards,
-					 s); /* for the runner, which reads without lock */
+			link_shard(q, s);
 		}
 		gr_mutex_unlock(&q->lock);
 	}
@@ -177,13 +194,13 @@ static GR_COLD struct gr_rcu_shard *make_shard(struct gr_rcu_queue *q)
 
 static struct gr_rcu_shard *find_shard(struct gr_rcu_queue *q)
 {
-	for (struct gr_rcu_shard *s = gr_rcu_caller.shards; s; s = s->next_of_thread) {
-		if (gr_load_relaxed(&s->queue) == q) {
-			gr_rcu_caller.last = s;
-			return s;
-		}
+	struct gr_rcu_shard *s = shard_of(q);
+
+	if (!s) {
+		return make_shard(q);
 	}
-	return make_shard(q);
+	gr_rcu_caller.last = s;
+	return s;
 }
 
 /* ---- calls ---------------------------------------------------------------------------------- */
@@ -226,80 +243,145 @@ static GR_COLD void check_previous(struct gr_rcu_shard *s, size_t tail)
 	}
 }
 
-/* What the queue's count must be told of. */
-struct due {
-	size_t n, bytes;
-};
-
-/* False: use the stack. */
-static inline bool put(struct gr_rcu_queue *q, struct gr_rcu_shard *s, gr_rcu_entry e,
-		       struct due *due)
+static void push(struct gr_rcu_head **stack, struct gr_rcu_head *head, enum gr_rcu_class class)
 {
-	size_t tail, bytes = due->bytes;
-	bool ok = false;
+	struct gr_rcu_head *old = gr_load_relaxed(stack);
 
-	if (GR_UNLIKELY(gr_load_relaxed(&s->busy))) {
-		return false; /* we are a handler, in the middle of this thread's call */
-	}
-	gr_store_relaxed(&s->busy, 1u);
-	gr_barrier();
-	tail = gr_load_relaxed(&s->tail);
-	/* Acquire: ORDER, what follows the close is later than its take. */
-	if (GR_LIKELY((int32_t)(gr_load_acquire(&q->closed) - s->shared_until) >= 0) &&
-	    (GR_LIKELY(tail != s->full_at) || make_room(s, tail))) {
-		struct gr_rcu_ring *r = s->put;
-
-		if (GR_UNLIKELY(gr_load_relaxed(&r->entry[(tail - 1) & r->mask]) == e) &&
-		    tail != r->first) {
-			check_previous(s, tail);
-		}
-		gr_store_relaxed(&r->entry[tail & r->mask], e);
-		if (bytes != 0) {
-			bytes += gr_load_relaxed(&s->bytes);
-			gr_store_relaxed(&s->bytes, bytes);
-		}
-		gr_store_release(&s->tail, tail + 1); /* S1 */
-		due->n = tail + 1 - s->reported;
-		due->bytes = gr_load_relaxed(&s->bytes) - s->reported_bytes;
-		if (GR_LIKELY(due->n < q->grain && due->bytes < q->grain_bytes)) {
-			due->n = 0;
-		} else {
-			s->reported += due->n;
-			s->reported_bytes += due->bytes;
-		}
-		ok = true;
-	}
-	gr_barrier();
-	gr_store_relaxed(&s->busy, 0u);
-	return ok;
-}
-
-static GR_COLD void push(struct gr_rcu_queue *q, struct gr_rcu_head *head, enum gr_rcu_class class,
-			 size_t bytes)
-{
-	struct gr_rcu_head *old = gr_load_relaxed(&q->incoming);
-
-	/* Before the push: who takes the stack knows how many it holds at most. */
-	gr_add_relaxed(&q->pushed, (size_t)1);
-	gr_add_relaxed(&q->pushed_bytes, bytes);
 	do {
 		if (old == head) {
 			gr_die("gr_rcu_call() for a head that is already queued");
 		}
 		head->next = (struct gr_rcu_head *)((uintptr_t)old | class);
-	} while (!gr_cas_acq_rel(&q->incoming, &old, head)); /* S2 */
+	} while (!gr_cas_acq_rel(stack, &old, head)); /* S2 */
 }
 
-/* ORDER. Again if a handler came between: it may have pushed after a later close. */
-static void use_stack_for_a_while(struct gr_rcu_queue *q, struct gr_rcu_shard *s)
+/* No room in the ring, or some are over already. Nobody else pushes here, but it may be taken. */
+static GR_COLD void push_over(struct gr_rcu_queue *q, struct gr_rcu_shard *s, gr_rcu_entry e)
 {
-	uint32_t seen;
+	struct gr_rcu_head *head = gr_rcu_entry_head(e), *old = gr_load_acquire(&s->over);
 
+	/* Before the push: who takes a stack knows how many it holds at most. */
+	gr_add_relaxed(&q->pushed, (size_t)1);
+	s->reported--; /* tail does not count it */
 	do {
-		seen = gr_load_acquire(&q->closed);
-		gr_store_relaxed(&s->shared_until, seen + 2);
+		if (!old) {
+			gr_store_relaxed(&s->over_at, s->tail);
+		} else if (old == head) {
+			gr_die("gr_rcu_call() for a head that is already queued");
+		}
+		head->next = (struct gr_rcu_head *)((uintptr_t)old | (e & 1));
+	} while (!gr_cas_acq_rel(&s->over, &old, head)); /* S2 */
+}
+
+/* The shard is busy: with us. */
+static inline void put(struct gr_rcu_queue *q, struct gr_rcu_shard *s, gr_rcu_entry e)
+{
+	size_t tail = gr_load_relaxed(&s->tail);
+	struct gr_rcu_ring *r;
+
+	/* Acquire: ORDER, over has been taken. */
+	if (
+#ifndef GR_MUTANT_RCU_RING_WHILE_OVER
+		GR_UNLIKELY(gr_load_acquire(&s->over) != NULL) ||
+#endif
+		(GR_UNLIKELY(tail == s->full_at) && !make_room(s, tail))) {
+		push_over(q, s, e);
+		return;
+	}
+	r = s->put;
+	if (GR_UNLIKELY(gr_load_relaxed(&r->entry[(tail - 1) & r->mask]) == e) &&
+	    tail != r->first) {
+		check_previous(s, tail);
+	}
+	gr_store_relaxed(&r->entry[tail & r->mask], e);
+	gr_store_release(&s->tail, tail + 1); /* S1 */
+}
+
+/* What handlers have left while the shard was busy, oldest first. It is busy again, with us. */
+static GR_COLD void put_aside(struct gr_rcu_queue *q, struct gr_rcu_shard *s)
+{
+	struct gr_rcu_head *newest, *oldest = NULL, *next;
+
+	newest = gr_xchg_acq_rel(&s->aside, (struct gr_rcu_head *)NULL);
+	for (; newest; newest = gr_rcu_entry_head((uintptr_t)next)) {
+		next = newest->next;
+		newest->next = (struct gr_rcu_head *)((uintptr_t)oldest | ((uintptr_t)next & 1));
+		oldest = newest;
+	}
+	for (; oldest; oldest = gr_rcu_entry_head((uintptr_t)next)) {
+		next = oldest->next;
+		put(q, s, (uintptr_t)oldest | ((uintptr_t)next & 1));
+	}
+}
+
+/* For handlers: between these two they leave their callbacks aside. */
+static inline void begin_call(struct gr_rcu_queue *q, struct gr_rcu_shard *s)
+{
+	gr_store_relaxed(&s->busy, 1u);
+	gr_barrier();
+	/* Left since the end of a call that we interrupt: older than ours. */
+	if (GR_UNLIKELY(gr_load_relaxed(&s->aside) != NULL)) {
+		put_aside(q, s);
+	}
+}
+
+static inline void end_call(struct gr_rcu_queue *q, struct gr_rcu_shard *s)
+{
+	gr_barrier();
+	gr_store_relaxed(&s->busy, 0u);
+	gr_barrier();
+	while (GR_UNLIKELY(gr_load_relaxed(&s->aside) != NULL)) {
+		begin_call(q, s);
 		gr_barrier();
-	} while (gr_load_relaxed(&q->closed) != seen);
+		gr_store_relaxed(&s->busy, 0u);
+		gr_barrier();
+	}
+}
+
+/* How many calls, and bytes, the queue's count must be told of; none most of the time. */
+static inline size_t due(struct gr_rcu_queue *q, struct gr_rcu_shard *s, size_t *ret_bytes)
+{
+	size_t n = gr_load_relaxed(&s->tail) - s->reported;
+
+	*ret_bytes = gr_load_relaxed(&s->bytes) - s->reported_bytes;
+	if (GR_LIKELY(n < q->grain && *ret_bytes < q->grain_bytes)) {
+		return 0;
+	}
+	s->reported += n;
+	s->reported_bytes += *ret_bytes;
+	return n;
+}
+
+static inline size_t call_in_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *s, gr_rcu_entry e,
+				   size_t bytes, size_t *ret_bytes)
+{
+	size_t n;
+
+#ifndef GR_MUTANT_RCU_HANDLER_IGNORES_BUSY
+	if (GR_UNLIKELY(gr_load_relaxed(&s->busy))) { /* a handler in its thread's call */
+		gr_add_relaxed(&q->pushed_bytes, bytes);
+		gr_add_relaxed(&q->bytes, (int64_t)bytes);
+		push(&s->aside, gr_rcu_entry_head(e), (enum gr_rcu_class)(e & 1));
+		return 0;
+	}
+#endif
+	begin_call(q, s);
+	put(q, s, e);
+	if (bytes != 0) {
+		gr_store_relaxed(&s->bytes, gr_load_relaxed(&s->bytes) + bytes);
+	}
+	n = due(q, s, ret_bytes);
+	end_call(q, s);
+	return n;
+}
+
+static GR_COLD size_t call_without_shard(struct gr_rcu_queue *q, struct gr_rcu_head *head,
+					 enum gr_rcu_class class, size_t bytes)
+{
+	gr_add_relaxed(&q->pushed, (size_t)1); /* as in push_over() */
+	gr_add_relaxed(&q->pushed_bytes, bytes);
+	push(&q->incoming, head, class);
+	return 1;
 }
 
 static inline void call(struct gr_rcu_queue *q, struct gr_rcu_head *head,
@@ -307,21 +389,17 @@ static inline void call(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 			size_t bytes)
 {
 	struct gr_rcu_shard *s = gr_rcu_caller.last;
-	struct due due = { 1, bytes };
-	bool in_ring;
+	size_t n;
 
 	gr_rcu_check_queued(head);
 	gr_store_relaxed(&head->func, func);
 	if (GR_UNLIKELY(!s || gr_load_relaxed(&s->queue) != q)) {
 		s = find_shard(q);
 	}
-	in_ring = GR_LIKELY(s != NULL) && put(q, s, (uintptr_t)head | class, &due);
-	if (GR_UNLIKELY(!in_ring)) {
-		push(q, head, class, bytes);
-		gr_fence(); /* S4: the push, before the look at closed. Pairs with O1. */
-		if (s) {
-			use_stack_for_a_while(q, s);
-		}
+	if (GR_LIKELY(s != NULL)) {
+		n = call_in_shard(q, s, (uintptr_t)head | class, bytes, &bytes);
+	} else {
+		n = call_without_shard(q, head, class, bytes);
 	}
 	/* S3: the entry, before the look at sleeping. Pairs with W1 and W2. */
 	if (GR_LIKELY(gr_load_relaxed(&gr_rcu_callers_fence_is_light))) {
@@ -332,8 +410,8 @@ static inline void call(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 	if (GR_UNLIKELY(gr_load_relaxed(&q->sleeping) > GR_RCU_PACING)) {
 		gr_rcu_queue_wake(q, false);
 	}
-	if (GR_UNLIKELY(due.n != 0)) {
-		gr_rcu_queue_report(q, due.n, due.bytes);
+	if (GR_UNLIKELY(n != 0)) {
+		gr_rcu_queue_report(q, n, bytes);
 	}
 }
 
