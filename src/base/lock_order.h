@@ -31,6 +31,10 @@ enum gr_lock_rank {
 	GR_RANK_DIRTY = 60,
 	/* One loop's handlers and timers. Not held while a handler runs; the loop walks by RCU. */
 	GR_RANK_LOOP = 65,
+	/* One fork between liburcu's hooks at a time. Held while callbacks end; they must not want it. */
+	GR_RANK_URCU_FORK = 66,
+	/* The list of liburcu's call_rcu_data, and who uses each. Not the queues. */
+	GR_RANK_URCU = 67,
 	/* Who drives the grace period. Held while it waits for readers: only ever tried. */
 	GR_RANK_RCU_GP = 70,
 	/* How deep quiet times are nested. Held over the process-wide fence that begins one. */
