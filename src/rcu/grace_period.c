@@ -103,6 +103,11 @@ enum {
 
 static bool is_inside(uint32_t ctr)
 {
+#ifdef GR_MUTANT_RCU_QS_UNASKED
+	if ((ctr & GR_RCU_QS) != 0) {
+		return false;
+	}
+#endif
 	return (ctr & GR_RCU_DEPTH) != 0;
 }
 
@@ -125,6 +130,7 @@ struct census {
 /* Makes W, and sees what it takes to believe it. */
 static struct census take_census(struct gr_rcu_domain *d)
 {
+	const struct gr_rcu_reader *mine = gr_rcu_domain_reader(d);
 	struct gr_rcu_signals saved;
 	struct census c = { 0 };
 	bool quiet;
@@ -138,7 +144,7 @@ static struct census take_census(struct gr_rcu_domain *d)
 		c.anybody |= is_inside(ctr);
 		c.qs |= is_inside(ctr) && (ctr & GR_RCU_QS) != 0;
 		/* Our own stores we see anyway. */
-		c.needs_m1 |= r != &gr_rcu_self && needs_m1(ctr, quiet);
+		c.needs_m1 |= r != mine && needs_m1(ctr, quiet);
 	}
 	gr_rcu_registry_unlock(d, &saved);
 	return c;

@@ -132,6 +132,7 @@ static void wait_for_cookie(struct gr_rcu_domain *d, uint64_t cookie)
 			continue;
 		}
 		if (!gr_rcu_domain_poll_state(d, cookie)) {
+			gr_rcu_register_thread(); /* or each look would block signals */
 			gr_rcu_run_grace_period(d);
 		}
 		unlock_and_hand_on(d, parity);

@@ -250,7 +250,8 @@ static void *in_the_guest(void *arg)
 	(void)arg;
 	gr_rcu_qs_register_thread();
 	gr_rcu_thread_offline();
-	next_step();
+	gr_event_set(&ready);
+	gr_event_wait(&done);
 	return NULL;
 }
 
@@ -268,15 +269,7 @@ TEST(a_vcpu_in_the_guest_is_not_interrupted_by_grace_periods)
 	}
 	ASSERT_EQ(stats().sleeps, 0u);
 	ASSERT_EQ(gr_heavy_fence_count(), fences);
-	for (int i = 0; i < 4; i++) {
-		gr_event_reset(&ready);
-	}
-	STORE(&stop, true);
-	for (int i = 0; i < 4; i++) {
-		do {
-			let_go();
-		} while (registered_readers(NULL) > 3u - (unsigned)i);
-	}
+	gr_event_set(&done);
 	for (int i = 0; i < 4; i++) {
 		pthread_join(t[i], NULL);
 	}
