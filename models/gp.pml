@@ -3,7 +3,7 @@
  * The grace period: nobody uses what was freed after one, and it ends.
  *
  * Mirrors src/rcu/grace_period.c (run_grace_period and what it calls), gr_rcu_read_lock(),
- * gr_rcu_read_unlock(), gr_rcu_park() and gr_rcu_report(); the driver's steps are in driver.inc, the
+ * gr_rcu_read_unlock(), gr_rcu_park(), gr_rcu_report(), src/rcu/qs.c and src/rcu/quiet.c; the driver's steps are in driver.inc, the
  * readers' machine in reader.inc. The updater publishes object after object, each time waits for a grace period and frees
  * the one before. Each section finds the object (FIRST) and uses it (SECOND).
  *
@@ -11,11 +11,13 @@
  * Liveness: no lost report or wake-up (invalid end states: the updater never sticks).
  *
  * Bounds: -DREADERS=n, -DR0=HOT,HOT,HOT (the program of reader 0; R1, R2), -DGPS=n,
- * -DHEAVY_RESCAN (the re-scan may fall back on a process-wide fence).
+ * -DNO_HEAVY (no process-wide fence), -DQUIET_TIMES=n (quiet times begin and end n times, at any moment).
  *
- * Mutants: NO_F1 NO_M1 IDLE_HOT_IS_SAFE NO_C1 UNLOCK_RELAXED (R1) OFFLINE_RELAXED NO_M2 NO_RESCAN
- * RESCAN_LOOKS_ONLY NO_WAKE WAKE_BEFORE_LAST REQUEST_BEFORE_PENDING PLAIN_CLEAR PLAIN_CLAIM (I2)
- * NEW_SECTION_IS_QUIET ONLINE_IS_QUIET.
+ * Mutants: NO_F1 NO_M1 IDLE_HOT_IS_SAFE NO_C1 UNLOCK_RELAXED (R1) NO_M2 NO_RESCAN RESCAN_LOOKS_ONLY
+ * NO_WAKE WAKE_BEFORE_LAST REQUEST_BEFORE_PENDING PLAIN_CLEAR PLAIN_CLAIM (I2) NO_OWN_PART
+ * NEW_SECTION_IS_QUIET; ONLINE_IS_QUIET OFFLINE_RELAXED OFFLINE_NOFENCE (O1)
+ * FAMILY_SEEN_EARLY (O2);
+ * QUIET_WITHOUT_FENCE (Q1) WARM_IGNORES_QUIET (H3) QUIET_ENDS_FIRST (Q2).
  */
 #ifndef R0
 #define R0 HOT, HOT, HOT
@@ -57,6 +59,31 @@ proctype reader(byte me; byte s0; byte s1; byte s2)
 	assert(used_freed == 0)
 }
 
+#ifdef QUIET_TIMES
+proctype quiet_times()
+{
+	byte n = 0, moments = 0;
+
+	do
+	:: n < QUIET_TIMES ->
+		is_quiet = true;
+#ifndef MUTANT_QUIET_WITHOUT_FENCE
+		heavy_fence(); /* Q1 */
+#endif
+		in_effect = true;
+#ifdef MUTANT_QUIET_ENDS_FIRST
+		is_quiet = false;
+		in_effect = false;
+#else
+		in_effect = false;
+		is_quiet = false; /* Q2 between them */
+#endif
+		n++
+	:: n == QUIET_TIMES -> break
+	od
+}
+#endif
+
 proctype updater()
 {
 	DRIVER_LOCALS;
@@ -86,6 +113,9 @@ init {
 #endif
 #if READERS > 2
 		start(2, R2);
+#endif
+#ifdef QUIET_TIMES
+		run quiet_times();
 #endif
 		run updater()
 	}

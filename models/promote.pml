@@ -4,7 +4,7 @@
  * finds nobody HOT.
  *
  * Mirrors gr_rcu_read_lock() (the load of ctr, then the store), gr_rcu_read_lock_slow() (becoming
- * HOT), gr_rcu_park(), gr_rcu_read_unlock(), and somebody_is_hot() of
+ * HOT), gr_rcu_park(), gr_rcu_read_unlock(), and take_census() of
  * src/rcu/grace_period.c (the driver is driver.inc). One reader with a store buffer (x86's memory
  * model); before each section it may park, stay COLD or become HOT, as it likes.
  *

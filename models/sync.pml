@@ -2,8 +2,8 @@
 /*
  * Merge, sleep, hand over: gr_rcu_synchronize() by several threads at once.
  *
- * Mirrors gr_rcu_get_state(), gr_rcu_poll_state(), gr_rcu_cond_synchronize(),
- * sleep_for_driver(), unlock_and_hand_on() and hand_on() of src/rcu/grace_period.c (comments
+ * Mirrors gr_rcu_domain_get_state(), gr_rcu_domain_poll_state(), wait_for_cookie(),
+ * sleep_for_driver(), unlock_and_hand_on() and hand_on() of src/rcu/synchronize.c (comments
  * COOKIES and WAITING FOR A DRIVER). What a grace period does in between is gp.pml's business;
  * here it is two steps that make seq odd and even.
  *

@@ -51,8 +51,10 @@
  *      those after it see P (acquire: need_qs was set after P). Going offline stores ctr, full
  *      fence, looks at need_qs (O1): it misses no request, whatever the driver's fence is.
  *  Spinning looks again for some microseconds: most sections are short.
- *  M2  (driver: process-wide fence if some reader that had to be asked is HOT, WARM or COLD)
- *      between storing need_qs and loading ctr again. With H2 (unlock: compiler barrier
+ *      The family counts that is seen after the request and a fence (O2): a thread seen online
+ *      before may have gone offline since, looked too early, and be in an ordinary section.
+ *  M2  (driver: process-wide fence if some reader that was asked is then inside and HOT, WARM or
+ *      COLD) between storing need_qs and loading ctr again. With H2 (unlock: compiler barrier
  *      between storing "outside" and loading need_qs): either the reader sees the request and
  *      reports, or the driver sees it outside and claims the request back. Without M2 both
  *      could miss and the driver sleep for ever. Where there is no process-wide fence, or
@@ -73,9 +75,8 @@
  * leaves under the lock, taking its request back. So joining a thread inside a section,
  * while another synchronizes, does not deadlock.
  *
- * Checked exhaustively for out-of-order readers (3 sections, 2 grace periods; 3 readers) and
- * for TSO with threads becoming HOT and COLD; each broken variant is found. The mutants in
- * tests/mutants break the same steps here.
+ * Models, in every interleaving: models/gp.pml (out-of-order readers of all kinds, quiet times),
+ * models/promote.pml (I1). The mutants in tests/mutants break the same steps here.
  *
  * Source: Desnoyers et al., TPDS 2012 for the problem and the two fences; C++ P1202 for
  * the asymmetric pair.
@@ -230,23 +231,16 @@ static void raise_pending(struct gr_rcu_domain *d, uint32_t n)
 	GR_RCU_COUNT(d, requests, n);
 }
 
-/*
- * Sets requests: those of quiescent-state threads, or of all who have none yet. Returns
- * whether some of these may look too early (H2).
- */
-static bool ask(struct gr_rcu_domain *d, bool qs_only)
+/* Sets requests: those of quiescent-state threads, or of all who have none yet. */
+static void ask(struct gr_rcu_domain *d, bool qs_only)
 {
 	uint32_t wanted = qs_only ? GR_RCU_QS : ~0u, n = 0;
 	struct gr_rcu_signals saved;
-	bool may_miss = false;
 
 	gr_rcu_registry_lock(d, &saved);
 	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
-		uint32_t ctr = gr_load_relaxed(&r->ctr);
-
-		if (r->awaited == AWAITED && (ctr & wanted) != 0) {
+		if (r->awaited == AWAITED && (gr_load_relaxed(&r->ctr) & wanted) != 0) {
 			r->awaited = TO_BE_ASKED;
-			may_miss |= (ctr & (GR_RCU_QS | GR_RCU_LATE)) == 0;
 			n++;
 		}
 	}
@@ -268,17 +262,30 @@ static bool ask(struct gr_rcu_domain *d, bool qs_only)
 	raise_pending(d, n);
 #endif
 	gr_rcu_registry_unlock(d, &saved);
-	return may_miss;
 }
 
-/* Takes back the requests of readers that are outside and have not reported. */
-static void claim_requests(struct gr_rcu_domain *d)
+/* Inside, and will look at need_qs when it leaves: perhaps too early (H2). */
+static bool may_miss_request(const struct gr_rcu_reader *r, uint32_t ctr)
+{
+	return (ctr & (GR_RCU_QS | GR_RCU_LATE)) == 0 && gr_load_relaxed(&r->need_qs) != 0;
+}
+
+/*
+ * Takes back the requests of readers that are outside and have not reported. Returns whether
+ * somebody is left who may miss the request.
+ */
+static bool claim_requests(struct gr_rcu_domain *d)
 {
 	struct gr_rcu_signals saved;
+	bool may_miss = false;
 
 	gr_rcu_registry_lock(d, &saved);
 	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
-		if (r->awaited == ASKED && !is_inside(gr_load_acquire(&r->ctr))) { /* R1 */
+		uint32_t ctr = gr_load_acquire(&r->ctr); /* pairs with R1 */
+
+		if (r->awaited == ASKED && is_inside(ctr)) {
+			may_miss |= may_miss_request(r, ctr);
+		} else if (r->awaited == ASKED) {
 			r->awaited = NOT_AWAITED;
 			if (gr_xchg_acq_rel(&r->need_qs, 0u) == 1) {
 				gr_rcu_pending_down(d, false);
@@ -286,6 +293,7 @@ static void claim_requests(struct gr_rcu_domain *d)
 		}
 	}
 	gr_rcu_registry_unlock(d, &saved);
+	return may_miss;
 }
 
 bool gr_rcu_holds_up(const struct gr_rcu_reader *r)
@@ -321,7 +329,7 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 		if (rescan) {
 			GR_RCU_COUNT(d, rescans, 1);
 			rescan_ns = GR_MIN(rescan_ns * RESCAN_FACTOR, (uint64_t)RESCAN_LAST_NS);
-			claim_requests(d);
+			(void)claim_requests(d);
 		}
 	}
 	gr_store_relaxed(&d->driver_sleeps, 0u);
@@ -329,7 +337,7 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 }
 
 /* M2. Returns whether no reader that was asked can miss it now. */
-static bool fence_requests(struct gr_rcu_domain *d, bool may_miss)
+static bool fence_requests(struct gr_rcu_domain *d)
 {
 #ifdef GR_MUTANT_RCU_QUIET_FENCES_REQUESTS
 	bool allowed = gr_heavy_fence_available();
@@ -337,19 +345,19 @@ static bool fence_requests(struct gr_rcu_domain *d, bool may_miss)
 	bool allowed = gr_heavy_fence_available() && !gr_rcu_quiet_in_effect();
 #endif
 
+	gr_fence(); /* O2: the requests, before the looks at ctr. Pairs with O1. */
+	if (!claim_requests(d)) {
+		return true;
+	}
 #ifndef GR_MUTANT_RCU_SKIP_M2
-	if (may_miss && allowed) {
+	if (allowed) {
 		GR_RCU_COUNT(d, flag_fences, 1);
 		GR_TRACE3(rcu_barrier, d->name, d->seq, 2);
 		gr_heavy_fence();
-		return true;
+		(void)claim_requests(d);
 	}
-#else
-	(void)d;
-	may_miss = may_miss && !allowed;
 #endif
-	gr_fence();
-	return !may_miss;
+	return allowed;
 }
 
 static void wait_for_awaited(struct gr_rcu_domain *d, struct census w, uint64_t start_ns)
@@ -359,13 +367,13 @@ static void wait_for_awaited(struct gr_rcu_domain *d, struct census w, uint64_t 
 	/* Release: pairs with the acquire of whoever takes a request. */
 	gr_store_release(&d->pending, 1u); /* our own part (I2) */
 	if (w.qs) {
-		(void)ask(d, true);
+		ask(d, true);
 	}
 	if (spin_for_awaited(d)) {
 		return;
 	}
-	sure = fence_requests(d, ask(d, false));
-	claim_requests(d);
+	ask(d, false);
+	sure = fence_requests(d);
 	if ((gr_sub_acq_rel(&d->pending, 1u) & GR_RCU_PENDING_COUNT) != 1) {
 		sleep_for_reports(d, !sure, start_ns);
 	}

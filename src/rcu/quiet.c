@@ -24,6 +24,8 @@
  * Considered: asking HOT readers to become COLD at their next unlock. Not safe, since that unlock
  * may be a handler's, on top of somebody who is about to store HOT + 1; nor would an idle
  * reader ever answer.
+ *
+ * Model: models/gp.pml (rows WARM).
  */
 #include "base/atomic.h"
 #include "base/heavy_fence.h"

@@ -15,6 +15,8 @@
  * At its end the thread's exit hook takes the record out. Destructors of other keys that run
  * later may still use sections: the thread is LATE then, registered only while inside, with
  * nothing left behind when its memory goes.
+ *
+ * Models: models/gp.pml, models/promote.pml (becoming HOT and COLD).
  */
 #include "base/atomic.h"
 #include "base/clock.h"

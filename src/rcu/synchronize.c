@@ -17,7 +17,7 @@
  * is woken. The driver bumps and wakes even if it found nothing to do: its holding the lock may
  * have sent somebody to sleep.
  *
- * Checked exhaustively with 3 callers; bump before unlock, word read after the try, no
+ * Checked in every interleaving by models/sync.pml; bump before unlock, word read after the try, no
  * hand-over wake, and no bump when there was nothing to do each leave somebody asleep.
  *
  * Source: the cookies are the kernel's (rcu_seq).
