@@ -34,7 +34,9 @@
  *           producer acquires it before it fills the slot again).
  * B1 comes after the acquires of take, which pair with S1 and S2: what a producer did before its
  * call (the unlinking) comes before the grace period. So a callback never runs before the
- * sections that were open when it was queued have ended.
+ * sections that were open when it was queued have ended. Who waited for an open batch's cookie
+ * looks at it again, under the lock, before it closes the batch: a take that began to join before the
+ * grace period did, and ended after, has set a later one.
  *
  * ORDER. One thread's callbacks of one class on one queue run in the order of the calls. In a
  * batch `incoming` comes first, then shard by shard the ring's part, then what was `over`.
@@ -81,6 +83,8 @@
  *     while pages are copied no callback begins, and each is noted as begun or not.
  * In the child batches stay as they are; what has begun is not run again; what has not is.
  * Fork never waits for a callback.
+ *
+ * Model of all but DRAIN, limits and FORK: models/queue.pml.
  */
 #ifndef GR_RCU_QUEUE_INSIDE_H
 #define GR_RCU_QUEUE_INSIDE_H

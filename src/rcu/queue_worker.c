@@ -115,6 +115,20 @@ static void pace(struct gr_rcu_queue *q)
 	gr_store_relaxed(&q->sleeping, (uint32_t)GR_RCU_AWAKE);
 }
 
+static void wait_for_grace_period(struct gr_rcu_queue *q, uint64_t cookie)
+{
+#ifndef GR_MUTANT_RCU_CALLBACK_WITHOUT_GRACE_PERIOD
+	if (gr_load_relaxed(&q->urgent) && !gr_rcu_domain_poll_state(q->params.domain, cookie)) {
+		gr_rcu_domain_synchronize_expedited(q->params.domain);
+	} else {
+		gr_rcu_domain_cond_synchronize(q->params.domain, cookie);
+	}
+#else
+	(void)q;
+	(void)cookie;
+#endif
+}
+
 bool gr_rcu_queue_next_batch(struct gr_rcu_queue *q)
 {
 	struct gr_signals saved;
@@ -137,15 +151,18 @@ bool gr_rcu_queue_next_batch(struct gr_rcu_queue *q)
 	gr_signals_restore(&saved);
 
 	q->last_start_ns = gr_clock_ns();
-#ifndef GR_MUTANT_RCU_CALLBACK_WITHOUT_GRACE_PERIOD
-	if (gr_load_relaxed(&q->urgent) && !gr_rcu_domain_poll_state(q->params.domain, cookie)) {
-		gr_rcu_domain_synchronize_expedited(q->params.domain);
-	} else {
-		gr_rcu_domain_cond_synchronize(q->params.domain, cookie);
+	for (;;) {
+		wait_for_grace_period(q, cookie);
+		gr_signals_block(&saved);
+		gr_mutex_lock(&q->lock);
+		/* B1: a barrier's take may have joined just as it began, with a new cookie. */
+		if (q->open_batch.cookie == cookie) {
+			break;
+		}
+		cookie = q->open_batch.cookie;
+		gr_mutex_unlock(&q->lock);
+		gr_signals_restore(&saved);
 	}
-#endif
-	gr_signals_block(&saved);
-	gr_mutex_lock(&q->lock);
 	gr_rcu_queue_close(q);
 	/* Others' grace periods may serve the next batch while this one runs. */
 	(void)gr_rcu_queue_take(q);
