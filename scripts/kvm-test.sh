@@ -6,10 +6,13 @@ set -eu
 cd "$(dirname "$0")/.."
 scripts/deps.sh test
 build=$(realpath "${1:-build}")
-tests="tests/vmm/test_kvm_log tests/vmm/test_kvm_machine"
+# program[:test]
+tests="tests/vmm/test_kvm_log tests/vmm/test_kvm_machine
+tests/vmm/test_vmm_quiet:no_grace_period_interrupts_a_kvm_vcpu_or_waits_for_it"
 mutants="kvm_rearm_own_set:two_consumers_of_one_log_both_end_with_the_guests_bytes_with_manual_protect
 kvm_delete_unsynced:a_slot_that_goes_leaves_its_dirty_bits
-kvm_pause_unsettled:what_a_vcpu_left_the_guest_for_is_done_once_also_over_a_move"
+kvm_pause_unsettled:what_a_vcpu_left_the_guest_for_is_done_once_also_over_a_move
+kvm_vcpu_stays_online:no_grace_period_interrupts_a_kvm_vcpu_or_waits_for_it"
 
 [ -f "$build/build.ninja" ] || meson setup "$build" >&2
 ninja -C "$build" >&2
@@ -22,8 +25,9 @@ files=
 	echo '#!/bin/sh'
 	echo 'status=0'
 	for t in $tests; do
-		files="$files -f $build/$t"
-		echo "$build/$t || status=1"
+		name=${t#"${t%%:*}"} # with its colon, or empty
+		files="$files -f $build/${t%%:*}"
+		echo "$build/${t%%:*} ${name#:} || status=1"
 	done
 	for m in $mutants; do
 		exe=$build/tests/mutants/mutant_${m%%:*}

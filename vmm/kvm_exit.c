@@ -3,6 +3,7 @@
 #include "guest/payload.h"
 #include "kvm_vcpu.h"
 #include <errno.h>
+#include <guestram/rcu_qs.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -28,20 +29,25 @@ static void debug_byte(int fd, uint8_t byte)
 	if (fd < 0) {
 		return;
 	}
+	gr_rcu_thread_offline(); /* a pipe may be full */
 	do {
 		n = write(fd, &byte, 1);
 	} while (n < 0 && errno == EINTR);
+	gr_rcu_thread_online();
 }
 
 /* What a port reads as, one element. */
 static uint32_t port_in(struct vmm_kvm_vcpu *vcpu, uint16_t port)
 {
 	struct vmm_accel_env *env = &vcpu->kvm->accel.env;
+	uint32_t value = UINT32_MAX;
 
 	if (env->workload && port == PAYLOAD_PACE_PORT) {
-		return vmm_pacer_take_within(env->pacer, vcpu->index, PACE_NS_MAX);
+		gr_rcu_thread_offline(); /* it sleeps there */
+		value = vmm_pacer_take_within(env->pacer, vcpu->index, PACE_NS_MAX);
+		gr_rcu_thread_online();
 	}
-	return UINT32_MAX;
+	return value;
 }
 
 /* A string instruction brings several elements in one exit. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "kvm_vcpu.h"
 #include <errno.h>
-#include <guestram/rcu.h>
+#include <guestram/rcu_qs.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -165,17 +165,28 @@ int vmm_kvm_vcpu_alive(struct vmm_kvm_vcpu *vcpu, struct gr_error *err)
 	return rc;
 }
 
+/*
+ * A quiescent-state reader: online while it serves an exit, offline while it is in the guest or
+ * waits. Grace periods neither wait for the guest nor (the machine holds a quiet time) interrupt
+ * it.
+ */
 static void *vcpu_thread(void *arg)
 {
 	struct vmm_kvm_vcpu *vcpu = arg;
 	enum vmm_kvm_next next;
 	char why[160];
 
+	gr_rcu_qs_register_thread();
+	gr_rcu_thread_offline();
 	while (enter(vcpu)) {
 		int error;
 
-		gr_rcu_park();
+#ifdef GR_MUTANT_KVM_VCPU_STAYS_ONLINE
+		gr_rcu_thread_online();
+#endif
 		error = ioctl(vcpu->fd, KVM_RUN, 0) < 0 ? errno : 0;
+		__atomic_store_n(&vcpu->interrupted, vcpu->interrupted + (error == EINTR),
+				 __ATOMIC_RELAXED);
 		leave(vcpu);
 		/* A kick comes after the pending exit was completed: KVM does that first. */
 		vcpu->settled = error == EINTR || error == EAGAIN;
@@ -187,12 +198,15 @@ static void *vcpu_thread(void *arg)
 				       vcpu->index, strerror(error));
 			next = VMM_KVM_END;
 		} else {
+			gr_rcu_thread_online();
 			next = vmm_kvm_exit(vcpu, why, sizeof(why));
+			gr_rcu_thread_offline();
 		}
 		if (next != VMM_KVM_GO_ON) {
 			stop_running(vcpu, next, why);
 		}
 	}
+	gr_rcu_qs_unregister_thread();
 	return NULL;
 }
 

@@ -22,18 +22,19 @@
 struct vmm_kvm;
 
 struct vmm_kvm_vcpu {
-	struct vmm_kvm *kvm; /* (c) */
-	unsigned int index;  /* (c) */
-	int fd;		     /* (c) */
-	struct kvm_run *run; /* (c) shared with the kernel */
-	size_t run_bytes;    /* (c) */
-	pthread_t thread;    /* (c) after start */
-	bool in_guest;	     /* (l) in KVM_RUN, or about to */
-	bool standing;	     /* (l) out, nothing left to complete, waits */
-	bool halted;	     /* (l) after HLT; nothing wakes it */
-	bool ended;	     /* (l) cannot run on */
-	bool settled;	     /* (o) the last exit is completed */
-	char why[160];	     /* (l) if it ended: the reason, for people */
+	struct vmm_kvm *kvm;  /* (c) */
+	unsigned int index;   /* (c) */
+	int fd;		      /* (c) */
+	struct kvm_run *run;  /* (c) shared with the kernel */
+	size_t run_bytes;     /* (c) */
+	pthread_t thread;     /* (c) after start */
+	bool in_guest;	      /* (l) in KVM_RUN, or about to */
+	bool standing;	      /* (l) out, nothing left to complete, waits */
+	bool halted;	      /* (l) after HLT; nothing wakes it */
+	bool ended;	      /* (l) cannot run on */
+	bool settled;	      /* (o) the last exit is completed */
+	uint64_t interrupted; /* (a) times a signal ended its stay in the guest */
+	char why[160];	      /* (l) if it ended: the reason, for people */
 };
 
 struct vmm_kvm {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "machine_internal.h"
 #include <errno.h>
+#include <guestram/rcu_control.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,6 +106,11 @@ static int make_vcpus(struct vmm_machine *machine, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
+#ifndef GR_MUTANT_VMM_NO_QUIET
+	/* While there are vCPUs no grace period interrupts them in the guest. */
+	gr_rcu_quiet_begin();
+	machine->quiet = true;
+#endif
 	rc = ops->create(&env, &machine->accel, err);
 	if (rc < 0) {
 		return rc;
@@ -194,6 +200,9 @@ void vmm_machine_free(struct vmm_machine *machine)
 	vmm_device_free(machine->device);
 	if (machine->accel) {
 		machine->accel->ops->destroy(machine->accel);
+	}
+	if (machine->quiet) {
+		gr_rcu_quiet_end();
 	}
 	gr_track_free(machine->track);
 	gr_ram_free(machine->ram);

@@ -17,6 +17,7 @@ struct vmm_machine {
 	struct vmm_accel *accel;	  /* (c) */
 	struct vmm_device *device;	  /* (c) NULL if flat */
 	struct vmm_pacer pacer;
+	bool quiet; /* (c) it has vCPUs and holds gr_rcu_quiet_begin() */
 
 	enum vmm_run_state state;		    /* (l) */
 	bool was_running;			    /* (l) before switch-over */

@@ -36,7 +36,7 @@ uint64_t vmm_pacer_rate(struct vmm_pacer *pacer);
 /*
  * How many main operations writer w may do now: at least 1, sleeps until then; or 0 when the
  * writer was told to stop. The caller is outside a read-side section and, if it can sleep
- * long, has parked itself (gr_rcu_park()).
+ * long, has parked itself (gr_rcu_park()) or is offline (gr_rcu_thread_offline()).
  */
 uint32_t vmm_pacer_take(struct vmm_pacer *pacer, unsigned int w);
 

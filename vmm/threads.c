@@ -3,12 +3,17 @@
  * A guest made of threads, for machines without /dev/kvm: each vCPU is a thread that looks
  * guest addresses up without locks and stores through host pointers, as a device model or
  * an emulator's softmmu does.
+ *
+ * A vCPU is a quiescent-state reader: online while it translates and stores, with a quiescent
+ * state between two operations, and offline wherever it waits. So its sections cost nothing, grace
+ * periods wait for one operation at most, and (the machine holds a quiet time) none interrupts it.
  */
 #include "accel.h"
 #include "gate.h"
 #include "state.h"
 #include "writer.h"
 #include <errno.h>
+#include <guestram/rcu_qs.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -50,13 +55,13 @@ static uint64_t now_ns(void)
  * Store what is left of the operation; what is not mapped is dropped. false: the gate closed
  * half way, at a word boundary that the registers know.
  */
-static bool store_op(struct vcpu *vcpu, const struct vmm_writer_op *op)
+static bool store_op_rcu(struct vcpu *vcpu, const struct vmm_writer_op *op)
+	GR_REQUIRES_SHARED(gr_rcu_section)
 {
 	struct threads *guest = vcpu->guest;
 	uint64_t offset = 0, bytes = 0, value = op->value;
 	struct gr_ram_block *block;
 	uint32_t done = 0;
-	GR_RCU_READ_GUARD();
 
 	block = gr_ram_block_by_gpa_rcu(guest->accel.env.ram, gr_gpa(op->gpa), &offset, &bytes);
 	if (!block || bytes < 8 * (uint64_t)op->words) {
@@ -82,12 +87,17 @@ static uint32_t run_ops(struct vcpu *vcpu, uint32_t ops)
 {
 	while (ops > 0) {
 		struct vmm_writer_op op;
+		bool stored;
 
 		if (vmm_gate_closing(&vcpu->guest->gate)) {
 			return ops;
 		}
+		gr_rcu_quiescent_state();
 		vmm_writer_op(&vcpu->writer, &op);
-		if (op.words > 0 && !store_op(vcpu, &op)) {
+		gr_rcu_qs_read_lock();
+		stored = op.words == 0 || store_op_rcu(vcpu, &op);
+		gr_rcu_qs_read_unlock();
+		if (!stored) {
 			return ops;
 		}
 		if (vmm_writer_finish(&vcpu->writer)) {
@@ -97,25 +107,37 @@ static uint32_t run_ops(struct vcpu *vcpu, uint32_t ops)
 	return 0;
 }
 
+/* Before whatever waits. */
+static void go_offline(void)
+{
+#ifndef GR_MUTANT_VMM_VCPU_STAYS_ONLINE
+	gr_rcu_thread_offline();
+#endif
+}
+
 static void *vcpu_main(void *opaque)
 {
 	struct vcpu *vcpu = opaque;
 	struct vmm_pacer *pacer = vcpu->guest->accel.env.pacer;
 
+	gr_rcu_qs_register_thread();
+	go_offline();
 	while (vmm_gate_wait(&vcpu->guest->gate)) {
 		while (!vmm_gate_closing(&vcpu->guest->gate)) {
 			uint32_t ops, left;
 
-			gr_rcu_park();
 			ops = vmm_pacer_take(pacer, vcpu->writer.number);
 			if (ops == 0) {
 				vmm_gate_sleep(&vcpu->guest->gate, BEAT_NS);
 				continue; /* the gate is closing, or soon */
 			}
+			gr_rcu_thread_online();
 			left = run_ops(vcpu, ops);
+			go_offline();
 			vmm_pacer_give_back(pacer, vcpu->writer.number, left);
 		}
 	}
+	gr_rcu_qs_unregister_thread();
 	return NULL;
 }
 

@@ -59,7 +59,8 @@
  * nanoseconds. The worker does not sleep for ever at once, but looks again after 200 us, 2 ms,
  * 20 ms, 100 ms; then it issues the process-wide fence (W2), looks once more, and sleeps. W2 and
  * the compiler barrier are as good as a full fence on both sides: no call is left behind,
- * and a queue that is in use interrupts no vCPU.
+ * and a queue that is in use interrupts no vCPU. In quiet times (gr_rcu_quiet_begin()) an idle one
+ * does not either: it goes on looking every 100 ms.
  *
  * BARRIER. Under q->lock it does the take itself. Then all that was queued before is in batches
  * up to `opened`, or, if something could not join the open batch, opened + 1. It says so in `want`

@@ -83,15 +83,18 @@ static void sleep_until_work(struct gr_rcu_queue *q)
 	}
 	gr_rcu_park();
 	for (;;) {
-		bool last = looks == GR_ARRAY_SIZE(looks_ns);
+		/* W2 interrupts other CPUs: in quiet times the looks go on instead. */
+		bool last =
+			looks == GR_ARRAY_SIZE(looks_ns) && !(light && gr_rcu_quiet_in_effect());
 
 		if (announce_and_look(q, light && last)) {
 			gr_store_relaxed(&q->sleeping, (uint32_t)GR_RCU_AWAKE);
 			return;
 		}
 		(void)gr_futex_wait(&q->sleeping, GR_RCU_ASLEEP,
-				    last ? GR_FUTEX_FOR_EVER : looks_ns[looks]);
-		looks += !last;
+				    last ? GR_FUTEX_FOR_EVER
+					 : looks_ns[GR_MIN(looks, GR_ARRAY_SIZE(looks_ns) - 1)]);
+		looks += looks < GR_ARRAY_SIZE(looks_ns);
 	}
 }
 
