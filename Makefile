@@ -4,10 +4,10 @@ BUILD ?= build
 ARGS  ?=
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo test asan tsan verify kvm-rig fuzz bench check install clean
+.PHONY: help deps build demo test asan tsan verify kvm-rig fuzz bench check install clean portability
 
 help: ## Show this list.
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## Install the Debian packages that are missing (does nothing when none is).
 	@scripts/deps.sh build
@@ -38,6 +38,9 @@ verify: ## Check the models of the protocols exhaustively; FULL=1 for the large 
 
 kvm-rig: ## The KVM tests on machines without /dev/kvm: a kernel under QEMU's TCG (minutes).
 	@scripts/kvm-test.sh $(BUILD)
+
+portability: ## The core on other machines, systems and page sizes (PLATFORMS="aarch64 windows": only those).
+	@scripts/portability.sh $(PLATFORMS)
 
 fuzz: ## Fuzz every parser for FUZZ_SECONDS (60) each.
 	@scripts/fuzz.sh

@@ -15,6 +15,13 @@ for purpose in "${@:-build}"; do
 	fuzz) need="$need $build clang libclang-rt-14-dev llvm" ;;
 	bench) need="$need $build qemu-system-x86 liburcu-dev" ;;
 	check) need="$need $build clang clang-format-14 shellcheck codespell" ;;
+	portability-native | portability-posix) need="$need $build gcc" ;;
+	portability-i686) need="$need $build gcc-i686-linux-gnu libc6-i386" ;;
+	portability-aarch64 | portability-pages*) need="$need $build qemu-user gcc-aarch64-linux-gnu libc6-dev-arm64-cross" ;;
+	portability-armhf) need="$need $build qemu-user gcc-arm-linux-gnueabihf libc6-dev-armhf-cross" ;;
+	portability-s390x) need="$need $build qemu-user gcc-s390x-linux-gnu libc6-dev-s390x-cross" ;;
+	portability-ppc64) need="$need $build qemu-user gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross" ;;
+	portability-windows) need="$need $build gcc-mingw-w64-x86-64-posix mingw-w64-x86-64-dev wine wine64" ;;
 	*) echo "deps.sh: unknown purpose '$purpose'" >&2; exit 2 ;;
 	esac
 done

@@ -9,7 +9,7 @@
 
 #ifdef _WIN32
 struct gr_thread_exit {
-	unsigned long slot;
+	unsigned int index;
 };
 #else
 #	include <pthread.h>

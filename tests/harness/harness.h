@@ -13,7 +13,8 @@
  *
  * Every test runs in a process of its own, so that a crash, a hang (after
  * GR_TEST_TIMEOUT seconds, default 60) or an abort fails that test alone. Arguments of
- * the program select tests by name; GR_SEED replays a random test; GR_TEST_SECONDS
+ * the program select tests by name; GR_TEST_LIMITS names a file of tests that this machine cannot
+ * run, with the reasons (scripts/limits); GR_SEED replays a random test; GR_TEST_SECONDS
  * sets how long torture tests run.
  */
 #ifndef HARNESS_H

@@ -376,7 +376,7 @@ TEST(an_explicit_reader_may_move_between_threads_between_its_sections)
 TEST(a_grace_period_waits_for_the_right_ones_among_many_readers)
 {
 	enum { N = 200 };
-	struct gr_rcu_reader *r = aligned_alloc(_Alignof(struct gr_rcu_reader), N * sizeof(*r));
+	static struct gr_rcu_reader r[N];
 	struct gr_rcu_domain *d = make_domain("crowd");
 	pthread_t t;
 
@@ -397,7 +397,6 @@ TEST(a_grace_period_waits_for_the_right_ones_among_many_readers)
 		gr_rcu_reader_destroy(&r[i]);
 	}
 	gr_rcu_domain_free(d);
-	free(r);
 }
 
 /* ---- fork -------------------------------------------------------------------------------------
