@@ -7,7 +7,7 @@
 #
 # Installs what is missing (scripts/deps.sh). What cannot be tried is a failure.
 set -u
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 platforms=${*:-native posix i686 aarch64 armhf s390x ppc64 pages16k pages64k windows}
 common='-Dmutants=false -Dmonitor=false -Dwerror=true'
 limits=$PWD/scripts/limits
@@ -100,6 +100,7 @@ echo
 total=$([ -z "$logs" ] || python3 scripts/count-tests.py $logs)
 echo "$total" | sed '$d'
 cat "$work/rows"
+# shellcheck disable=SC2046  # three numbers on purpose
 set -- $(echo "$total" | tail -n 1 | tr -dc '0-9 ')
 echo "${1:-0} passed, $((${2:-0} + missing)) failed, ${3:-0} skipped"
 [ $((${2:-0} + missing)) -eq 0 ] && [ "${1:-0}" -gt 0 ]
