@@ -13,6 +13,7 @@
 #include <guestram/migrate.h>
 #include <guestram/ram.h>
 #include <guestram/rcu.h>
+#include <guestram/rcu_check.h>
 #include <guestram/rcu_control.h>
 #include <guestram/rcu_domain.h>
 #include <guestram/rcu_qs.h>

@@ -54,6 +54,7 @@
 #define GUESTRAM_RCU_H
 
 #include <guestram/error.h>
+#include <guestram/rcu_check.h>
 #include <guestram/types.h>
 
 GR_BEGIN_DECLS
@@ -202,6 +203,7 @@ static inline void gr_rcu_read_lock_on(struct gr_rcu_reader *r)
 	}
 	/* H1: as C1 for a HOT reader; the driver's membarrier (M1) is the other half. */
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
+	GR_RCU_CHECK_ENTER_(r);
 }
 
 /**
@@ -213,6 +215,7 @@ static inline void gr_rcu_read_unlock_on(struct gr_rcu_reader *r)
 {
 	uint32_t v;
 
+	GR_RCU_CHECK_LEAVE_(r);
 	__atomic_signal_fence(__ATOMIC_SEQ_CST);
 	v = __atomic_load_n(&r->ctr, __ATOMIC_RELAXED);
 	if (GR_LIKELY(v == GR_RCU_HOT + 1)) {
@@ -326,8 +329,15 @@ static inline struct gr_rcu_reader *gr_rcu_guard_enter_on(struct gr_rcu_reader *
  * Fetch a published pointer inside a section (load acquire: what its publisher wrote is
  * visible). Takes the pointer variable itself, not its address; evaluates it once.
  */
-#define gr_rcu_dereference(p)                                                                      \
-	(__atomic_load_n((__typeof__(*(p)) **)(uintptr_t)&(p), __ATOMIC_ACQUIRE))
+#define gr_rcu_dereference(p) gr_rcu_dereference_check(p, false)
+
+/**
+ * The same where the caller is inside a section or cond holds, which says why no writer can
+ * run: "the writers' lock is mine". The checking build looks.
+ */
+#define gr_rcu_dereference_check(p, cond)                                                          \
+	(GR_RCU_CHECK_SECTION_(#p, cond),                                                          \
+	 __atomic_load_n((__typeof__(*(p)) **)(uintptr_t)&(p), __ATOMIC_ACQUIRE))
 
 /** Fetch a published pointer where no writer can run: the caller holds the writers' lock. */
 #define gr_rcu_dereference_protected(p)                                                            \

@@ -130,7 +130,9 @@ GR_EXPORT void gr_rcu_domain_cond_synchronize(struct gr_rcu_domain *domain, uint
 
 /**
  * Make a reader.
- * @param r      The caller's memory, aligned as its type says; must stay where it is.
+ * @param r      The caller's memory, aligned as its type says; must stay where it is. Not on a
+ *               thread's stack if the process forks and the child uses the domain: other
+ *               threads are gone there, and their stacks are used again.
  * @param domain NULL: the default domain.
  * @param name   For messages; not copied. May be NULL.
  * @context Any thread, not in a signal handler. Takes a mutex for a moment.

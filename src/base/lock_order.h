@@ -47,6 +47,8 @@ enum gr_lock_rank {
 	GR_RANK_RCU_DOMAINS = 95,
 	/* The list of reader records, and a driver's marks in them. Innermost, short. */
 	GR_RANK_RCU_REGISTRY = 100,
+	/* What the checking build knows about the caller's locks. Nothing is called with it held. */
+	GR_RANK_RCU_CHECKS = 110,
 };
 
 #endif

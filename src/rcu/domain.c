@@ -61,6 +61,21 @@ struct gr_rcu_reader *gr_rcu_domain_reader(struct gr_rcu_domain *d)
 	return NULL;
 }
 
+unsigned gr_rcu_sections_of_thread(struct gr_rcu_domain **in, unsigned n)
+{
+	unsigned count = 0;
+
+	if (n > 0 && gr_rcu_read_ongoing()) {
+		in[count++] = &gr_rcu_default;
+	}
+	for (const struct auto_reader *a = mine; a && count < n; a = a->next) {
+		if (gr_rcu_read_ongoing_on(&a->r)) {
+			in[count++] = gr_load_relaxed(&a->r.domain);
+		}
+	}
+	return count;
+}
+
 /* One whose domain is gone, or a new one. */
 static struct auto_reader *unused_node(void)
 {

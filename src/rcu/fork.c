@@ -11,7 +11,7 @@
  */
 #include "base/fork.h"
 #include "base/atomic.h"
-#include "rcu/rcu_internal.h"
+#include "rcu/checks.h"
 
 /* (o) Of the forking thread; written only with all the locks held. */
 static struct gr_signals saved_signals;
@@ -24,6 +24,7 @@ static void before_fork(void)
 	gr_rcu_queues_before_fork();
 	gr_signals_block(&saved);
 	gr_rcu_domains_before_fork();
+	gr_rcu_checks_before_fork();
 	saved_signals = saved;
 }
 
@@ -31,6 +32,7 @@ static void after_fork(bool in_child)
 {
 	struct gr_signals saved = saved_signals;
 
+	gr_rcu_checks_after_fork(in_child);
 	gr_rcu_domains_after_fork(in_child);
 	gr_signals_restore(&saved);
 	gr_rcu_queues_after_fork(in_child);

@@ -272,12 +272,6 @@ static inline bool gr_rcu_in_section(struct gr_rcu_domain *d)
 	return r && gr_rcu_read_ongoing_on(r) && gr_load_relaxed(&r->ctr) != (GR_RCU_QS | 1);
 }
 
-/* The checking build keeps the set of queued heads here and dies at the second call. */
-#ifndef gr_rcu_check_queued
-#	define gr_rcu_check_queued(head)  ((void)(head))
-#	define gr_rcu_check_started(head) ((void)(head))
-#endif
-
 /* queue.c */
 struct gr_rcu_queue *gr_rcu_queue_or_default(struct gr_rcu_queue *q);
 uint64_t gr_rcu_queue_length(struct gr_rcu_queue *q, uint64_t *ret_bytes) GR_REQUIRES(q->lock);

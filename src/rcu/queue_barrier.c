@@ -12,6 +12,7 @@
  * lock is released and taken again.
  */
 #include "base/futex.h"
+#include "rcu/checks.h"
 #include "rcu/queue.h"
 
 enum { NO_WORKER_RETRY_NS = 10000000 };
@@ -92,6 +93,7 @@ void gr_rcu_barrier(struct gr_rcu_queue *queue)
 	struct gr_rcu_reader *qs = wait_begin(q, "gr_rcu_barrier()");
 	uint32_t batch;
 
+	gr_rcu_check_wait(gr_rcu_domain_or_default(q->params.domain), "gr_rcu_barrier()", true);
 	if (holds_lock(q)) {
 		gr_die("gr_rcu_barrier() with the queue's lock held would never end");
 	}

@@ -10,6 +10,7 @@
  */
 #include "base/clock.h"
 #include "base/futex.h"
+#include "rcu/checks.h"
 #include "rcu/queue.h"
 #include "rcu/trace.h"
 
@@ -77,8 +78,8 @@ static inline void run_one(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 			   struct gr_rcu_budget *budget)
 {
 	void (*func)(struct gr_rcu_head *) = gr_load_relaxed(&head->func);
+	uint64_t start_ns = gr_rcu_check_started(head, func);
 
-	gr_rcu_check_started(head);
 	budget->ran++;
 	if (GR_UNLIKELY(!func)) {
 		gr_die("%s: a callback was queued twice, or its memory used again before it ran",
@@ -95,6 +96,7 @@ static inline void run_one(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 			gr_die("an RCU callback returned inside a read-side section");
 		}
 	}
+	gr_rcu_check_ran(q->name, func, start_ns);
 	if (++q->unreported == REPORT_EVERY) {
 		report_run(q);
 	}

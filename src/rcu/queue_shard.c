@@ -12,6 +12,7 @@
 #include "base/heavy_fence.h"
 #include "base/memory.h"
 #include "base/thread_exit.h"
+#include "rcu/checks.h"
 #include "rcu/queue.h"
 #include <guestram/event.h>
 #include <string.h>
@@ -391,7 +392,7 @@ static inline void call(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 	struct gr_rcu_shard *s = gr_rcu_caller.last;
 	size_t n;
 
-	gr_rcu_check_queued(head);
+	gr_rcu_check_queued(head, func, __builtin_return_address(0));
 	gr_store_relaxed(&head->func, func);
 	if (GR_UNLIKELY(!s || gr_load_relaxed(&s->queue) != q)) {
 		s = find_shard(q);

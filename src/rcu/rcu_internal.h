@@ -170,6 +170,8 @@ struct gr_rcu_reader *gr_rcu_domain_reader(struct gr_rcu_domain *d);
 /* The domain goes, and with it the thread that runs polled grace periods, if there is one. */
 void gr_rcu_poll_stop(struct gr_rcu_domain *d);
 
+/* The domains that the thread is inside a section of, but for explicit readers: how many of n. */
+unsigned gr_rcu_sections_of_thread(struct gr_rcu_domain **domains, unsigned n);
 /* The thread ends: its readers in other domains go. */
 void gr_rcu_domain_leave_all(void);
 

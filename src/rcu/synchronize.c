@@ -25,6 +25,7 @@
 #include "base/atomic.h"
 #include "base/clock.h"
 #include "base/futex.h"
+#include "rcu/checks.h"
 #include "rcu/stall.h"
 #include <sched.h>
 
@@ -177,6 +178,7 @@ static void cond_synchronize(struct gr_rcu_domain *d, uint64_t cookie, const cha
 {
 	struct gr_rcu_reader *qs = gr_rcu_wait_begin(d, who);
 
+	gr_rcu_check_wait(d, who, false);
 	wait_for_cookie(d, cookie);
 	gr_rcu_wait_end(qs);
 }

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The checking build: locks and waits. A thread that waits for a grace period waits for all
+ * sections, so for every lock that a section takes; one that waits for callbacks waits for the
+ * locks that callbacks take as well. Holding such a lock meanwhile is a deadlock once the two meet.
+ * They need not meet to be found: each lock (by name) and domain remembers that it was taken inside
+ * a section, or in a callback, and that it was held during a wait.
+ */
+#include "base/atomic.h"
+#include "base/mutex.h"
+#include "base/signals.h"
+#include "rcu/checks.h"
+#include <guestram/rcu_check.h>
+#include <stdio.h>
+#include <string.h>
+
+enum how {
+	IN_SECTION, /* taken inside a section of the domain */
+	IN_CALLBACK,
+	IN_GP_WAIT, /* held while waiting for a grace period of the domain */
+	IN_BARRIER, /* held while waiting for callbacks too */
+	HOWS,
+};
+static const char *const how_text[HOWS] = {
+	[IN_SECTION] = "inside a read-side section",
+	[IN_CALLBACK] = "in a callback",
+	[IN_GP_WAIT] = "while waiting for a grace period",
+	[IN_BARRIER] = "while waiting for callbacks",
+};
+
+struct lock_use {
+	char name[32];
+	struct gr_rcu_domain *domain;
+	char where[HOWS][64]; /* "": never */
+	bool reported;
+};
+
+enum { USES_MAX = 256, HELD_MAX = 16, DOMAINS_MAX = 8 };
+static struct {
+	struct gr_mutex lock; /* protects the rest; nothing is called with it held */
+	struct lock_use use[USES_MAX];
+	unsigned uses;
+} table = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_CHECKS) };
+
+/* (o) */
+static __thread struct {
+	const void *lock[HELD_MAX];
+	char name[HELD_MAX][32];
+	unsigned n;
+} held;
+static __thread int in_callbacks;
+
+void gr_rcu_check_in_callback(int change)
+{
+	in_callbacks += change;
+}
+
+/* NULL when the table is full: then what is new goes unchecked. */
+static struct lock_use *find_use(const char *name, struct gr_rcu_domain *d) GR_REQUIRES(table.lock)
+{
+	struct lock_use *u;
+
+	for (u = table.use; u < table.use + table.uses; u++) {
+		if (u->domain == d && strcmp(u->name, name) == 0) {
+			return u;
+		}
+	}
+	if (table.uses == USES_MAX) {
+		return NULL;
+	}
+	table.uses++;
+	(void)snprintf(u->name, sizeof(u->name), "%s", name);
+	u->domain = d;
+	return u;
+}
+
+/* The two ways of use that do not go together, if there are such. */
+static bool is_deadlock(const struct lock_use *u, enum how *ret_taken, enum how *ret_held)
+{
+	static const enum how pairs[][2] = { { IN_SECTION, IN_GP_WAIT },
+					     { IN_SECTION, IN_BARRIER },
+					     { IN_CALLBACK, IN_BARRIER } };
+
+	for (size_t i = 0; i < GR_ARRAY_SIZE(pairs); i++) {
+		if (u->where[pairs[i][0]][0] && u->where[pairs[i][1]][0]) {
+			*ret_taken = pairs[i][0];
+			*ret_held = pairs[i][1];
+			return true;
+		}
+	}
+	return false;
+}
+
+static void note_use(const char *name, struct gr_rcu_domain *d, enum how how, const char *where)
+{
+	enum how taken, kept;
+	struct lock_use copy;
+	struct gr_signals saved;
+	struct lock_use *u;
+	bool tell = false;
+
+	gr_signals_block(&saved); /* a handler may take locks, or fork */
+	gr_mutex_lock(&table.lock);
+	u = find_use(name, d);
+	if (u && !u->where[how][0]) {
+		(void)snprintf(u->where[how], sizeof(u->where[how]), "%s", where);
+		tell = !u->reported && is_deadlock(u, &taken, &kept);
+		u->reported |= tell;
+		copy = *u;
+	}
+	gr_mutex_unlock(&table.lock);
+	gr_signals_restore(&saved);
+	if (tell) {
+		gr_rcu_check_failed("possible deadlock: lock %s is taken %s (%s) and held %s (%s)",
+				    copy.name, how_text[taken], copy.where[taken], how_text[kept],
+				    copy.where[kept]);
+	}
+}
+
+void gr_rcu_check_lock_acquired(const void *lock, const char *name, const char *file, int line)
+{
+	struct gr_rcu_domain *inside[DOMAINS_MAX];
+	unsigned n = gr_rcu_sections_of_thread(inside, DOMAINS_MAX);
+	char own[32], where[64];
+
+	if (!name) {
+		(void)snprintf(own, sizeof(own), "%p", lock);
+		name = own;
+	}
+	(void)snprintf(where, sizeof(where), "%s:%d", file, line);
+	if (held.n < HELD_MAX) {
+		held.lock[held.n] = lock;
+		(void)snprintf(held.name[held.n], sizeof(held.name[0]), "%s", name);
+		held.n++;
+	}
+	n += gr_rcu_check_handles(inside + n, DOMAINS_MAX - n);
+	for (unsigned i = 0; i < n; i++) {
+		note_use(name, inside[i], IN_SECTION, where);
+	}
+	if (in_callbacks > 0) {
+		note_use(name, &gr_rcu_default, IN_CALLBACK, where);
+	}
+}
+
+void gr_rcu_check_lock_released(const void *lock)
+{
+	for (unsigned i = held.n; i > 0; i--) {
+		if (held.lock[i - 1] == lock) {
+			memmove(&held.lock[i - 1], &held.lock[i],
+				(held.n - i) * sizeof(held.lock[0]));
+			memmove(&held.name[i - 1], &held.name[i],
+				(held.n - i) * sizeof(held.name[0]));
+			held.n--;
+			return;
+		}
+	}
+}
+
+void gr_rcu_check_wait(struct gr_rcu_domain *d, const char *who, bool for_callbacks)
+{
+	for (unsigned i = 0; i < held.n; i++) {
+		note_use(held.name[i], for_callbacks ? &gr_rcu_default : d,
+			 for_callbacks ? IN_BARRIER : IN_GP_WAIT, who);
+		if (for_callbacks) {
+			note_use(held.name[i], d, IN_GP_WAIT, who);
+		}
+	}
+}
+
+void gr_rcu_checks_before_fork(void) GR_NO_TSA
+{
+	gr_mutex_lock(&table.lock);
+}
+
+void gr_rcu_checks_after_fork(bool in_child) GR_NO_TSA
+{
+	gr_mutex_unlock(&table.lock);
+	if (in_child) {
+		gr_rcu_check_thread_changed();
+		gr_rcu_check_calls_after_fork_in_child();
+	}
+}
