@@ -23,9 +23,11 @@ int gr_futex_wait(uint32_t *word, uint32_t expected, uint64_t timeout_ns)
 
 void gr_futex_wake(uint32_t *word, int n)
 {
-	if (n == 1) {
-		WakeByAddressSingle(word);
-	} else {
-		WakeByAddressAll(word); /* too many wakes are no harm: they look again */
-	}
+	/*
+	 * Never WakeByAddressSingle(): under Wine 8 it may go to a thread whose wait has just ended
+	 * for no reason, and grace periods then have no driver. Too many wakes are no harm: they
+	 * look again.
+	 */
+	(void)n;
+	WakeByAddressAll(word);
 }

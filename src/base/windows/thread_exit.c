@@ -98,10 +98,12 @@ int gr_thread_exit_set(struct gr_thread_exit *hook, void *arg)
 		if (!all) {
 			return arg ? -ENOMEM : 0;
 		}
-		if (!FlsSetValue(hooks.slot, all) || pthread_setspecific(hooks.key, all) != 0) {
+		if (!FlsSetValue(hooks.slot, all)) {
+			free(all);
 			return -ENOMEM;
 		}
 	}
 	all->arg[hook->index] = arg;
-	return 0;
+	/* Each time: destructors of other keys may arm a hook that has run, for one more round. */
+	return -pthread_setspecific(hooks.key, all);
 }
