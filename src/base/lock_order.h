@@ -35,6 +35,8 @@ enum gr_lock_rank {
 	GR_RANK_URCU_FORK = 66,
 	/* The list of liburcu's call_rcu_data, and who uses each. Not the queues. */
 	GR_RANK_URCU = 67,
+	/* The list of QEMU's notifiers. Not held while one is called. */
+	GR_RANK_QEMU_NOTIFIERS = 68,
 	/* Who drives the grace period. Held while it waits for readers: only ever tried. */
 	GR_RANK_RCU_GP = 70,
 	/* How deep quiet times are nested. Held over the process-wide fence that begins one. */
