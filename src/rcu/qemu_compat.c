@@ -120,6 +120,11 @@ static void install_fork_handlers(void)
 	}
 }
 
+void gr_qemu_fork_install(void)
+{
+	gr_once(&forcers_once, install_fork_handlers);
+}
+
 static void force(struct gr_rcu_notifier *ours)
 {
 	struct forcer *f = gr_container_of(ours, struct forcer, ours);
@@ -137,7 +142,7 @@ void gr_qemu_add_notifier(void *notifier, void (*call)(void *notifier))
 	f->ours.func = force;
 	f->theirs = notifier;
 	f->call = call;
-	gr_once(&forcers_once, install_fork_handlers);
+	gr_qemu_fork_install();
 	gr_mutex_lock(&forcers.lock);
 	f->next = forcers.first;
 	forcers.first = f;
@@ -149,7 +154,7 @@ static struct forcer *take_out(void *notifier)
 {
 	struct forcer **where, *f;
 
-	gr_once(&forcers_once, install_fork_handlers);
+	gr_qemu_fork_install();
 	gr_mutex_lock(&forcers.lock);
 	for (where = &forcers.first; *where && (*where)->theirs != notifier;) {
 		where = &(*where)->next;

@@ -188,5 +188,7 @@ void gr_rcu_domains_after_fork(bool in_child);
 void gr_rcu_synchronize_after_fork_in_child(struct gr_rcu_domain *d);
 void gr_rcu_poll_after_fork_in_child(struct gr_rcu_domain *d);
 void gr_rcu_fork_install(void);
+/* Handlers run last in, first out, and the lock of QEMU's names comes after liburcu's. */
+void gr_qemu_fork_install(void);
 
 #endif

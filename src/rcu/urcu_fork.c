@@ -40,8 +40,10 @@ static void thaw_in_child(void) GR_NO_TSA
 
 void gr_urcu_fork_install(void)
 {
-	int ret = gr_atfork(freeze, thaw_in_parent, thaw_in_child);
+	int ret;
 
+	gr_qemu_fork_install();
+	ret = gr_atfork(freeze, thaw_in_parent, thaw_in_child);
 	if (ret != 0) {
 		gr_die("no fork handlers for call_rcu workers: errno %d", -ret);
 	}
