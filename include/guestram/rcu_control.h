@@ -84,7 +84,7 @@ struct gr_rcu_stats {
 	uint64_t grace_periods; /**< run */
 	uint64_t merged;	/**< waits that somebody else's grace period served */
 	uint64_t entry_fences;	/**< process-wide: a reader was HOT (M1) */
-	uint64_t flag_fences;	/**< process-wide: a reader had to be slept for (M2) */
+	uint64_t flag_fences;	/**< process-wide: a COLD reader had to be slept for (M2) */
 	uint64_t sleeps;	/**< of drivers for readers */
 	uint64_t requests;	/**< readers asked to report... */
 	uint64_t reports;	/**< ...who did... */

@@ -41,10 +41,13 @@
  *      buffer. A reader that moves between threads changes nothing: the argument is made for
  *      each section, and a section stays on its thread.
  *      Quiet times replace M1 for WARM readers: see quiet.c.
- *  W   = readers seen inside. Others are done: their ctr was loaded with acquire and stored
- *      with release (R1), so their earlier sections are ordered before what the updater
- *      does next. That is why there is no fence at the end. If nobody needed M1, the pass
- *      that found that out has made W already.
+ *      Who needs M1 is asked for a report just before it, inside or not: so M1 serves as M2 too.
+ *      A reader that runs one section after another has reported when M1 returns, and is not
+ *      waited for; one that stays inside costs a sleep, and no second process-wide fence.
+ *      After M1, the requests to those who are seen outside are claimed back.
+ *  W   = the others who are seen inside; one look is enough, by F1. Who is outside is done: its
+ *      ctr was loaded with acquire and stored with release (R1), so its earlier sections are
+ *      ordered before what the updater does next. That is why there is no fence at the end.
  *  QS  A quiescent-state thread that is online is in W for as long as it is online; looking
  *      again is of no use, so it is asked at once. It answers with the exchange of need_qs: its
  *      accesses before are ordered before the driver's return (release, through pending),
@@ -53,8 +56,8 @@
  *  Spinning looks again for some microseconds: most sections are short.
  *      The family counts that is seen after the request and a fence (O2): a thread seen online
  *      before may have gone offline since, looked too early, and be in an ordinary section.
- *  M2  (driver: process-wide fence if some reader that was asked is then inside and HOT, WARM or
- *      COLD) between storing need_qs and loading ctr again. With H2 (unlock: compiler barrier
+ *  M2  (driver: process-wide fence if some reader of W that was asked is then inside and HOT, WARM
+ *      or COLD) between storing need_qs and loading ctr again. With H2 (unlock: compiler barrier
  *      between storing "outside" and loading need_qs): either the reader sees the request and
  *      reports, or the driver sees it outside and claims the request back. Without M2 both
  *      could miss and the driver sleep for ever. Where there is no process-wide fence, or
@@ -65,7 +68,8 @@
  *      wake-ups per grace period, and its last resort would be the fence anyhow. Who wants no
  *      interrupts says so, with quiet times, and gets none at all.
  *  A report is legal at the first outermost unlock after the request, even if that ended a
- *      section that began after W was made: sections of one reader end in order. So a
+ *      section that began after W was made: sections of one reader end in order, and those that
+ *      come after the report see P (it takes the request, acquire, which was set after P). So a
  *      reader in a tight loop cannot hold up a grace period. The exchange of need_qs and the
  *      subtraction from pending are acquire and release, the driver's look at pending acquires:
  *      the section is ordered before the return.
@@ -92,7 +96,7 @@
 static_assert(sizeof(void *) == 8 || __atomic_always_lock_free(8, 0), "64-bit atomics needed");
 
 /* reader.awaited */
-enum { NOT_AWAITED, AWAITED, TO_BE_ASKED, ASKED };
+enum { NOT_AWAITED, AWAITED, ASKED, ASKED_BEFORE_M1 };
 
 enum {
 	SPIN_NS = 5000,
@@ -122,13 +126,56 @@ static bool needs_m1(uint32_t ctr, bool quiet)
 #endif
 }
 
+void gr_rcu_pending_down(struct gr_rcu_domain *d, bool by_reader)
+{
+	/* Release: the reader's sections. Acquire: those of the readers that went before. */
+	uint32_t before = gr_sub_acq_rel(&d->pending, 1u) & GR_RCU_PENDING_COUNT;
+
+	GR_ASSERT(before != 0);
+	if (!by_reader) {
+		GR_RCU_COUNT(d, claims, 1);
+		return;
+	}
+	GR_RCU_COUNT_SHARED(d, reports, 1);
+	if (before == 1) {
+		GR_RCU_COUNT_SHARED(d, reader_wakes, 1);
+		gr_futex_wake(&d->pending, 1);
+	}
+}
+
+/* With the registry's lock held. */
+static void ask_reader(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32_t state)
+{
+	r->awaited = state;
+	GR_TRACE2(rcu_reader_requested, r, r->tid);
+	GR_RCU_COUNT(d, requests, 1);
+#ifdef GR_MUTANT_RCU_REQUEST_BEFORE_PENDING
+	gr_store_release(&r->need_qs, 1u);
+	for (int i = 0; i < 2000; i++) {
+		gr_cpu_relax(); /* makes the bad schedule likely */
+	}
+#endif
+	/* I2: first. The driver's own part is still there. */
+	GR_ASSERT((gr_add_acq_rel(&d->pending, 1u) & GR_RCU_PENDING_COUNT) != 0);
+#ifndef GR_MUTANT_RCU_REQUEST_BEFORE_PENDING
+	/* Release: whoever takes the request sees pending, and P. */
+	gr_store_release(&r->need_qs, 1u);
+#endif
+}
+
+/* Nobody but the driver holds a part of pending. Acquire: pairs with the readers' subtractions. */
+static bool all_reported(struct gr_rcu_domain *d)
+{
+	return (gr_load_acquire(&d->pending) & GR_RCU_PENDING_COUNT) == 1;
+}
+
 struct census {
-	bool needs_m1;
-	bool anybody; /* in W */
-	bool qs;      /* quiescent-state threads among them */
+	bool needs_m1; /* somebody did, and all who did were asked */
+	bool anybody;  /* in W besides */
+	bool qs;       /* quiescent-state threads among them */
 };
 
-/* Makes W, and sees what it takes to believe it. */
+/* Makes W. Those of whom only M1 can tell whether they are in it are asked. */
 static struct census take_census(struct gr_rcu_domain *d)
 {
 	const struct gr_rcu_reader *mine = gr_rcu_domain_reader(d);
@@ -141,11 +188,18 @@ static struct census take_census(struct gr_rcu_domain *d)
 	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
 		uint32_t ctr = gr_load_acquire(&r->ctr); /* pairs with R1 */
 
+		if (r != mine && needs_m1(ctr, quiet)) { /* our own stores we see anyway */
+			c.needs_m1 = true;
+#ifdef GR_MUTANT_RCU_ASK_AFTER_M1
+			r->awaited = AWAITED;
+#else
+			ask_reader(d, r, ASKED_BEFORE_M1);
+#endif
+			continue;
+		}
 		r->awaited = is_inside(ctr) ? AWAITED : NOT_AWAITED;
 		c.anybody |= is_inside(ctr);
 		c.qs |= is_inside(ctr) && (ctr & GR_RCU_QS) != 0;
-		/* Our own stores we see anyway. */
-		c.needs_m1 |= r != mine && needs_m1(ctr, quiet);
 	}
 	gr_rcu_registry_unlock(d, &saved);
 	return c;
@@ -184,12 +238,6 @@ static bool drop_finished(struct gr_rcu_domain *d)
 	return any;
 }
 
-/* Nobody but the driver holds a part of pending. Acquire: pairs with the readers' subtractions. */
-static bool all_reported(struct gr_rcu_domain *d)
-{
-	return (gr_load_acquire(&d->pending) & GR_RCU_PENDING_COUNT) == 1;
-}
-
 static bool spin_for_awaited(struct gr_rcu_domain *d)
 {
 	uint64_t end = gr_clock_ns() + SPIN_NS;
@@ -207,67 +255,26 @@ static bool spin_for_awaited(struct gr_rcu_domain *d)
 	return false;
 }
 
-void gr_rcu_pending_down(struct gr_rcu_domain *d, bool by_reader)
-{
-	/* Release: the reader's sections. Acquire: those of the readers that went before. */
-	uint32_t before = gr_sub_acq_rel(&d->pending, 1u) & GR_RCU_PENDING_COUNT;
-
-	GR_ASSERT(before != 0);
-	if (!by_reader) {
-		GR_RCU_COUNT(d, claims, 1);
-		return;
-	}
-	GR_RCU_COUNT_SHARED(d, reports, 1);
-	if (before == 1) {
-		GR_RCU_COUNT_SHARED(d, reader_wakes, 1);
-		gr_futex_wake(&d->pending, 1);
-	}
-}
-
-static void raise_pending(struct gr_rcu_domain *d, uint32_t n)
-{
-	/* The driver's own part is still there. */
-	GR_ASSERT((gr_add_acq_rel(&d->pending, n) & GR_RCU_PENDING_COUNT) != 0);
-	GR_RCU_COUNT(d, requests, n);
-}
-
 /* Sets requests: those of quiescent-state threads, or of all who have none yet. */
 static void ask(struct gr_rcu_domain *d, bool qs_only)
 {
-	uint32_t wanted = qs_only ? GR_RCU_QS : ~0u, n = 0;
+	uint32_t wanted = qs_only ? GR_RCU_QS : ~0u;
 	struct gr_rcu_signals saved;
 
 	gr_rcu_registry_lock(d, &saved);
 	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
 		if (r->awaited == AWAITED && (gr_load_relaxed(&r->ctr) & wanted) != 0) {
-			r->awaited = TO_BE_ASKED;
-			n++;
+			ask_reader(d, r, ASKED);
 		}
 	}
-#ifndef GR_MUTANT_RCU_REQUEST_BEFORE_PENDING
-	raise_pending(d, n); /* I2: first */
-#endif
-	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
-		if (r->awaited == TO_BE_ASKED) {
-			r->awaited = ASKED;
-			GR_TRACE2(rcu_reader_requested, r, r->tid);
-			/* Release: whoever takes the request sees pending, and P. */
-			gr_store_release(&r->need_qs, 1u);
-		}
-	}
-#ifdef GR_MUTANT_RCU_REQUEST_BEFORE_PENDING
-	for (int i = 0; i < 2000; i++) {
-		gr_cpu_relax(); /* makes the bad schedule likely */
-	}
-	raise_pending(d, n);
-#endif
 	gr_rcu_registry_unlock(d, &saved);
 }
 
 /* Inside, and will look at need_qs when it leaves: perhaps too early (H2). */
 static bool may_miss_request(const struct gr_rcu_reader *r, uint32_t ctr)
 {
-	return (ctr & (GR_RCU_QS | GR_RCU_LATE)) == 0 && gr_load_relaxed(&r->need_qs) != 0;
+	return r->awaited == ASKED && (ctr & (GR_RCU_QS | GR_RCU_LATE)) == 0 &&
+	       gr_load_relaxed(&r->need_qs) != 0;
 }
 
 /*
@@ -283,9 +290,9 @@ static bool claim_requests(struct gr_rcu_domain *d)
 	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
 		uint32_t ctr = gr_load_acquire(&r->ctr); /* pairs with R1 */
 
-		if (r->awaited == ASKED && is_inside(ctr)) {
+		if (r->awaited >= ASKED && is_inside(ctr)) {
 			may_miss |= may_miss_request(r, ctr);
-		} else if (r->awaited == ASKED) {
+		} else if (r->awaited >= ASKED) {
 			r->awaited = NOT_AWAITED;
 			if (gr_xchg_acq_rel(&r->need_qs, 0u) == 1) {
 				gr_rcu_pending_down(d, false);
@@ -298,7 +305,7 @@ static bool claim_requests(struct gr_rcu_domain *d)
 
 bool gr_rcu_holds_up(const struct gr_rcu_reader *r)
 {
-	return r->awaited == ASKED && gr_load_relaxed(&r->need_qs) != 0;
+	return r->awaited >= ASKED && gr_load_relaxed(&r->need_qs) != 0;
 }
 
 /* All that can report wakes us; where that is not sure (rescan), we look now and then. */
@@ -364,8 +371,6 @@ static void wait_for_awaited(struct gr_rcu_domain *d, struct census w, uint64_t 
 {
 	bool sure;
 
-	/* Release: pairs with the acquire of whoever takes a request. */
-	gr_store_release(&d->pending, 1u); /* our own part (I2) */
 	if (w.qs) {
 		ask(d, true);
 	}
@@ -397,19 +402,26 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 	GR_TRACE2(rcu_gp_start, d->name, d->seq);
 	gr_fence(); /* F1 */
 #ifndef GR_MUTANT_RCU_SKIP_GRACE_PERIOD
+	/* Release: pairs with the acquire of whoever takes a request. */
+	gr_store_release(&d->pending, 1u); /* our own part (I2) */
 	w = take_census(d);
 #	ifndef GR_MUTANT_RCU_SKIP_M1
 	if (w.needs_m1) {
 		GR_RCU_COUNT(d, entry_fences, 1);
 		GR_TRACE3(rcu_barrier, d->name, d->seq, 1);
-		gr_heavy_fence(); /* M1 */
-		w = take_census(d);
+		gr_heavy_fence(); /* M1, and M2 for those who were asked */
+#		ifdef GR_MUTANT_RCU_ASK_AFTER_M1
+		ask(d, false);
+#		endif
 	}
 #	endif
+	if (!all_reported(d)) {
+		(void)claim_requests(d);
+	}
 #	ifdef GR_MUTANT_RCU_DRIVER_DEMOTES
 	demote_idle(d);
 #	endif
-	if (w.anybody) {
+	if (w.anybody || !all_reported(d)) {
 		wait_for_awaited(d, w, start_ns);
 	}
 #else
