@@ -2,9 +2,10 @@
 # Thin wrappers over meson; `make help` lists them. Anything longer lives in scripts/.
 BUILD ?= build
 ARGS  ?=
+SOAK_SECONDS ?= 3600
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo test asan tsan verify kvm-rig fuzz bench check install clean portability
+.PHONY: help deps build demo test asan tsan verify kvm-rig soak fuzz bench check install clean portability
 
 help: ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +42,13 @@ kvm-rig: ## The KVM tests on machines without /dev/kvm: a kernel under QEMU's TC
 
 portability: ## The core on other machines, systems and page sizes (PLATFORMS="aarch64 windows": only those).
 	@scripts/portability.sh $(PLATFORMS)
+
+soak: $(BUILD)/build.ninja ## RCU's torture for SOAK_SECONDS (3600), with the process-wide fence and without.
+	@ninja -C $(BUILD) tests/torture/torture_rcutorture
+	@GR_TEST_SECONDS=$$(( $(SOAK_SECONDS) / 2 )) GR_TEST_TIMEOUT=$$(( $(SOAK_SECONDS) + 600 )) \
+		$(BUILD)/tests/torture/torture_rcutorture
+	@GR_TEST_SECONDS=$$(( $(SOAK_SECONDS) / 2 )) GR_TEST_TIMEOUT=$$(( $(SOAK_SECONDS) + 600 )) \
+		GR_FORCE_FENCES=1 $(BUILD)/tests/torture/torture_rcutorture
 
 fuzz: ## Fuzz every parser for FUZZ_SECONDS (60) each.
 	@scripts/fuzz.sh

@@ -9,7 +9,7 @@ need=
 for purpose in "${@:-build}"; do
 	case "$purpose" in
 	build) need="$need $build" ;;
-	test) need="$need $build spin qemu-system-x86 g++ liburcu-dev" ;;
+	test) need="$need $build spin qemu-system-x86 g++ liburcu-dev valgrind" ;;
 	models) need="$need gcc libc6-dev spin python3" ;;
 	asan | tsan) need="$need $build qemu-system-x86 g++ liburcu-dev" ;;
 	fuzz) need="$need $build clang libclang-rt-14-dev llvm" ;;

@@ -333,6 +333,9 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 		timeout_ns = GR_MIN(timeout_ns, gr_rcu_stall_check(d, &d->stall));
 		GR_RCU_COUNT(d, sleeps, 1);
 		(void)gr_futex_wait(&d->pending, left, timeout_ns);
+#ifdef GR_MUTANT_RCU_ONE_SLEEP
+		break; /* "woken: so it is over" */
+#endif
 		if (rescan) {
 			GR_RCU_COUNT(d, rescans, 1);
 			rescan_ns = GR_MIN(rescan_ns * RESCAN_FACTOR, (uint64_t)RESCAN_LAST_NS);

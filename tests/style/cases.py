@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""cases.py SOURCE - tests/cases.tsv names nothing that does not exist (TAP).
+
+Each pitfall P1 to P29 has a row; the test is in the file; the mutant is in the source and in
+tests/mutants with that file and test, or in models/models.tsv with that model. A table with mistakes
+must be refused.
+"""
+import os
+import re
+import sys
+
+ROOT = sys.argv[1]
+PITFALLS = [f"P{n}" for n in range(1, 30)]
+
+
+def read(path):
+    try:
+        with open(os.path.join(ROOT, path), encoding="utf-8") as f:
+            return f.read()
+    except OSError:
+        return None
+
+
+def all_sources():
+    text = []
+    for top in ("src", "include", "vmm"):
+        for folder, _, names in os.walk(os.path.join(ROOT, top)):
+            text += [read(os.path.join(folder, n)) for n in names if n.endswith((".c", ".h"))]
+    return "\n".join(text)
+
+
+MUTANTS = {m[0]: (m[1], m[2]) for m in re.findall(
+    r"\['([A-Z0-9_]+)', \[[^\]]*\], '([^']+)',(?: #.*)?\s*\[([^\]]*)\]\]", read("tests/mutants/meson.build"))}
+MODELS = [line.split("\t") for line in read("models/models.tsv").splitlines() if line[:1] != "#"]
+SOURCES = all_sources()
+
+
+def file_mistake(file, test):
+    text = read(file if file.startswith("models/") else f"tests/{file}")
+    if text is None:
+        return f"no file {file}"
+    wanted = f"TEST({test})" if file.endswith(".c") and "/test_" in f"/{file}" or file.startswith("torture/") else test
+    return None if wanted in text else f"no {wanted} in {file}"
+
+
+def mutant_mistake(file, test, mutant):
+    if mutant == "-":
+        return None
+    if mutant.startswith("models/"):
+        model, _, name = mutant[len("models/"):].partition(":")
+        known = any(m[0] == model and name in m[-1].split() for m in MODELS)
+        return None if known else f"no model mutant {mutant}"
+    if mutant not in MUTANTS or f"GR_MUTANT_{mutant}" not in SOURCES:
+        return f"no mutant {mutant}"
+    killed_in, tests = MUTANTS[mutant]
+    if killed_in != file or f"'{test}'" not in tests:
+        return f"{mutant} is killed by {killed_in}: {tests}"
+    return None
+
+
+def mistakes(table):
+    found, seen = [], set()
+    for line in table.splitlines():
+        if line.startswith("#"):
+            continue
+        row = line.split("\t")
+        if len(row) != 5 or not all(row):
+            found.append(f"not five columns: {line}")
+            continue
+        number, _, file, test, mutant = row
+        seen.add(number)
+        for mistake in (file_mistake(file, test), mutant_mistake(file, test, mutant)):
+            if mistake:
+                found.append(f"{number}: {mistake}")
+    found += [f"{p} has no row" for p in PITFALLS if p not in seen]
+    return found
+
+
+table = read("tests/cases.tsv")
+good = table.splitlines()
+WRONG = {
+    "a pitfall without a row": "\n".join(line for line in good if not line.startswith("P13\t")),
+    "a test that is not there": table.replace("handlers_may_run_sections_anywhere", "handlers_may_fly"),
+    "a mutant that is not there": table.replace("RCU_NO_HANDOFF", "RCU_NO_HANDS"),
+    "a mutant of another test": table.replace("RCU_NO_HANDOFF", "RCU_SKIP_M1"),
+    "a model's mutant that is not there": table.replace("WORD_READ_LATE", "WORD_READ_NEVER"),
+}
+print(f"1..{1 + len(WRONG)}")
+bad = mistakes(table)
+for line in bad:
+    print("#", line)
+print("not ok" if bad else "ok", "1 - every case of tests/cases.tsv has its test and its mutant")
+for n, (what, wrong) in enumerate(WRONG.items(), 2):
+    refused = wrong != table and len(mistakes(wrong)) > len(bad)
+    print("ok" if refused else "not ok", n, "-", what, "is refused")
+    bad += [] if refused else [what]
+sys.exit(1 if bad else 0)
