@@ -147,7 +147,7 @@ void gr_rcu_pending_down(struct gr_rcu_domain *d, bool by_reader)
 static void ask_reader(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32_t state)
 {
 	r->awaited = state;
-	GR_TRACE2(rcu_reader_requested, r, r->tid);
+	GR_TRACE2(rcu_reader_requested, r, gr_load_relaxed(&r->tid));
 	GR_RCU_COUNT(d, requests, 1);
 #ifdef GR_MUTANT_RCU_REQUEST_BEFORE_PENDING
 	gr_store_release(&r->need_qs, 1u);

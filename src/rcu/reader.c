@@ -278,7 +278,7 @@ void gr_rcu_report_from(struct gr_rcu_reader *r, const void *site)
 	 */
 	if (gr_xchg_acq_rel(&r->need_qs, 0u) == 1) {
 		gr_rcu_stall_note_end(r, site);
-		GR_TRACE2(rcu_reader_reported, r, r->tid);
+		GR_TRACE2(rcu_reader_reported, r, gr_load_relaxed(&r->tid));
 		gr_rcu_pending_down(gr_rcu_domain_or_default(r->domain), true);
 	}
 }

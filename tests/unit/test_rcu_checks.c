@@ -207,7 +207,7 @@ static unsigned requeued;
 static void queue_again(struct gr_rcu_head *head)
 {
 	next_seen = head->next;
-	if (++requeued < 1000) {
+	if (ADD(&requeued, 1u) < 999) {
 		gr_rcu_call(NULL, head, queue_again);
 	}
 }

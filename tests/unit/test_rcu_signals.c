@@ -148,8 +148,8 @@ TEST(whoever_waits_waits_for_what_it_asked_whatever_signals_come)
 	for (int i = 0; i < BOMBED; i++) {
 		pthread_join(bombed[i], NULL);
 	}
-	test_diag("%" PRIu64 " handlers, %" PRIu64 " waits", handled, waits);
-	ASSERT_EQ(seen_bad, 0u);
+	test_diag("%" PRIu64 " handlers, %" PRIu64 " waits", LOAD(&handled), LOAD(&waits));
+	ASSERT_EQ(LOAD(&seen_bad), 0u);
 }
 
 /* ---- on other stacks ---------------------------------------------------------------------- */
@@ -201,8 +201,8 @@ TEST(handlers_on_their_own_stack_interrupt_each_other_inside_sections)
 	for (int i = 0; i < BOMBED; i++) {
 		pthread_join(bombed[i], NULL);
 	}
-	test_diag("%" PRIu64 " handlers, %u grace periods", handled, n);
-	ASSERT_EQ(seen_bad, 0u);
+	test_diag("%" PRIu64 " handlers, %u grace periods", LOAD(&handled), n);
+	ASSERT_EQ(LOAD(&seen_bad), 0u);
 }
 
 TEST_MAIN()
