@@ -45,6 +45,8 @@
  * - One handler for a descriptor in a loop; the same descriptor may be in several loops.
  * - Events are level-triggered: a read function that leaves bytes is called again. An error or
  *   a hang-up counts as whatever events are wanted.
+ * - On Windows descriptors are sockets, and `fd` is (int)socket: nothing is lost, since handles
+ *   there have 32 significant bits. Winsock is started as long as there is a loop or a notifier.
  * - After fork() the loop is the parent's: the child may not use it, nor free it.
  *
  * Source: the fd handlers under RCU of QEMU's RCU series (Bonzini 2011); the interface is ours.
@@ -80,9 +82,10 @@ struct gr_loop_params {
  * @param ret_loop Set on success only; free it with gr_loop_free().
  * @param err      May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EINVAL a wrong size; -ENOMEM; -EMFILE, -ENFILE no descriptor left.
- * @context Any thread. Linux uses epoll, others poll(2); GR_LOOP_BACKEND=poll in the
- *          environment chooses the latter.
+ * @errors  -EINVAL a wrong size; -ENOMEM; -EMFILE, -ENFILE no descriptor left; -EIO
+ *          Windows: no socket to wake it with can be had.
+ * @context Any thread. Linux uses epoll, Windows WSAPoll(), others poll(2); GR_LOOP_BACKEND=poll
+ *          in the environment chooses the last on Linux too.
  */
 GR_EXPORT GR_MUST_CHECK int gr_loop_create(const struct gr_loop_params *params,
 					   struct gr_loop **ret_loop, struct gr_error *err);
@@ -134,9 +137,9 @@ GR_EXPORT void gr_loop_stop(struct gr_loop *loop);
 
 /** A descriptor's handler. Zero what you do not set. */
 struct gr_loop_fd_desc {
-	size_t size;	      /**< sizeof(struct gr_loop_fd_desc) */
-	int fd;		      /**< stays the caller's */
-	unsigned int events;  /**< GR_LOOP_READ, GR_LOOP_WRITE, both, or 0: none for now */
+	size_t size;		       /**< sizeof(struct gr_loop_fd_desc) */
+	int fd;			       /**< stays the caller's; Windows: (int)SOCKET, see above */
+	unsigned int events;	       /**< GR_LOOP_READ, GR_LOOP_WRITE, both, or 0: none for now */
 	void (*read)(void *opaque);    /**< bytes, a connection, the end, or an error are there */
 	void (*write)(void *opaque);   /**< bytes are taken, or an error is there */
 	void (*release)(void *opaque); /**< nobody uses opaque any more; may be NULL */
@@ -152,8 +155,8 @@ struct gr_loop_fd_desc {
  * @param err         May be NULL.
  * @return 0 or a negative errno.
  * @errors  -EINVAL a wrong size, unknown events or one without its function; -EBADF no open
- *          descriptor; -EEXIST the loop has a handler for it; -EPERM it cannot be waited
- *          for (a plain file); -ENOMEM; -ENOSPC the system's limit for epoll.
+ *          descriptor (Windows: no open socket); -EEXIST the loop has a handler for it; -EPERM
+ *          it cannot be waited for (a plain file); -ENOMEM; -ENOSPC the system's limit for epoll.
  * @context Any thread, also in handlers and in a read-side section.
  */
 GR_EXPORT GR_MUST_CHECK int gr_loop_add_fd(struct gr_loop *loop, const struct gr_loop_fd_desc *desc,
@@ -266,7 +269,7 @@ struct gr_notifier {
  * @param notifier The caller's memory; destroy it with gr_notifier_destroy().
  * @param err      May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EMFILE, -ENFILE no descriptor left; -ENOMEM.
+ * @errors  -EMFILE, -ENFILE no descriptor left; -ENOMEM; -EIO Windows: no network.
  * @context Before any other thread knows it.
  */
 GR_EXPORT GR_MUST_CHECK int gr_notifier_init(struct gr_notifier *notifier, struct gr_error *err);

@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Waiting with poll(2), for systems without epoll: before each wait the loop's thread walks all
- * handlers under RCU and lists who wants what. Somebody who adds a handler, or wants more of one,
- * wakes the loop for that. Handlers are not touched after the walk: what poll() finds is looked up
- * again by id.
+ * Waiting with poll(2), for systems without epoll, and with WSAPoll(): before each wait the loop's
+ * thread walks all handlers under RCU and lists who wants what. Somebody who adds a handler, or
+ * wants more of one, wakes the loop for that. Handlers are not touched after the walk: what
+ * poll() finds is looked up again by id.
  */
+#include "base/poll.h"
+
 #include "base/atomic.h"
 #include "loop/loop.h"
 #include <errno.h>
-#include <fcntl.h>
-#include <poll.h>
 #include <string.h>
-#include <sys/stat.h>
 
 /* All (o): the loop's thread. */
 struct waiter {
@@ -61,22 +60,11 @@ static int poll_init(struct gr_loop *loop, struct gr_error *err)
 	return waiter ? 0 : gr_error_set(err, -ENOMEM, "no memory for a loop");
 }
 
-/* What epoll says by itself. */
-static int check_open(int fd)
-{
-	struct stat st;
-
-	if (fstat(fd, &st) < 0) {
-		return -errno;
-	}
-	return S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) ? -EPERM : 0;
-}
-
 static int poll_set(struct gr_loop *loop, struct gr_loop_handler *handler, uint32_t events,
 		    struct gr_error *err)
 {
 	bool is_new = (events & ~handler->waited_for) || handler->waited_for == 0;
-	int rc = is_new ? check_open(handler->fd) : 0;
+	int rc = is_new ? gr_poll_check(handler->fd) : 0; /* as epoll does by itself */
 
 	if (rc < 0) {
 		return gr_error_set(err, rc, "fd %d: cannot wait for it: %s", handler->fd,
@@ -99,8 +87,7 @@ static void list_handlers(struct gr_loop *loop, struct waiter *waiter)
 	struct gr_loop_handler *handler;
 
 	waiter->used = 0;
-	waiter->fds[waiter->used++] =
-		(struct pollfd){ .fd = gr_notifier_fd(&loop->wake), .events = POLLIN };
+	waiter->fds[waiter->used++] = gr_pollfd(gr_notifier_fd(&loop->wake), POLLIN);
 	gr_rcu_read_lock();
 	for (size_t b = 0; b < GR_LOOP_BUCKETS; b++) {
 		gr_rcu_list_for_each_rcu(handler, &loop->fds[b], struct gr_loop_handler, node)
@@ -111,10 +98,8 @@ static void list_handlers(struct gr_loop *loop, struct waiter *waiter)
 			    !(state & (GR_LOOP_REMOVED | GR_LOOP_CLOSED)) &&
 			    waiter->used < waiter->room) {
 				waiter->ids[waiter->used] = handler->id;
-				waiter->fds[waiter->used++] = (struct pollfd){
-					.fd = handler->fd,
-					.events = poll_events(state),
-				};
+				waiter->fds[waiter->used++] =
+					gr_pollfd(handler->fd, poll_events(state));
 			}
 		}
 	}
@@ -125,6 +110,7 @@ static int poll_wait(struct gr_loop *loop, uint64_t timeout_ns, struct gr_error 
 {
 	struct waiter *waiter = loop->waiter;
 	size_t handlers;
+	int rc;
 
 	gr_mutex_lock(&loop->lock);
 	handlers = loop->handlers;
@@ -134,11 +120,10 @@ static int poll_wait(struct gr_loop *loop, uint64_t timeout_ns, struct gr_error 
 		return gr_error_set(err, -ENOMEM, "loop: no memory for %zu handlers", handlers);
 	}
 	list_handlers(loop, waiter);
-	if (poll(waiter->fds, (nfds_t)waiter->used, gr_loop_timeout_ms(timeout_ns)) < 0) {
+	rc = gr_poll(waiter->fds, waiter->used, gr_loop_timeout_ms(timeout_ns));
+	if (rc < 0) {
 		waiter->used = 0;
-		if (errno != EINTR) {
-			return gr_error_set(err, -errno, "loop: cannot wait: %s", strerror(errno));
-		}
+		return gr_error_set(err, rc, "loop: cannot wait: %s", strerror(-rc));
 	}
 	return 0;
 }

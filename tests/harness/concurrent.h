@@ -7,7 +7,6 @@
 #define CONCURRENT_H
 
 #include "harness.h"
-#include <errno.h>
 #include <pthread.h>
 #include <sched.h>
 #include <stdint.h>
@@ -31,15 +30,6 @@ static inline void spin_ns(uint64_t ns)
 	uint64_t end = now_ns() + ns;
 
 	while (now_ns() < end) {
-	}
-}
-
-/* Sleeps that long, signals or not. */
-static inline void sleep_ms(long ms)
-{
-	struct timespec left = { ms / 1000, ms % 1000 * 1000000 };
-
-	while (nanosleep(&left, &left) != 0 && errno == EINTR) {
 	}
 }
 

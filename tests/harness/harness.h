@@ -20,12 +20,14 @@
 #ifndef HARNESS_H
 #define HARNESS_H
 
+#include <errno.h>
 #include <inttypes.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #ifdef _WIN32 /* printf is C's, not that of the system's library */
 #define TEST_PRINTF(f, a) __attribute__((format(gnu_printf, f, a)))
@@ -61,6 +63,15 @@ void test_pages_free(void *pages, size_t bytes);
 /* From now on the test fails when *counter stays the same for so long: for lost wake-ups. */
 void test_watch_progress(const uint64_t *counter, double seconds);
 void test_diag(const char *fmt, ...) TEST_PRINTF(1, 2);
+
+/* Sleeps that long, signals or not. */
+static inline void sleep_ms(long ms)
+{
+	struct timespec left = { ms / 1000, ms % 1000 * 1000000 };
+
+	while (nanosleep(&left, &left) != 0 && errno == EINTR) {
+	}
+}
 
 /*
  * For tests that fork while other threads run: the child of such a fork may find the allocator

@@ -5,11 +5,10 @@
  */
 #include "harness.h"
 #include "loop/loop.h"
+#include "sockets.h"
 #include <guestram/event.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
-#include <unistd.h>
 
 #define LOAD(p)	    __atomic_load_n(p, __ATOMIC_ACQUIRE)
 #define STORE(p, v) __atomic_store_n(p, v, __ATOMIC_RELEASE)
@@ -41,10 +40,8 @@ static uint64_t reads, released, deferred_calls;
 
 static void count_read(void *opaque)
 {
-	char c;
-
 	(void)opaque;
-	(void)!read(fds[0], &c, 1);
+	(void)test_socket_read(fds[0]);
 	ADD(&reads, 1);
 }
 
@@ -69,7 +66,7 @@ static void start(void)
 					.release = count_release };
 
 	ASSERT_EQ(gr_loop_create(NULL, &loop, NULL), 0);
-	ASSERT_EQ(pipe(fds), 0);
+	test_socket_pair(fds);
 	desc.fd = fds[0];
 	ASSERT_EQ(gr_loop_add_fd(loop, &desc, &handler, NULL), 0);
 }
@@ -92,10 +89,10 @@ static void finish(void)
 TEST(a_handler_found_by_the_loop_stays_until_its_section_ends)
 {
 	start();
-	ASSERT_EQ(write(fds[1], "x", 1), 1);
+	ASSERT(test_socket_write(fds[1]));
 	run_to("gr_loop_step: found a handler");
 	gr_loop_del(handler); /* does not wait */
-	poll(NULL, 0, 20);
+	sleep_ms(20);
 	ASSERT_EQ(LOAD(&released), 0u);
 	gr_event_set(&go_on);
 	finish();
@@ -105,7 +102,7 @@ TEST(a_handler_found_by_the_loop_stays_until_its_section_ends)
 TEST(a_handler_removed_between_being_found_and_called_is_not_called)
 {
 	start();
-	ASSERT_EQ(write(fds[1], "x", 1), 1);
+	ASSERT(test_socket_write(fds[1]));
 	run_to("gr_loop_step: found a handler");
 	gr_loop_del(handler);
 	gr_event_set(&go_on);
@@ -116,7 +113,7 @@ TEST(a_handler_removed_between_being_found_and_called_is_not_called)
 TEST(events_turned_off_between_being_found_and_called_are_not_reported)
 {
 	start();
-	ASSERT_EQ(write(fds[1], "x", 1), 1);
+	ASSERT(test_socket_write(fds[1]));
 	run_to("gr_loop_step: found a handler");
 	ASSERT_EQ(gr_loop_set_events(handler, 0, NULL), 0);
 	gr_event_set(&go_on);
@@ -157,10 +154,8 @@ static void *clear(void *opaque)
 TEST(a_notifier_set_in_the_middle_of_a_clear_is_not_lost)
 {
 	struct gr_notifier n;
-	struct pollfd fd;
 
 	ASSERT_EQ(gr_notifier_init(&n, NULL), 0);
-	fd = (struct pollfd){ .fd = gr_notifier_fd(&n), .events = POLLIN };
 	gr_notifier_set(&n);
 	STORE(&stop_at, "gr_notifier_clear: halfway");
 	ASSERT_EQ(pthread_create(&thread, NULL, clear, &n), 0);
@@ -171,7 +166,7 @@ TEST(a_notifier_set_in_the_middle_of_a_clear_is_not_lost)
 	/* That one was seen by the clear, which has not returned before it. The next one must show.
 	 */
 	gr_notifier_set(&n);
-	ASSERT_EQ(poll(&fd, 1, 0), 1);
+	ASSERT(test_is_readable(gr_notifier_fd(&n)));
 	gr_notifier_destroy(&n);
 }
 

@@ -33,11 +33,6 @@ static void spin_ns(uint64_t ns)
 	}
 }
 
-static void sleep_ms(long ms)
-{
-	nanosleep(&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, NULL);
-}
-
 static struct gr_rcu_queue *make_queue(const struct gr_rcu_queue_params *params)
 {
 	struct gr_error err = { 0, "" };

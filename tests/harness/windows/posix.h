@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <sys/types.h>
 #include <time.h>
 #include <unistd.h>
@@ -31,6 +32,21 @@ static inline int pipe(int fds[2])
 {
 	(void)fds;
 	NOT_HERE("pipe with an fd to poll");
+}
+
+#define F_DUPFD 0
+static inline int fcntl(int fd, int command, int number)
+{
+	(void)fd;
+	(void)command;
+	(void)number;
+	NOT_HERE("fcntl()");
+}
+
+static inline int setenv(const char *name, const char *value, int replace)
+{
+	(void)replace;
+	return _putenv_s(name, value);
 }
 
 static inline pid_t no_fork(void)
