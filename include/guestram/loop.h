@@ -176,6 +176,22 @@ GR_EXPORT GR_MUST_CHECK int gr_loop_add_fd(struct gr_loop *loop, const struct gr
 GR_EXPORT GR_MUST_CHECK int gr_loop_set_events(struct gr_loop_handler *handler, unsigned int events,
 					       struct gr_error *err);
 
+/**
+ * Have the loop run the callbacks of a queue that has no thread, in slices with which descriptors
+ * and timers take turns. The loop waits for no grace period: it hears when one is over.
+ * @param loop        The loop.
+ * @param queue       With GR_RCU_QUEUE_NO_THREAD (dies otherwise). Remove the handler before
+ *                    gr_rcu_queue_free(); what is queued then runs there.
+ * @param ret_handler Set on success only; for gr_loop_del() or gr_loop_del_sync().
+ * @param err         May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  As gr_loop_add_fd().
+ * @context Any thread, also in handlers.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_loop_add_queue(struct gr_loop *loop, struct gr_rcu_queue *queue,
+					      struct gr_loop_handler **ret_handler,
+					      struct gr_error *err);
+
 /** A timer. */
 struct gr_loop_timer_desc {
 	size_t size;		       /**< sizeof(struct gr_loop_timer_desc) */

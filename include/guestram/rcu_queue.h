@@ -82,8 +82,8 @@ struct gr_rcu_queue_params {
  * @param ret_queue Set on success only; free it with gr_rcu_queue_free().
  * @param err       May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EINVAL a wrong size, an unknown flag, or only one of lock and unlock; -ENOMEM; what
- *          making an fd may say (GR_RCU_QUEUE_NO_THREAD).
+ * @errors  -EINVAL a wrong size, an unknown flag, or only one of lock and unlock; -ENOMEM; with
+ *          GR_RCU_QUEUE_NO_THREAD what making an fd may say, -ENOTSUP but on Linux and Windows.
  * @context Any thread. The worker thread starts with the first callback. The lock is
  *          taken by the worker with nothing else held, never while it waits for readers, and
  *          in slices: others that wait for it get their turn between.

@@ -2,10 +2,10 @@
 /* Callback queues: how they come and go, and their numbers. The protocol heads queue.h. */
 #include "rcu/queue.h"
 #include "base/memory.h"
+#include "base/wake_fd.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 enum {
 	SOFT_COUNT = 10000,
@@ -100,7 +100,7 @@ int gr_rcu_queue_create(const struct gr_rcu_queue_params *params, struct gr_rcu_
 	q = gr_aligned_alloc(GR_CACHE_LINE, GR_ROUND_UP(sizeof(*q), (size_t)GR_CACHE_LINE));
 	if (!q) {
 		if (fd >= 0) {
-			(void)close(fd);
+			gr_wake_fd_close(fd, fd);
 		}
 		return gr_error_set(err, -ENOMEM, "RCU queue: no memory");
 	}
@@ -170,7 +170,7 @@ void gr_rcu_queue_free(struct gr_rcu_queue *queue)
 	gr_signals_restore(&saved);
 	(void)gr_sub_acq_rel(&gr_rcu_domain_or_default(queue->params.domain)->queues, 1u);
 	if (queue->fd >= 0) {
-		(void)close(queue->fd);
+		gr_wake_fd_close(queue->fd, queue->fd);
 	}
 	gr_mutex_destroy(&queue->lock);
 	gr_aligned_free(queue);

@@ -10,41 +10,35 @@
  * the middle of running, and asks again.
  */
 #include "base/clock.h"
+#include "base/wake_fd.h"
 #include "rcu/queue.h"
 #include <errno.h>
-#include <unistd.h>
-#ifdef __linux__
-#	include <sys/eventfd.h>
-#endif
 
 int gr_rcu_queue_make_fd(void)
 {
-#ifdef __linux__
-	int fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	int fd, write_fd, rc = gr_wake_fd_open(&fd, &write_fd);
 
-	return fd < 0 ? -errno : fd;
-#else
-	return -ENOTSUP;
-#endif
+	if (rc < 0) {
+		return rc;
+	}
+	if (fd != write_fd) { /* a pipe: a fork child would have to keep two numbers */
+		gr_wake_fd_close(fd, write_fd);
+		return -ENOTSUP;
+	}
+	return fd;
 }
 
 void gr_rcu_queue_ring_fd(struct gr_rcu_queue *q)
 {
-	uint64_t one = 1;
-	int saved_errno = errno;
-
 	if (q->fd >= 0) {
-		(void)!write(q->fd, &one, sizeof(one)); /* full means readable: as good */
+		gr_wake_fd_ring(q->fd);
 	}
-	errno = saved_errno;
 }
 
 static void silence_fd(struct gr_rcu_queue *q)
 {
-	uint64_t n;
-
 	if (q->fd >= 0) {
-		(void)!read(q->fd, &n, sizeof(n));
+		(void)gr_wake_fd_silence(q->fd);
 	}
 }
 
