@@ -89,6 +89,7 @@
 #include "base/clock.h"
 #include "base/futex.h"
 #include "base/heavy_fence.h"
+#include "base/hook.h"
 #include "rcu/stall.h"
 #include "rcu/trace.h"
 #include <assert.h>
@@ -113,7 +114,11 @@ static bool is_inside(uint32_t ctr)
 		return false;
 	}
 #endif
+#ifdef GR_MUTANT_RCU_NESTED_IS_OUTSIDE
+	return (ctr & GR_RCU_DEPTH) == 1;
+#else
 	return (ctr & GR_RCU_DEPTH) != 0;
+#endif
 }
 
 /* May enter without a fence? */
@@ -264,6 +269,7 @@ static void ask(struct gr_rcu_domain *d, bool qs_only)
 	gr_rcu_registry_lock(d, &saved);
 	for (struct gr_rcu_reader *r = d->readers; r; r = r->next) {
 		if (r->awaited == AWAITED && (gr_load_relaxed(&r->ctr) & wanted) != 0) {
+			GR_HOOK("ask: chosen");
 			ask_reader(d, r, ASKED);
 		}
 	}
@@ -381,7 +387,11 @@ static void wait_for_awaited(struct gr_rcu_domain *d, struct census w, uint64_t 
 		return;
 	}
 	ask(d, false);
+#ifdef GR_MUTANT_RCU_FAMILY_SEEN_EARLY
+	sure = w.qs || fence_requests(d); /* they were online when W was made */
+#else
 	sure = fence_requests(d);
+#endif
 	if ((gr_sub_acq_rel(&d->pending, 1u) & GR_RCU_PENDING_COUNT) != 1) {
 		sleep_for_reports(d, !sure, start_ns);
 	}

@@ -5,6 +5,7 @@
  * never held while anything is called or waited for.
  */
 #include "base/futex.h"
+#include "base/hook.h"
 #include "base/memory.h"
 #include "rcu/queue.h"
 #include <string.h>
@@ -159,6 +160,7 @@ bool gr_rcu_queue_take(struct gr_rcu_queue *q)
 	}
 	joins = false;
 #endif
+	GR_HOOK("take: may join");
 	n = take_shards_and_incoming(q, b, &all);
 	b->count += n;
 	if (n != 0 && !joins) {

@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/futex.h"
 #include "base/heavy_fence.h"
+#include "base/hook.h"
 #include "base/log.h"
 #include "rcu/queue.h"
 #include <string.h>
@@ -153,12 +154,16 @@ bool gr_rcu_queue_next_batch(struct gr_rcu_queue *q)
 	gr_mutex_unlock(&q->lock);
 	gr_signals_restore(&saved);
 
+	GR_HOOK("next batch: opened");
 	q->last_start_ns = gr_clock_ns();
 	for (;;) {
 		wait_for_grace_period(q, cookie);
 		gr_signals_block(&saved);
 		gr_mutex_lock(&q->lock);
 		/* B1: a barrier's take may have joined just as it began, with a new cookie. */
+#ifdef GR_MUTANT_RCU_COOKIE_KEPT
+		break;
+#endif
 		if (q->open_batch.cookie == cookie) {
 			break;
 		}

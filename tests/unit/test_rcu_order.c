@@ -1,0 +1,201 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Interleavings of grace periods and callbacks that a model found first (models/README.md),
+ * replayed: a thread is stopped at a named place of the library (base/hook.h) while others do the
+ * worst they can.
+ */
+#include "rcu_kit.h"
+#include <guestram/rcu_qs.h>
+#include <guestram/rcu_queue.h>
+
+void gr_test_hook(const char *place); /* the library's, but for us */
+
+/* The thread that comes to the place first, once it is set, waits there for `go_on`. */
+static struct stop {
+	const char *place; /* (a) */
+	struct gr_event stopped, go_on;
+} at_ask, at_wait, at_take;
+
+static void maybe_stop(struct stop *s, const char *place)
+{
+	const char *wanted = __atomic_load_n(&s->place, __ATOMIC_ACQUIRE);
+
+	if (wanted && strcmp(wanted, place) == 0 &&
+	    __atomic_compare_exchange_n(&s->place, &wanted, NULL, false, __ATOMIC_ACQ_REL,
+					__ATOMIC_RELAXED)) {
+		gr_event_set(&s->stopped);
+		gr_event_wait(&s->go_on);
+	}
+}
+
+void gr_test_hook(const char *place)
+{
+	maybe_stop(&at_ask, place);
+	maybe_stop(&at_wait, place);
+	maybe_stop(&at_take, place);
+}
+
+static void arm(struct stop *s, const char *place)
+{
+	gr_event_init(&s->stopped, false);
+	gr_event_init(&s->go_on, false);
+	__atomic_store_n(&s->place, place, __ATOMIC_RELEASE);
+}
+
+/* A thread that does one thing after the other, when it is told. */
+struct actor {
+	struct gr_event ready, go;
+	struct gr_rcu_reader *reader;
+	pthread_t thread;
+};
+
+static void report_ready(struct actor *a)
+{
+	a->reader = &gr_rcu_self;
+	gr_event_set(&a->ready);
+	gr_event_wait(&a->go);
+	gr_event_reset(&a->go);
+}
+
+static void start(struct actor *a, void *(*fn)(void *))
+{
+	gr_event_init(&a->ready, false);
+	gr_event_init(&a->go, false);
+	a->thread = spawn(fn, a);
+	gr_event_wait(&a->ready);
+	gr_event_reset(&a->ready);
+}
+
+static void step(struct actor *a)
+{
+	gr_event_set(&a->go);
+	gr_event_wait(&a->ready);
+	gr_event_reset(&a->ready);
+}
+
+static void finish(struct actor *a)
+{
+	gr_event_set(&a->go);
+	pthread_join(a->thread, NULL);
+}
+
+static void *synchronizer(void *arg)
+{
+	(void)arg;
+	gr_rcu_synchronize();
+	return NULL;
+}
+
+/* ---- the family of a reader that was asked ---------------------------------------------- */
+
+static void *online_then_cold(void *arg)
+{
+	struct actor *a = arg;
+
+	gr_rcu_qs_register_thread();
+	report_ready(a);
+	gr_rcu_thread_offline(); /* looks for a request: there is none yet */
+	gr_rcu_read_lock();
+	report_ready(a);
+	gr_rcu_read_unlock(); /* no fence before this look: the driver must know */
+	gr_rcu_qs_unregister_thread();
+	return NULL;
+}
+
+TEST(a_thread_that_goes_offline_and_into_a_section_before_it_is_asked_may_miss_the_request)
+{
+	struct actor reader;
+	pthread_t driver;
+
+	start(&reader, online_then_cold);
+	arm(&at_ask, "ask: chosen");
+	driver = spawn(synchronizer, NULL);
+	gr_event_wait(&at_ask.stopped);
+	step(&reader);
+	gr_event_set(&at_ask.go_on);
+	while (stats().sleeps == 0) {
+		sched_yield();
+	}
+	if (gr_heavy_fence_available()) {
+		ASSERT_EQ(stats().flag_fences, 1u);
+	} else {
+		while (stats().rescans == 0) {
+			sched_yield();
+		}
+	}
+	finish(&reader);
+	pthread_join(driver, NULL);
+}
+
+/* ---- a batch that is joined while its grace period begins -------------------------------- */
+
+static void *in_a_section(void *arg) GR_NO_TSA
+{
+	struct actor *a = arg;
+
+	gr_rcu_read_lock();
+	report_ready(a);
+	gr_rcu_read_unlock();
+	return NULL;
+}
+
+static struct gr_rcu_queue *queue;
+
+static void *barrier(void *arg)
+{
+	(void)arg;
+	gr_rcu_barrier(queue);
+	return NULL;
+}
+
+struct call {
+	struct gr_rcu_head head;
+	uint32_t ran; /* (a) */
+};
+
+static void run(struct gr_rcu_head *head)
+{
+	STORE(&((struct call *)(void *)head)->ran, 1u);
+}
+
+TEST(a_call_that_joins_a_batch_whose_grace_period_has_begun_waits_for_the_next)
+{
+	static struct call first, second;
+	struct actor old, new;
+	pthread_t waiter;
+
+	ASSERT_EQ(gr_rcu_queue_create(NULL, &queue, NULL), 0);
+	start(&old, in_a_section);
+
+	/* The worker has opened a batch. */
+	arm(&at_wait, "next batch: opened");
+	gr_rcu_call(queue, &first.head, run);
+	gr_event_wait(&at_wait.stopped);
+
+	/* The barrier finds that it may join it: no grace period runs. */
+	arm(&at_take, "take: may join");
+	waiter = spawn(barrier, NULL);
+	gr_event_wait(&at_take.stopped);
+
+	/* One begins, and has looked for readers. A section of later, and a call on top of it: */
+	gr_event_set(&at_wait.go_on);
+	wait_until_asked(old.reader);
+	start(&new, in_a_section);
+	gr_rcu_call(queue, &second.head, run);
+
+	/* The barrier takes it. The section was not waited for by the grace period that ends now.
+	 */
+	gr_event_set(&at_take.go_on);
+	finish(&old);
+	while (LOAD(&new.reader->need_qs) == 0 && LOAD(&second.ran) == 0) {
+		sched_yield();
+	}
+	ASSERT_EQ(LOAD(&second.ran), 0u);
+	finish(&new);
+	pthread_join(waiter, NULL);
+	ASSERT_EQ(LOAD(&first.ran), 1u);
+	ASSERT_EQ(LOAD(&second.ran), 1u);
+	gr_rcu_queue_free(queue);
+}
+
+TEST_MAIN()
