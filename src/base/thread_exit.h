@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Have something done when a thread ends, however it was made and however it ends: a key of
- * thread-specific data on POSIX, a fiber-local slot on Windows (both know foreign threads).
+ * thread-specific data on POSIX, a key and what the system calls on Windows (all know foreign threads).
  * Nothing is called for threads that are alive when the process exits.
  */
 #ifndef GR_BASE_THREAD_EXIT_H

@@ -17,9 +17,9 @@
 #include <stdio.h>
 #include <string.h>
 
-struct auto_reader {
+struct gr_rcu_auto_reader {
 	struct gr_rcu_reader r;
-	struct auto_reader *next; /* (o) */
+	struct gr_rcu_auto_reader *next; /* (o) */
 };
 
 struct gr_rcu_domain gr_rcu_default = {
@@ -33,18 +33,18 @@ static struct {
 	struct gr_rcu_domain *first; /* (l) without the default one */
 } domains = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_DOMAINS) };
 
-enum { FOUND_BEFORE = 8 };
-static __thread struct auto_reader *mine;		 /* (o) */
-static __thread struct auto_reader *found[FOUND_BEFORE]; /* (o) by hash; may be out of date */
+#ifndef _WIN32
+__thread struct gr_rcu_own_readers gr_rcu_own;
+#endif
 
-static struct auto_reader **slot_of(const struct gr_rcu_domain *d)
+static struct gr_rcu_auto_reader **slot_of(const struct gr_rcu_domain *d)
 {
-	return &found[((uintptr_t)d / sizeof(*d)) % FOUND_BEFORE];
+	return &gr_rcu_own.found[((uintptr_t)d / sizeof(*d)) % GR_RCU_FOUND_BEFORE];
 }
 
 struct gr_rcu_reader *gr_rcu_domain_reader(struct gr_rcu_domain *d)
 {
-	struct auto_reader **slot = slot_of(d), *a = *slot;
+	struct gr_rcu_auto_reader **slot = slot_of(d), *a = *slot;
 
 	if (d == &gr_rcu_default) {
 		return &gr_rcu_self;
@@ -52,7 +52,7 @@ struct gr_rcu_reader *gr_rcu_domain_reader(struct gr_rcu_domain *d)
 	if (a && gr_load_relaxed(&a->r.domain) == d) {
 		return &a->r;
 	}
-	for (a = mine; a; a = a->next) {
+	for (a = gr_rcu_own.first; a; a = a->next) {
 		if (gr_load_relaxed(&a->r.domain) == d) {
 			*slot = a;
 			return &a->r;
@@ -68,7 +68,7 @@ unsigned gr_rcu_sections_of_thread(struct gr_rcu_domain **in, unsigned n)
 	if (n > 0 && gr_rcu_read_ongoing()) {
 		in[count++] = &gr_rcu_default;
 	}
-	for (const struct auto_reader *a = mine; a && count < n; a = a->next) {
+	for (const struct gr_rcu_auto_reader *a = gr_rcu_own.first; a && count < n; a = a->next) {
 		if (gr_rcu_read_ongoing_on(&a->r)) {
 			in[count++] = gr_load_relaxed(&a->r.domain);
 		}
@@ -77,29 +77,29 @@ unsigned gr_rcu_sections_of_thread(struct gr_rcu_domain **in, unsigned n)
 }
 
 /* One whose domain is gone, or a new one. */
-static struct auto_reader *unused_node(void)
+static struct gr_rcu_auto_reader *unused_node(void)
 {
-	struct auto_reader *a;
+	struct gr_rcu_auto_reader *a;
 
-	for (a = mine; a; a = a->next) {
+	for (a = gr_rcu_own.first; a; a = a->next) {
 		if (!gr_load_relaxed(&a->r.domain)) {
 			return a;
 		}
 	}
-	a = gr_aligned_alloc(_Alignof(struct auto_reader), sizeof(*a));
+	a = gr_aligned_alloc(_Alignof(struct gr_rcu_auto_reader), sizeof(*a));
 	if (!a) {
 		gr_die("no memory for an RCU reader of a thread");
 	}
 	memset(a, 0, sizeof(*a));
 	a->r.kind = GR_RCU_READER_AUTO;
-	a->next = mine;
-	mine = a;
+	a->next = gr_rcu_own.first;
+	gr_rcu_own.first = a;
 	return a;
 }
 
 static struct gr_rcu_reader *make_reader(struct gr_rcu_domain *d)
 {
-	struct auto_reader *a;
+	struct gr_rcu_auto_reader *a;
 	struct gr_signals saved;
 
 	gr_signals_block(&saved);
@@ -139,12 +139,12 @@ void gr_rcu_domain_leave_all(void)
 {
 	struct gr_signals saved;
 
-	if (!mine) {
+	if (!gr_rcu_own.first) {
 		return;
 	}
 	gr_signals_block(&saved);
 	gr_mutex_lock(&domains.lock);
-	for (struct auto_reader *a = mine; a; a = a->next) {
+	for (struct gr_rcu_auto_reader *a = gr_rcu_own.first; a; a = a->next) {
 		if (!a->r.domain) {
 			continue;
 		}
@@ -155,13 +155,13 @@ void gr_rcu_domain_leave_all(void)
 		gr_rcu_reader_unlink(&a->r);
 	}
 	gr_mutex_unlock(&domains.lock);
-	while (mine) {
-		struct auto_reader *a = mine;
+	while (gr_rcu_own.first) {
+		struct gr_rcu_auto_reader *a = gr_rcu_own.first;
 
-		mine = a->next;
+		gr_rcu_own.first = a->next;
 		gr_aligned_free(a);
 	}
-	memset(found, 0, sizeof(found));
+	memset(gr_rcu_own.found, 0, sizeof(gr_rcu_own.found));
 	gr_signals_restore(&saved);
 }
 
@@ -293,7 +293,7 @@ void gr_rcu_domains_before_fork(void) GR_NO_TSA
 
 static bool is_mine(const struct gr_rcu_reader *r)
 {
-	for (const struct auto_reader *a = mine; a; a = a->next) {
+	for (const struct gr_rcu_auto_reader *a = gr_rcu_own.first; a; a = a->next) {
 		if (&a->r == r) {
 			return true;
 		}
@@ -328,7 +328,7 @@ static void keep_whom_we_have(struct gr_rcu_domain *d)
 			}
 			d->readers = r;
 		} else if (r->kind == GR_RCU_READER_AUTO) {
-			gr_aligned_free(gr_container_of(r, struct auto_reader, r));
+			gr_aligned_free(gr_container_of(r, struct gr_rcu_auto_reader, r));
 		} else if (r->kind == GR_RCU_READER_HANDLE) {
 			gr_store_relaxed(&r->ctr, 0u);
 		}

@@ -234,11 +234,11 @@ extern struct gr_rcu_queues {
 	struct gr_rcu_queue *first; /* (l) */
 } gr_rcu_queues;
 
-/* (o) What a thread knows about queues. */
 /* (a) S3 and F2 are compiler barriers: there is a process-wide fence. The same once set. */
 extern bool gr_rcu_callers_fence_is_light;
 
-extern __thread struct gr_rcu_caller {
+/* (o) What a thread knows about queues. */
+struct gr_rcu_calls {
 	struct gr_rcu_shard *last;	  /* the shard used last */
 	struct gr_rcu_shard *shards;	  /* all of them; changed with signals blocked */
 	struct gr_rcu_queue *callback_of; /* running one of this queue's callbacks */
@@ -246,7 +246,13 @@ extern __thread struct gr_rcu_caller {
 	struct gr_rcu_queue *noted;	  /* gr_rcu_set_thread_queue() */
 	uint32_t calls;			  /* without a shard, up to a few */
 	bool late;			  /* its exit hook has run: no more shards */
-} gr_rcu_caller __attribute__((tls_model("initial-exec")));
+};
+#ifdef _WIN32 /* see self_windows.c */
+struct gr_rcu_calls *gr_rcu_caller_of_thread(void) __attribute__((const));
+#	define gr_rcu_caller (*gr_rcu_caller_of_thread())
+#else
+extern __thread struct gr_rcu_calls gr_rcu_caller __attribute__((tls_model("initial-exec")));
+#endif
 
 /* A number for the calling thread that is never 0; the same in a fork child. */
 static inline uintptr_t gr_rcu_me(void)

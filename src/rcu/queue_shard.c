@@ -24,7 +24,9 @@ enum {
 	CALLS_BEFORE_SHARD = 32,    /* a thread that calls less often is not worth a page */
 };
 
-__thread struct gr_rcu_caller gr_rcu_caller;
+#ifndef _WIN32
+__thread struct gr_rcu_calls gr_rcu_caller;
+#endif
 
 static struct gr_once init_once = GR_ONCE_INIT;
 static struct gr_thread_exit exit_hook;
@@ -90,7 +92,7 @@ static void reset_shard(struct gr_rcu_shard *s)
 /* The thread ends: its shards are the queues' to free, once they are empty. */
 static void leave_at_exit(void *arg)
 {
-	struct gr_rcu_caller *me = &gr_rcu_caller;
+	struct gr_rcu_calls *me = &gr_rcu_caller;
 	struct gr_signals saved;
 	struct gr_rcu_shard *s, *next;
 
@@ -130,7 +132,7 @@ __attribute__((constructor)) static void init_early(void)
 }
 
 /* A shard of this thread that has no queue any more, or a new one. Signals are blocked. */
-static struct gr_rcu_shard *unused_shard(struct gr_rcu_caller *me)
+static struct gr_rcu_shard *unused_shard(struct gr_rcu_calls *me)
 {
 	struct gr_rcu_shard *s = me->shards;
 
@@ -168,7 +170,7 @@ static void link_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *s) GR_REQUIR
 /* NULL is no error: incoming does. Never waits, because a handler may be here. */
 static GR_COLD struct gr_rcu_shard *make_shard(struct gr_rcu_queue *q)
 {
-	struct gr_rcu_caller *me = &gr_rcu_caller;
+	struct gr_rcu_calls *me = &gr_rcu_caller;
 	struct gr_rcu_shard *s = NULL;
 	struct gr_signals saved;
 

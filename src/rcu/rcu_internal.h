@@ -165,6 +165,19 @@ void gr_rcu_wait_end(struct gr_rcu_reader *r);
 /* How many callbacks wait in the queues of d, about. */
 uint64_t gr_rcu_callbacks_waiting(struct gr_rcu_domain *d);
 
+/* (o) A thread's readers in domains other than the default one; see domain.c. */
+enum { GR_RCU_FOUND_BEFORE = 8 };
+struct gr_rcu_own_readers {
+	struct gr_rcu_auto_reader *first;
+	struct gr_rcu_auto_reader *found[GR_RCU_FOUND_BEFORE]; /* by hash; may be out of date */
+};
+#ifdef _WIN32 /* see self_windows.c */
+struct gr_rcu_own_readers *gr_rcu_own_of_thread(void) __attribute__((const));
+#	define gr_rcu_own (*gr_rcu_own_of_thread())
+#else
+extern __thread struct gr_rcu_own_readers gr_rcu_own;
+#endif
+
 /* The calling thread's reader in d, or NULL if it has none yet. */
 struct gr_rcu_reader *gr_rcu_domain_reader(struct gr_rcu_domain *d);
 /* The domain goes, and with it the thread that runs polled grace periods, if there is one. */

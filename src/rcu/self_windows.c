@@ -1,13 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The calling thread's record on Windows: memory that a slot of the thread points to.
+ * What a thread knows about RCU on Windows: memory that a slot of the thread points to.
  *
- * When a thread ends the system calls, in this order: FLS callbacks (reader.c's exit hook
- * among them, which takes the record off the registry and makes the thread LATE), the
- * DLLs, and the program's own TLS callbacks. The last is where the record goes: until then
- * code of the ending thread may still enter sections.
+ * When a thread ends, keys of winpthreads are destroyed, then the system calls FLS callbacks, the
+ * DLLs, and the program's own TLS callbacks. The last of these is where the memory goes:
+ * until then code of the ending thread may still enter sections. All that hooks at the end
+ * of threads touch must be here: gcc emulates thread-local variables with one of those keys.
  */
 #include "base/memory.h"
+#include "rcu/queue.h"
 #include "rcu/rcu_internal.h"
 #include <guestram/event.h>
 #include <string.h>
@@ -24,35 +25,53 @@ static void make_slot(void)
 	}
 }
 
-struct gr_rcu_reader *gr_rcu_self_of_thread(void)
+struct of_thread {
+	struct gr_rcu_reader self;
+	struct gr_rcu_own_readers own;
+	struct gr_rcu_calls caller;
+};
+
+__attribute__((const)) static struct of_thread *of_thread(void)
 {
-	struct gr_rcu_reader *r;
+	struct of_thread *t;
 
 	gr_once(&slot_once, make_slot);
-	r = TlsGetValue(slot);
-	if (GR_UNLIKELY(!r)) {
-		r = gr_aligned_alloc(_Alignof(struct gr_rcu_reader), sizeof(*r));
-		if (!r || !TlsSetValue(slot, r)) {
+	t = TlsGetValue(slot);
+	if (GR_UNLIKELY(!t)) {
+		t = gr_aligned_alloc(_Alignof(struct of_thread), sizeof(*t));
+		if (!t || !TlsSetValue(slot, t)) {
 			gr_die("no memory for an RCU reader");
 		}
-		memset(r, 0, sizeof(*r));
+		memset(t, 0, sizeof(*t));
 	}
-	return r;
+	return t;
+}
+
+struct gr_rcu_reader *gr_rcu_self_of_thread(void)
+{
+	return &of_thread()->self;
+}
+
+struct gr_rcu_own_readers *gr_rcu_own_of_thread(void)
+{
+	return &of_thread()->own;
+}
+
+struct gr_rcu_calls *gr_rcu_caller_of_thread(void)
+{
+	return &of_thread()->caller;
 }
 
 static void NTAPI thread_ends(void *module, DWORD reason, void *reserved)
 {
-	struct gr_rcu_reader *r;
-
 	(void)module;
 	(void)reserved;
 	if (reason == DLL_THREAD_DETACH && slot != TLS_OUT_OF_INDEXES) {
-		r = TlsGetValue(slot);
+		gr_aligned_free(TlsGetValue(slot));
 		(void)TlsSetValue(slot, NULL);
-		gr_aligned_free(r);
 	}
 }
 
-/* The array of the program's TLS callbacks is what the linker finds between .CRT$XLA and XLZ. */
+/* After base/windows/thread_exit.c (XLX), which says where this array comes from. */
 __attribute__((section(".CRT$XLY"),
 	       used)) static void(NTAPI *const on_thread_end)(void *, DWORD, void *) = thread_ends;

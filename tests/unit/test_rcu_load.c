@@ -171,6 +171,9 @@ static void *use_copy(void *handle)
 
 static void skip_with_instrumented_copies(void)
 {
+#ifdef GR_DEBUG_CHECKS
+	SKIP("the checking build's thread-local variables are too large to be loaded late");
+#endif
 	if (test_under_asan() || test_under_tsan()) {
 		SKIP("sanitizers take a second copy of a variable for a mistake");
 	}
@@ -228,6 +231,9 @@ TEST(threads_older_than_a_module_use_its_inline_sections)
 {
 	pthread_t t[4];
 
+#ifdef GR_DEBUG_CHECKS
+	SKIP("the checking build's thread-local variables are too large to be loaded late");
+#endif
 	for (int i = 0; i < 4; i++) {
 		t[i] = spawn(older_than_the_module, NULL);
 	}

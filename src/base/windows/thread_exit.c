@@ -1,20 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * The end of a thread is seen twice, and what comes first counts: a fiber-local slot's callback
- * sees every thread, and a key of winpthreads sees those that it started, earlier. Both are
- * needed because the hooks use thread-local variables, which gcc emulates: where gcc is built
- * for winpthreads they are freed by a key's destructor, before the slot's callback. Keys are
- * destroyed in the order they were made in, so ours is made before any other.
+ * The end of a thread is seen twice. A key of winpthreads comes first, together with those of
+ * others, for one more round whenever one of their destructors arms a hook again. Last, when all keys
+ * and fiber-local slots are done, the system calls what the program lists for it: that is for
+ * hooks that were armed after the key's last round. What a thread has to know until then is in
+ * slots of the system's: gcc emulates thread-local variables, and frees them with a key of its own.
  */
 #include "base/thread_exit.h"
 #include "base/atomic.h"
-#include <assert.h>
 #include <errno.h>
 #include <pthread.h>
 #include <windows.h>
-
-/* FLS callbacks have the calling convention of the system; 64-bit Windows has but one. */
-static_assert(sizeof(void *) == 8, "32-bit Windows needs a trampoline here");
 
 enum { HOOKS_MAX = 8 };
 
@@ -24,7 +20,7 @@ static struct {
 	pthread_key_t key;		    /* (c) */
 	DWORD slot;			    /* (c) */
 	BOOLEAN(NTAPI *process_ends)(void); /* (c) may be NULL */
-} hooks = { .slot = FLS_OUT_OF_INDEXES };
+} hooks = { .slot = TLS_OUT_OF_INDEXES };
 
 /* A thread's. */
 struct at_exit {
@@ -32,11 +28,13 @@ struct at_exit {
 };
 
 /*
- * The thread that ends the process gets its slots' callbacks, too. What it left open does not
+ * The thread that ends the process may get its keys destroyed, too. What it left open does not
  * matter any more; on POSIX nothing is called then.
  */
-static void run(struct at_exit *all)
+static void run(void *at_exit)
 {
+	struct at_exit *all = at_exit;
+
 	if (hooks.process_ends && hooks.process_ends()) {
 		return;
 	}
@@ -50,25 +48,14 @@ static void run(struct at_exit *all)
 	}
 }
 
-static void key_goes(void *all)
-{
-	run(all);
-}
-
-static void NTAPI slot_goes(void *all)
-{
-	run(all);
-	(void)pthread_setspecific(hooks.key, NULL);
-	free(all);
-}
-
+/* Before any other key can be, so that others' destructors find things as late as can be. */
 __attribute__((constructor(101))) static void make_key_first(void)
 {
 	HMODULE self;
-	int ret = pthread_key_create(&hooks.key, key_goes);
+	int ret = pthread_key_create(&hooks.key, run);
 
-	hooks.slot = FlsAlloc(slot_goes);
-	if (ret != 0 || hooks.slot == FLS_OUT_OF_INDEXES) {
+	hooks.slot = TlsAlloc();
+	if (ret != 0 || hooks.slot == TLS_OUT_OF_INDEXES) {
 		gr_die("no slot for what is done at the end of threads");
 	}
 	hooks.process_ends = (BOOLEAN(NTAPI *)(void))(uintptr_t)GetProcAddress(
@@ -78,6 +65,29 @@ __attribute__((constructor(101))) static void make_key_first(void)
 					 GET_MODULE_HANDLE_EX_FLAG_FROM_ADDRESS,
 				 (const char *)(uintptr_t)&make_key_first, &self);
 }
+
+static void NTAPI thread_ends(void *module, DWORD reason, void *reserved)
+{
+	struct at_exit *all;
+
+	(void)module;
+	(void)reserved;
+	if (reason == DLL_THREAD_DETACH && hooks.slot != TLS_OUT_OF_INDEXES) {
+		all = TlsGetValue(hooks.slot);
+		if (all) {
+			run(all);
+			(void)TlsSetValue(hooks.slot, NULL);
+			free(all);
+		}
+	}
+}
+
+/*
+ * The array of these is what the linker finds between .CRT$XLA and XLZ, by name: after that of
+ * winpthreads (XLF), before what hooks need is freed (rcu/self_windows.c, XLY).
+ */
+__attribute__((section(".CRT$XLX"),
+	       used)) static void(NTAPI *const on_thread_end)(void *, DWORD, void *) = thread_ends;
 
 int gr_thread_exit_init(struct gr_thread_exit *hook, void (*fn)(void *arg))
 {
@@ -91,14 +101,14 @@ int gr_thread_exit_init(struct gr_thread_exit *hook, void (*fn)(void *arg))
 
 int gr_thread_exit_set(struct gr_thread_exit *hook, void *arg)
 {
-	struct at_exit *all = FlsGetValue(hooks.slot);
+	struct at_exit *all = TlsGetValue(hooks.slot);
 
 	if (!all) {
 		all = arg ? calloc(1, sizeof(*all)) : NULL;
 		if (!all) {
 			return arg ? -ENOMEM : 0;
 		}
-		if (!FlsSetValue(hooks.slot, all)) {
+		if (!TlsSetValue(hooks.slot, all)) {
 			free(all);
 			return -ENOMEM;
 		}
