@@ -9,6 +9,7 @@
 static struct gr_event ready = GR_EVENT_INIT(false), step = GR_EVENT_INIT(false),
 		       done = GR_EVENT_INIT(false);
 static bool finished, stop;
+static struct gr_rcu_reader *of_thread; /* under test */
 
 static void *synchronizer(void *arg)
 {
@@ -44,6 +45,7 @@ static void *qs_thread(void *arg)
 	enum way way = *(enum way *)arg;
 
 	gr_rcu_qs_register_thread();
+	of_thread = &gr_rcu_self;
 	gr_rcu_qs_read_lock();
 	next_step();
 	ASSERT(!LOAD(&finished));
@@ -85,7 +87,7 @@ TEST(a_grace_period_waits_for_a_quiescent_state_thread_until_it_says_or_shows_th
 		t = spawn(qs_thread, &way);
 		wait_ready();
 		s = spawn(synchronizer, NULL);
-		sleep_ms(10);
+		wait_until_asked(of_thread); /* a quiescent state before would not count */
 		ASSERT(!LOAD(&finished));
 		let_go();
 		pthread_join(s, NULL);

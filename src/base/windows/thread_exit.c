@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The end of a thread is seen twice. A key of winpthreads comes first, together with those of
- * others, for one more round whenever one of their destructors arms a hook again. Last, when all keys
- * and fiber-local slots are done, the system calls what the program lists for it: that is for
+ * others, for one more round whenever one of their destructors arms a hook again. Last, when all
+ * keys and fiber-local slots are done, the system calls what the program lists for it: that is for
  * hooks that were armed after the key's last round. What a thread has to know until then is in
  * slots of the system's: gcc emulates thread-local variables, and frees them with a key of its own.
  */
