@@ -76,6 +76,7 @@ static void init_queue(struct gr_rcu_queue *q, const struct gr_rcu_queue_params 
 	(void)snprintf(q->name, sizeof(q->name), "%s", p->name ? p->name : "gr-rcu-queue");
 	p->name = q->name;
 	gr_mutex_init(&q->lock, GR_RANK_RCU_QUEUE);
+	q->full_fence = !gr_rcu_has_thread(q);
 	q->sleeping = gr_rcu_has_thread(q) ? GR_RCU_ABSENT : GR_RCU_ASLEEP;
 }
 

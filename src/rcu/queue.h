@@ -60,7 +60,8 @@
  * 20 ms, 100 ms; then it issues the process-wide fence (W2), looks once more, and sleeps. W2 and
  * the compiler barrier are as good as a full fence on both sides: no call is left behind,
  * and a queue that is in use interrupts no vCPU. In quiet times (gr_rcu_quiet_begin()) an idle one
- * does not either: it goes on looking every 100 ms.
+ * does not either: it goes on looking every 100 ms. (The owner of a queue without a thread cannot
+ * look again: there S3 is full.)
  *
  * BARRIER. Under q->lock it does the take itself. Then all that was queued before is in batches
  * up to `opened`, or, if something could not join the open batch, opened + 1. It says so in `want`
@@ -176,6 +177,7 @@ enum gr_rcu_sleep {
 struct gr_rcu_queue {
 	/* Producers read these at each call; they change a few times per batch. */
 	uint32_t sleeping GR_ALIGNED(GR_CACHE_LINE); /* (a) enum gr_rcu_sleep; futex */
+	bool full_fence;			     /* (c) S3 is full: its sleep has no W2 */
 	uint32_t grain;				     /* (c) calls between reports to count... */
 	size_t grain_bytes;			     /* (c) ...or so many bytes */
 	struct gr_rcu_queue_params params;	     /* (c) */

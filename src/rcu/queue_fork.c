@@ -65,6 +65,9 @@ static void mend_shard(struct gr_rcu_shard *s)
 	if (is_mine(s)) {
 		return; /* nobody but us has written to it */
 	}
+#ifdef GR_MUTANT_RCU_FORK_TRUSTS_TAIL
+	s->fork_tail = s->tail;
+#endif
 	s->tail = s->reported = s->fork_tail;
 	s->bytes = s->reported_bytes = s->fork_bytes;
 	s->put = s->fork_put;

@@ -405,7 +405,7 @@ static inline void call(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 		n = call_without_shard(q, head, class, bytes);
 	}
 	/* S3: the entry, before the look at sleeping. Pairs with W1 and W2. */
-	if (GR_LIKELY(gr_load_relaxed(&gr_rcu_callers_fence_is_light))) {
+	if (GR_LIKELY(gr_load_relaxed(&gr_rcu_callers_fence_is_light) && !q->full_fence)) {
 		gr_barrier();
 	} else {
 		gr_fence();

@@ -62,13 +62,11 @@ void gr_rcu_queue_wake(struct gr_rcu_queue *q, bool urgent)
 static bool announce_and_look(struct gr_rcu_queue *q, bool heavy)
 {
 	gr_store_relaxed(&q->sleeping, (uint32_t)GR_RCU_ASLEEP);
-#ifndef GR_MUTANT_RCU_SLEEP_NO_FENCE
 	if (heavy) {
 		gr_heavy_fence(); /* W2 */
 	} else {
 		gr_fence(); /* W1: the announcement, before the look. Pairs with S3. */
 	}
-#endif
 	return has_work(q);
 }
 
