@@ -82,7 +82,8 @@ GR_EXPORT void gr_rcu_check_lock_released(const void *lock);
 #define GR_RCU_LOCKDEP_WARN(cond, t)  ((void)0)
 /**
  * Say that the calling thread has taken a lock and may have had to wait for it (not one that it
- * only tried). Locks of one name are one to the checks; name NULL: each address for itself.
+ * only tried). Locks of one name are one to the checks; name NULL: each address for itself. The name
+ * is kept, not copied: a string literal.
  */
 #define gr_rcu_lock_acquired(l, name) ((void)0)
 /** Say that it has released it. */

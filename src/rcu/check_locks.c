@@ -28,24 +28,24 @@ static const char *const how_text[HOWS] = {
 	[IN_BARRIER] = "while waiting for callbacks",
 };
 
+enum { USES_MAX = 256, HELD_MAX = 6, DOMAINS_MAX = 8, NAME_BYTES = 32 };
 struct lock_use {
-	char name[32];
+	char name[NAME_BYTES];
 	struct gr_rcu_domain *domain;
 	char where[HOWS][64]; /* "": never */
 	bool reported;
 };
 
-enum { USES_MAX = 256, HELD_MAX = 16, DOMAINS_MAX = 8 };
 static struct {
 	struct gr_mutex lock; /* protects the rest; nothing is called with it held */
 	struct lock_use use[USES_MAX];
 	unsigned uses;
 } table = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_CHECKS) };
 
-/* (o) */
+/* (o) Small: a process that loads the library later has little room for thread-local variables. */
 static __thread struct {
 	const void *lock[HELD_MAX];
-	char name[HELD_MAX][32];
+	const char *name[HELD_MAX]; /* NULL: its address */
 	unsigned n;
 } held;
 static __thread int in_callbacks;
@@ -117,22 +117,28 @@ static void note_use(const char *name, struct gr_rcu_domain *d, enum how how, co
 	}
 }
 
+static const char *name_of(const void *lock, const char *name, char own[NAME_BYTES])
+{
+	if (name) {
+		return name;
+	}
+	(void)snprintf(own, NAME_BYTES, "%p", lock);
+	return own;
+}
+
 void gr_rcu_check_lock_acquired(const void *lock, const char *name, const char *file, int line)
 {
 	struct gr_rcu_domain *inside[DOMAINS_MAX];
 	unsigned n = gr_rcu_sections_of_thread(inside, DOMAINS_MAX);
-	char own[32], where[64];
+	char own[NAME_BYTES], where[64];
 
-	if (!name) {
-		(void)snprintf(own, sizeof(own), "%p", lock);
-		name = own;
-	}
 	(void)snprintf(where, sizeof(where), "%s:%d", file, line);
 	if (held.n < HELD_MAX) {
 		held.lock[held.n] = lock;
-		(void)snprintf(held.name[held.n], sizeof(held.name[0]), "%s", name);
+		held.name[held.n] = name;
 		held.n++;
 	}
+	name = name_of(lock, name, own);
 	n += gr_rcu_check_handles(inside + n, DOMAINS_MAX - n);
 	for (unsigned i = 0; i < n; i++) {
 		note_use(name, inside[i], IN_SECTION, where);
@@ -158,11 +164,15 @@ void gr_rcu_check_lock_released(const void *lock)
 
 void gr_rcu_check_wait(struct gr_rcu_domain *d, const char *who, bool for_callbacks)
 {
+	char own[NAME_BYTES];
+
 	for (unsigned i = 0; i < held.n; i++) {
-		note_use(held.name[i], for_callbacks ? &gr_rcu_default : d,
+		const char *name = name_of(held.lock[i], held.name[i], own);
+
+		note_use(name, for_callbacks ? &gr_rcu_default : d,
 			 for_callbacks ? IN_BARRIER : IN_GP_WAIT, who);
 		if (for_callbacks) {
-			note_use(held.name[i], d, IN_GP_WAIT, who);
+			note_use(name, d, IN_GP_WAIT, who);
 		}
 	}
 }

@@ -20,7 +20,7 @@ static gr_rcu_check_fn *handler; /* (a) */
 static void *handler_opaque;	 /* (a) */
 
 /* (o) */
-enum { HANDLES = 8 };
+enum { HANDLES = 4 };
 static __thread struct {
 	uint32_t tid;			       /* 0: not asked yet */
 	uint32_t handles;		       /* sections of explicit readers that are open */
