@@ -83,7 +83,7 @@ GR_EXPORT void gr_rcu_quiet_end(void);
 struct gr_rcu_stats {
 	uint64_t grace_periods; /**< run */
 	uint64_t merged;	/**< waits that somebody else's grace period served */
-	uint64_t entry_fences;	/**< process-wide: a reader was HOT (M1) */
+	uint64_t entry_fences;	/**< process-wide: a HOT reader did not report at once (M1) */
 	uint64_t flag_fences;	/**< process-wide: a COLD reader had to be slept for (M2) */
 	uint64_t sleeps;	/**< of drivers for readers */
 	uint64_t requests;	/**< readers asked to report... */

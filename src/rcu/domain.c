@@ -272,12 +272,15 @@ void gr_rcu_reader_destroy(struct gr_rcu_reader *r)
 
 void gr_rcu_stats_get(struct gr_rcu_domain *domain, struct gr_rcu_stats *ret_stats)
 {
-	const uint64_t *from = (const uint64_t *)&gr_rcu_domain_or_default(domain)->stats;
+	struct gr_rcu_domain *d = gr_rcu_domain_or_default(domain);
+	const uint64_t *from = (const uint64_t *)&d->stats;
 	uint64_t *to = (uint64_t *)ret_stats;
 
 	for (size_t i = 0; i < sizeof(*ret_stats) / sizeof(*to); i++) {
 		to[i] = gr_load_relaxed(&from[i]);
 	}
+	ret_stats->reports = gr_load_relaxed(&d->reports);
+	ret_stats->reader_wakes = gr_load_relaxed(&d->reader_wakes);
 }
 
 /* ---- fork ------------------------------------------------------------------------------ */

@@ -34,17 +34,18 @@
  *      If the driver sees a reader not HOT, that reader's store of HOT comes after, and with
  *      its fence F1 gives: all its sections from then on see P. So:
  *  M1  (driver: process-wide fence, only if some reader is HOT, or WARM with no quiet time in
- *      effect) between P and the loads of ctr. With H1 (compiler barrier between "inside" and
- *      the reads): M1 puts a full fence at some point into each HOT thread's program. A
- *      section whose store lies before that point is seen inside; one whose store lies
- *      behind it sees P. An *idle* HOT reader counts as HOT: its store may be in its store
- *      buffer. A reader that moves between threads changes nothing: the argument is made for
- *      each section, and a section stays on its thread.
- *      Quiet times replace M1 for WARM readers: see quiet.c.
- *      Who needs M1 is asked for a report just before it, inside or not: so M1 serves as M2 too.
- *      A reader that runs one section after another has reported when M1 returns, and is not
- *      waited for; one that stays inside costs a sleep, and no second process-wide fence.
- *      After M1, the requests to those who are seen outside are claimed back.
+ *      effect, and has not reported) between P and the loads of ctr. With H1 (compiler barrier
+ * between "inside" and the reads): M1 puts a full fence at some point into each HOT thread's
+ * program. A section whose store lies before that point is seen inside; one whose store lies behind
+ * it sees P. An *idle* HOT reader counts as HOT: its store may be in its store buffer. A reader
+ * that moves between threads changes nothing: the argument is made for each section, and a section
+ * stays on its thread. Quiet times replace M1 for WARM readers: see quiet.c. Who needs M1 is asked
+ * for a report just before it, inside or not: so M1 serves as M2 too. Nor does it need M1 if it has
+ * reported before: its sections until then are over (R1, and the release of its subtraction from
+ * pending), those that follow see P (it took the request, acquire, which was set after P). So the
+ * driver waits a moment for reports: readers that run one section after another need no M1, and are
+ * not interrupted. Otherwise one that stays inside costs a sleep, and no second process-wide fence.
+ *      After M1, and not before, the requests to those who are seen outside are claimed back.
  *  W   = the others who are seen inside; one look is enough, by F1. Who is outside is done: its
  *      ctr was loaded with acquire and stored with release (R1), so its earlier sections are
  *      ordered before what the updater does next. That is why there is no fence at the end.
@@ -100,6 +101,8 @@ static_assert(sizeof(void *) == 8 || __atomic_always_lock_free(8, 0), "64-bit at
 enum { NOT_AWAITED, AWAITED, ASKED, ASKED_BEFORE_M1 };
 
 enum {
+	REPORTS_NS = 2000, /* reports that come within this save M1, which takes longer */
+	NO_REPORTS = 31,   /* after some that did not: grace periods that do not wait for them */
 	SPIN_NS = 5000,
 	SPIN_RELAX_MAX = 16,
 	RESCAN_FIRST_NS = 20000, /* then five times that, and so on */
@@ -141,9 +144,9 @@ void gr_rcu_pending_down(struct gr_rcu_domain *d, bool by_reader)
 		GR_RCU_COUNT(d, claims, 1);
 		return;
 	}
-	GR_RCU_COUNT_SHARED(d, reports, 1);
+	(void)gr_add_relaxed(&d->reports, 1);
 	if (before == 1) {
-		GR_RCU_COUNT_SHARED(d, reader_wakes, 1);
+		(void)gr_add_relaxed(&d->reader_wakes, 1);
 		gr_futex_wake(&d->pending, 1);
 	}
 }
@@ -309,6 +312,37 @@ static bool claim_requests(struct gr_rcu_domain *d)
 	return may_miss;
 }
 
+/*
+ * Do all who were asked before M1 report soon? Then it is not needed. Only a report counts: who
+ * looks as if it were outside may be inside, its store on the way (M1).
+ */
+static bool report_in_time(struct gr_rcu_domain *d, uint64_t start_ns)
+{
+#ifdef GR_MUTANT_RCU_ASK_AFTER_M1
+	return false; /* nobody was asked */
+#endif
+#ifdef GR_MUTANT_RCU_OUTSIDE_IS_REPORTED
+	(void)claim_requests(d);
+#endif
+	if (all_reported(d)) {
+		return true;
+	}
+	if (d->no_reports > 0) {
+		d->no_reports--;
+		return false;
+	}
+	do {
+		for (unsigned i = 0; i < SPIN_RELAX_MAX; i++) {
+			if (all_reported(d)) {
+				return true;
+			}
+			gr_cpu_relax();
+		}
+	} while (gr_clock_ns() - start_ns < REPORTS_NS);
+	d->no_reports = NO_REPORTS;
+	return false;
+}
+
 bool gr_rcu_holds_up(const struct gr_rcu_reader *r)
 {
 	return r->awaited >= ASKED && gr_load_relaxed(&r->need_qs) != 0;
@@ -419,7 +453,7 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 	gr_store_release(&d->pending, 1u); /* our own part (I2) */
 	w = take_census(d);
 #	ifndef GR_MUTANT_RCU_SKIP_M1
-	if (w.needs_m1) {
+	if (w.needs_m1 && !report_in_time(d, start_ns)) {
 		GR_RCU_COUNT(d, entry_fences, 1);
 		GR_TRACE3(rcu_barrier, d->name, d->seq, 1);
 		gr_heavy_fence(); /* M1, and M2 for those who were asked */

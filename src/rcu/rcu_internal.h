@@ -64,6 +64,7 @@ struct gr_rcu_domain {
 	uint32_t driver_sleeps; /* (a) waiting for it takes longer than a spin */
 	uint32_t pending GR_ALIGNED(GR_CACHE_LINE); /* (a) requests not yet taken back; a futex */
 	uint32_t expedited;			    /* (a) how many wait and have no patience */
+	gr_atomic_u64 reports, reader_wakes;	    /* (a) readers' part of the statistics */
 	uint32_t word[2] GR_ALIGNED(GR_CACHE_LINE); /* (a) futexes of those who wait for a driver */
 	uint32_t waiters[2];			    /* (a) how many sleep, or are about to */
 	/*
@@ -78,9 +79,10 @@ struct gr_rcu_domain {
 	uint32_t calls;		   /* (a) bumped after each; futex of those who remove one */
 	uint32_t notifiers;	   /* (l) how many there are */
 	uint64_t round;		   /* (o) driver: rounds of calls made */
+	uint32_t no_reports;	   /* (o) driver: grace periods that do not wait for reports */
 	struct gr_rcu_stall stall; /* (o) driver; a note's end is its reader's */
 	struct gr_rcu_poll poll;
-	struct gr_rcu_stats stats;  /* (a) each; most are written by the driver only */
+	struct gr_rcu_stats stats;  /* (a) each; nothing in it is written by readers */
 	uint32_t queues;	    /* (a) callback queues that use this domain */
 	char name[16];		    /* (c) */
 	struct gr_rcu_domain *next; /* domains' lock */

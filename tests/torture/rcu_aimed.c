@@ -356,6 +356,7 @@ TEST(quiet_times_begin_with_a_fence_for_a_reader_between_load_and_store_of_its_s
 }
 
 static uint64_t fences_when_asked; /* the count, when the reader saw the request */
+static uint64_t fences_at_first;   /* before the grace period */
 
 static void *asked_reader(void *arg)
 {
@@ -368,6 +369,9 @@ static void *asked_reader(void *arg)
 	gr_event_set(&standing);
 	wait_until_asked(&gr_rcu_self);
 	fences_when_asked = gr_heavy_fence_count();
+	while (*hot && gr_heavy_fence_count() == fences_at_first) {
+		sched_yield(); /* a report would save it */
+	}
 	gr_rcu_read_unlock();
 	return NULL;
 }
@@ -380,6 +384,7 @@ static struct gr_rcu_stats ask_one(bool hot)
 
 	gr_event_reset(&standing);
 	gr_rcu_stats_get(NULL, &before);
+	fences_at_first = gr_heavy_fence_count();
 	pthread_create(&t, NULL, asked_reader, &hot);
 	gr_event_wait(&standing);
 	gr_rcu_synchronize();
@@ -404,14 +409,51 @@ TEST(a_hot_reader_is_asked_before_the_fence_and_costs_no_other)
 		SKIP("no process-wide fence here: no reader is hot");
 	}
 	for (int round = 0; round < 2000 && !seen; round++) {
-		uint64_t before = gr_heavy_fence_count();
 		struct gr_rcu_stats s = ask_one(true);
 
 		ASSERT_EQ(s.entry_fences, 1u);
 		ASSERT_EQ(s.flag_fences, 0u);
-		seen = fences_when_asked == before;
+		seen = fences_when_asked == fences_at_first;
 	}
 	ASSERT(seen);
+}
+
+static void *busy_reader(void *arg)
+{
+	bool *stop = arg;
+
+	become_hot();
+	gr_event_set(&standing);
+	while (!LOAD(stop)) {
+		gr_rcu_read_lock();
+		gr_rcu_read_unlock();
+	}
+	return NULL;
+}
+
+/* Both must run at the same moment, once in half a minute. */
+TEST(a_hot_reader_that_reports_at_once_costs_no_fence)
+{
+	uint64_t end = now_ns() + 30000000000ull, fences;
+	struct gr_rcu_stats s;
+	bool stop = false;
+	pthread_t t;
+
+	if (!gr_heavy_fence_available() || sysconf(_SC_NPROCESSORS_ONLN) < 2) {
+		SKIP("no process-wide fence here, or nobody beside us");
+	}
+	pthread_create(&t, NULL, busy_reader, &stop);
+	gr_event_wait(&standing);
+	do {
+		fences = gr_heavy_fence_count();
+		gr_rcu_synchronize();
+	} while (gr_heavy_fence_count() != fences && now_ns() < end);
+	ASSERT_EQ(gr_heavy_fence_count(), fences);
+	STORE(&stop, true);
+	pthread_join(t, NULL);
+	gr_rcu_stats_get(NULL, &s);
+	ASSERT_EQ(s.requests, s.grace_periods);
+	ASSERT_EQ(s.requests, s.reports + s.claims);
 }
 
 TEST(a_cold_reader_that_must_report_is_fenced_with_the_request)
