@@ -11,6 +11,8 @@
  * - a head that is queued a second time before its callback ran is reported with the place of
  *   the first call, and one that was written to meanwhile as such (library);
  * - a callback that takes longer than the budget is remarked on in the log (library);
+ * - a list node (rculist.h) that is inserted again before a grace period has ended since it was
+ *   deleted is reported;
  * - locks that are announced (gr_rcu_lock_acquired()) are watched: one that some section takes and
  *   that somebody holds while waiting for a grace period is a deadlock that has not happened yet.
  *
@@ -65,6 +67,15 @@ GR_EXPORT void gr_rcu_check_lock_acquired(const void *lock, const char *name, co
 /** Private to the macros: and not any more. */
 GR_EXPORT void gr_rcu_check_lock_released(const void *lock);
 
+struct gr_rcu_list_node;
+/** Private to rculist.h: a node is deleted. */
+GR_EXPORT void gr_rcu_check_list_deleted(struct gr_rcu_list_node *node);
+/** Private to rculist.h: it is new, or as good as new. */
+GR_EXPORT void gr_rcu_check_list_forget(struct gr_rcu_list_node *node);
+/** Private to rculist.h: it is about to be inserted; reports if a grace period is due first. */
+GR_EXPORT void gr_rcu_check_list_inserting(struct gr_rcu_list_node *node, const char *file,
+					   int line);
+
 #ifdef GR_RCU_CHECKS
 #define GR_RCU_CHECK_ENTER_(r) gr_rcu_check_enter(r)
 #define GR_RCU_CHECK_LEAVE_(r) gr_rcu_check_leave(r)
@@ -74,7 +85,14 @@ GR_EXPORT void gr_rcu_check_lock_released(const void *lock);
 	((cond) ? gr_rcu_check_warn(text, __FILE__, __LINE__) : (void)0)
 #define gr_rcu_lock_acquired(lock, name) gr_rcu_check_lock_acquired(lock, name, __FILE__, __LINE__)
 #define gr_rcu_lock_released(lock)	 gr_rcu_check_lock_released(lock)
+#define GR_RCU_CHECK_LIST_DELETED_(node) gr_rcu_check_list_deleted(node)
+#define GR_RCU_CHECK_LIST_FORGET_(node)	 gr_rcu_check_list_forget(node)
+#define GR_RCU_CHECK_LIST_INSERTING_(node)                                                         \
+	gr_rcu_check_list_inserting(node, __FILE__, __LINE__)
 #else
+#define GR_RCU_CHECK_LIST_DELETED_(n)	((void)0)
+#define GR_RCU_CHECK_LIST_FORGET_(n)	((void)0)
+#define GR_RCU_CHECK_LIST_INSERTING_(n) ((void)0)
 #define GR_RCU_CHECK_ENTER_(r)	      ((void)0)
 #define GR_RCU_CHECK_LEAVE_(r)	      ((void)0)
 #define GR_RCU_CHECK_SECTION_(w, c)   ((void)0)

@@ -63,10 +63,13 @@ static inline void gr_rcu_list_init(struct gr_rcu_list *list)
 /**
  * Make a node that is in no list, for gr_rcu_list_node_is_listed().
  * @param node The node.
- * @context Before readers know it. Not needed before inserting.
+ * @context Before readers know it. Not needed before inserting, but where the checking build
+ *          (rcu_check.h) cannot know that a deleted node is free again: the list's readers are of
+ *          another domain than the default one, or there never were any.
  */
 static inline void gr_rcu_list_node_init(struct gr_rcu_list_node *node)
 {
+	GR_RCU_CHECK_LIST_FORGET_(node);
 	node->next = NULL;
 	node->pprev = NULL;
 }
@@ -99,6 +102,7 @@ static inline void gr_rcu_list_link_(struct gr_rcu_list_node **where,
 {
 	struct gr_rcu_list_node *next = __atomic_load_n(where, __ATOMIC_RELAXED);
 
+	GR_RCU_CHECK_LIST_INSERTING_(node);
 	__atomic_store_n(&node->next, next, __ATOMIC_RELAXED);
 	node->pprev = where;
 	if (next) {
@@ -180,6 +184,7 @@ static inline void gr_rcu_list_del(struct gr_rcu_list_node *node)
 	 */
 	__atomic_store_n(node->pprev, next, __ATOMIC_RELEASE);
 	node->pprev = NULL;
+	GR_RCU_CHECK_LIST_DELETED_(node);
 }
 
 /**

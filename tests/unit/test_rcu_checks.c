@@ -7,6 +7,7 @@
 #include <guestram/log.h>
 #include <guestram/rcu_check.h>
 #include <guestram/rcu_stall.h>
+#include <guestram/rculist.h>
 #include <stdlib.h>
 #include <unistd.h>
 
@@ -403,6 +404,35 @@ TEST(many_threads_at_once_and_a_fork_find_nothing_to_report)
 	}
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	ASSERT_EQ(status, 0);
+}
+
+/* ---- lists ----------------------------------------------------------------------------------- */
+
+static struct gr_rcu_list list = GR_RCU_LIST_INIT, other_list = GR_RCU_LIST_INIT;
+
+static void insert_at_once(void *arg)
+{
+	struct gr_rcu_list_node node;
+
+	(void)arg;
+	gr_rcu_list_insert_head(&list, &node);
+	gr_rcu_list_del(&node);
+	gr_rcu_list_insert_tail(&other_list, &node);
+}
+
+TEST(a_node_that_is_inserted_again_before_a_grace_period_is_reported)
+{
+	struct gr_rcu_list_node node;
+
+	dies_saying(insert_at_once, "is inserted again, and no grace period has ended");
+	gr_rcu_list_insert_head(&list, &node);
+	gr_rcu_list_del(&node);
+	gr_rcu_synchronize();
+	gr_rcu_list_insert_head(&other_list, &node);
+	gr_rcu_list_del(&node);
+	gr_rcu_list_node_init(&node); /* "nobody has seen it" */
+	gr_rcu_list_insert_head(&list, &node);
+	gr_rcu_list_del(&node);
 }
 
 TEST_MAIN()
