@@ -8,9 +8,11 @@
  * for this: the thread that waits finds out the names, and a reader leaves the place where its
  * section ended only when it is awaited anyway.
  *
- *     guestram: RCU: a grace period is open for 1000 ms: thread 4242 (vcpu0) is in a section;
- *               1730 callbacks wait
- *     guestram: RCU: thread 4242 (vcpu0) ended its section after 1510 ms, at vmm(flush+0x42)
+ *     RCU: a grace period of domain default is open for 1000 ms: it waits for thread 4242 (vcpu0):
+ *          section; 1730 callbacks wait
+ *     RCU: thread 4242 (vcpu0) ended its section after 1510 ms, at vmm(flush+0x42)
+ *
+ * It says so to the log (log.h), where nobody hears it before gr_log_set_handler().
  *
  * In the checking build (rcu_check.h) the first message also says where and when the section
  * began.

@@ -362,6 +362,7 @@ static void *asked_reader(void *arg)
 {
 	bool *hot = arg;
 
+	stay_on_cpu(1);
 	if (*hot) {
 		become_hot();
 	}
@@ -403,12 +404,14 @@ static struct gr_rcu_stats ask_one(bool hot)
  */
 TEST(a_hot_reader_is_asked_before_the_fence_and_costs_no_other)
 {
+	uint64_t end = now_ns() + 15000000000ull;
 	bool seen = false;
 
 	if (!gr_heavy_fence_available()) {
 		SKIP("no process-wide fence here: no reader is hot");
 	}
-	for (int round = 0; round < 2000 && !seen; round++) {
+	stay_on_cpu(0);
+	while (!seen && now_ns() < end) {
 		struct gr_rcu_stats s = ask_one(true);
 
 		ASSERT_EQ(s.entry_fences, 1u);
@@ -422,6 +425,7 @@ static void *busy_reader(void *arg)
 {
 	bool *stop = arg;
 
+	stay_on_cpu(1);
 	become_hot();
 	gr_event_set(&standing);
 	while (!LOAD(stop)) {
@@ -442,6 +446,7 @@ TEST(a_hot_reader_that_reports_at_once_costs_no_fence)
 	if (!gr_heavy_fence_available() || sysconf(_SC_NPROCESSORS_ONLN) < 2) {
 		SKIP("no process-wide fence here, or nobody beside us");
 	}
+	stay_on_cpu(0);
 	pthread_create(&t, NULL, busy_reader, &stop);
 	gr_event_wait(&standing);
 	do {
