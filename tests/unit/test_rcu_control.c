@@ -23,6 +23,16 @@ static void *busy_reader(void *arg)
 	return NULL;
 }
 
+/* Reports nothing: each grace period has to fence for it. */
+static void *idle_reader(void *arg)
+{
+	(void)arg;
+	become_hot();
+	gr_event_set(&inside);
+	gr_event_wait(&go_on);
+	return NULL;
+}
+
 static uint64_t fences_of(int grace_periods)
 {
 	uint64_t before = gr_heavy_fence_count();
@@ -36,11 +46,14 @@ static uint64_t fences_of(int grace_periods)
 TEST(quiet_times_have_no_process_wide_fence_and_other_times_have)
 {
 	uint64_t have = gr_heavy_fence_available() ? 1 : 0;
-	pthread_t t;
+	pthread_t t, idle;
 
 	gr_rcu_quiet_begin();
 	gr_rcu_quiet_end();
 	t = spawn(busy_reader, NULL);
+	gr_event_wait(&inside);
+	gr_event_reset(&inside);
+	idle = spawn(idle_reader, NULL);
 	gr_event_wait(&inside);
 	for (int i = 0; i < 3; i++) {
 		uint64_t before = gr_heavy_fence_count();
@@ -56,7 +69,9 @@ TEST(quiet_times_have_no_process_wide_fence_and_other_times_have)
 		gr_rcu_quiet_end();
 	}
 	STORE(&stop, true);
+	gr_event_set(&go_on);
 	pthread_join(t, NULL);
+	pthread_join(idle, NULL);
 }
 
 static void *hold_a_section(void *arg)
