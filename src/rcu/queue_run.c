@@ -68,8 +68,9 @@ static GR_COLD void report_run(struct gr_rcu_queue *q)
 	n = GR_MIN(n, b->count);
 	bytes = n == b->count ? b->bytes
 			      : (size_t)((double)b->bytes / (double)b->count * (double)n);
-	b->count -= n;
-	b->bytes -= bytes;
+	/* Relaxed: gr_rcu_queue_length() looks at them meanwhile. */
+	gr_store_relaxed(&b->count, b->count - n);
+	gr_store_relaxed(&b->bytes, b->bytes - bytes);
 	q->unreported = 0;
 	gr_rcu_queue_report_run(q, n, bytes);
 }
