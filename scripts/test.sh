@@ -16,7 +16,7 @@ logs=
 for kind in "$@"; do
 	case "$kind" in
 	plain) dir=build; args= ;;
-	asan) dir=build-asan; args='-Drcu_checks=true -Db_sanitize=address,undefined -Db_lundef=false -Dmutants=false' ;;
+	asan) dir=build-asan; args='-Db_sanitize=address,undefined -Db_lundef=false -Dmutants=false' ;;
 	tsan) dir=build-tsan; args='-Db_sanitize=thread -Db_lundef=false -Dmutants=false' ;;
 	*) echo "test.sh: unknown kind '$kind'" >&2; exit 2 ;;
 	esac

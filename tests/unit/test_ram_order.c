@@ -14,12 +14,14 @@
 
 void gr_test_hook(const char *place);
 
-static void (*on_hook)(const char *place);
+static void (*on_hook)(const char *place); /* (a) callbacks' thread looks at it too */
 
 void gr_test_hook(const char *place)
 {
-	if (on_hook) {
-		on_hook(place);
+	void (*fn)(const char *place) = __atomic_load_n(&on_hook, __ATOMIC_ACQUIRE);
+
+	if (fn) {
+		fn(place);
 	}
 }
 
@@ -106,7 +108,7 @@ static struct gr_ram_block *replay(const struct protocol *p)
 	sem_init(&removed, 0, 0);
 	sem_init(&stored, 0, 0);
 	sem_init(&freed, 0, 0);
-	on_hook = stop_at_found;
+	__atomic_store_n(&on_hook, stop_at_found, __ATOMIC_RELEASE);
 	ASSERT_EQ(pthread_create(&thread, NULL, reader, (void *)(uintptr_t)p), 0);
 	sem_wait(&found);
 	ASSERT_EQ(gr_ram_block_del(x, NULL), 0);
@@ -116,7 +118,7 @@ static struct gr_ram_block *replay(const struct protocol *p)
 	gr_rcu_barrier(NULL); /* x and its index are freed */
 	sem_post(&freed);
 	pthread_join(thread, NULL);
-	on_hook = NULL;
+	__atomic_store_n(&on_hook, NULL, __ATOMIC_RELEASE);
 	gr_ram_free(the_ram);
 	return second_answer;
 }
@@ -172,7 +174,7 @@ static struct gr_ram *handlers_ram;
 GR_NO_TSA static void look_up_in_a_handler(const char *place)
 {
 	if (strcmp(place, "lookup: half stored") == 0) {
-		on_hook = NULL;
+		__atomic_store_n(&on_hook, NULL, __ATOMIC_RELEASE);
 		ASSERT(gr_ram_block_find_rcu(handlers_ram, gr_ram_addr(0)) != NULL);
 		ASSERT(gr_ram_block_by_gpa_rcu(handlers_ram, gr_gpa(0), NULL, NULL) != NULL);
 	}
@@ -187,11 +189,11 @@ TEST(lookups_of_a_signal_handler_do_not_mix_with_those_it_interrupts)
 	add(handlers_ram, "b", 0, 1 << 20);
 	gr_rcu_read_lock();
 	for (int i = 0; i < 2; i++) {
-		on_hook = i == 0 ? look_up_in_a_handler : NULL;
+		__atomic_store_n(&on_hook, i == 0 ? look_up_in_a_handler : NULL, __ATOMIC_RELEASE);
 		ASSERT_PTR_EQ(gr_ram_block_find_rcu(ram, a->offset), a);
 	}
 	for (int i = 0; i < 2; i++) {
-		on_hook = i == 0 ? look_up_in_a_handler : NULL;
+		__atomic_store_n(&on_hook, i == 0 ? look_up_in_a_handler : NULL, __ATOMIC_RELEASE);
 		ASSERT_PTR_EQ(gr_ram_block_by_gpa_rcu(ram, gr_gpa(0), NULL, NULL), a);
 	}
 	gr_rcu_read_unlock();
@@ -229,10 +231,10 @@ TEST(block_that_can_be_found_can_be_marked)
 		SKIP("more than one chunk does not fit in 32 bits of address space");
 	}
 	hook_ram = make();
-	on_hook = mark_what_is_found;
+	__atomic_store_n(&on_hook, mark_what_is_found, __ATOMIC_RELEASE);
 	ASSERT_EQ(gr_ram_block_add(hook_ram, &desc, NULL, NULL), 0);
 	ASSERT(hook_marked);
-	on_hook = NULL;
+	__atomic_store_n(&on_hook, NULL, __ATOMIC_RELEASE);
 	gr_ram_free(hook_ram);
 }
 
@@ -259,9 +261,9 @@ TEST(device_write_is_never_lost_to_a_copy_made_in_its_middle)
 	add(hook_ram, "ram", 0, 1 << 20);
 	ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(hook_ram), "copy", GR_DIRTY_START_CLEAN,
 					&hook_consumer, NULL), 0);
-	on_hook = copy_between;
+	__atomic_store_n(&on_hook, copy_between, __ATOMIC_RELEASE);
 	ASSERT_EQ(gr_ram_write(hook_ram, gr_gpa(0), bytes, sizeof(bytes), NULL), 0);
-	on_hook = NULL;
+	__atomic_store_n(&on_hook, NULL, __ATOMIC_RELEASE);
 	ASSERT_EQ(gr_dirty_epoch_begin(hook_consumer, &pages, NULL), 0);
 	/* Either the copy has it, or the page comes again. */
 	ASSERT(memcmp(copied, bytes, sizeof(bytes)) == 0 || pages == 1);
