@@ -5,14 +5,22 @@
 
 A program that prints TAP counts by its lines, any other as one test. A mutant that died is
 a test that passed. Failures come last, and short: often the end of a log is all one sees.
+
+A program whose assertion failed, or that ran out of time, beside others on a busy machine was
+repeated alone (test.sh; `--unsteady LOG` names those): if it passed every time, it counts by what it
+did then, and is printed as unsteady. What torture and property tests find, and what a sanitizer or
+a signal ended, has failed: a race that shows itself once is there.
 """
 import collections
 import json
+import os
 import re
 import sys
 
 TAP = re.compile(r"^(not )?ok \d+(?: - ([^#]*))?(?:#\s*(\w+)\s*(.*))?$")
 GOOD = ("OK", "EXPECTEDFAIL")
+FATAL = re.compile(r"ERROR: (Address|Leak)Sanitizer|WARNING: ThreadSanitizer|runtime error:|killed by signal (?!9 )")
+SEARCHING = re.compile(r"\w+:(torture|property|contract|fuzz)")
 
 
 def count(test):
@@ -39,33 +47,71 @@ def count(test):
 
 
 def words_of(test):
-    """What a failed program said: of TAP the failed lines, of stderr the end."""
-    said = [line for line in test.get("stdout", "").splitlines() if line.startswith("not ok")]
-    said += test.get("stderr", "").splitlines()[-8:]
+    """What a failed program said: of TAP the failed lines and why, of stderr the end."""
+    said = []
+    reasons = []
+    for line in test.get("stdout", "").splitlines():
+        if line.startswith("not ok"):
+            said += reasons[-2:] + [line]
+        reasons = reasons + [line] if line.startswith("#") else []
+    errors = [line for line in test.get("stderr", "").splitlines() if line.strip()]
+    said += [line for line in errors if not line.startswith("(test program exited")][-8:]
     return [f"    {line[:200]}" for line in said[-10:]]
 
 
+def load(path):
+    with open(path, encoding="utf-8") as log:
+        return [json.loads(line) for line in log]
+
+
+def is_good(test):
+    return test["result"] in GOOD + ("SKIP",)
+
+
+def may_be_repeated(test):
+    if SEARCHING.match(test["name"]):
+        return False
+    return not is_good(test) and not FATAL.search(test.get("stdout", "") + test.get("stderr", ""))
+
+
+def repeated(path):
+    """The last of each program's repetitions, if it passed them all."""
+    log = os.path.join(os.path.dirname(path), "again.json")
+    runs = collections.defaultdict(list)
+    for test in load(log) if os.path.exists(log) else []:
+        runs[test["name"]].append(test)
+    return {name: tests[-1] for name, tests in runs.items() if all(map(is_good, tests))}
+
+
 def main():
+    if sys.argv[1] == "--unsteady":
+        names = [t["name"].split(" / ")[-1] for t in load(sys.argv[2]) if may_be_repeated(t)]
+        print("\n".join(names))
+        return 0
     total = collections.Counter()
     skips = collections.Counter()
+    unsteady = []
     failures = []
     for path in sys.argv[1:]:
         kind = path.split("/")[0]
-        with open(path, encoding="utf-8") as log:
-            for line in log:
-                test = json.loads(line)
-                failed = []
-                for verdict, name, reason in count(test):
-                    total[verdict] += 1
-                    if verdict == "skipped":
-                        skips[f"{kind}: {name.split(':')[0]} ({reason or 'as a whole'})"] += 1
-                    elif verdict == "failed":
-                        failed.append(f"failed: {kind}: {name}" + (f" ({reason})" if reason else ""))
-                if failed:
-                    failures += failed + words_of(test)
+        again = repeated(path)
+        for test in load(path):
+            if may_be_repeated(test) and test["name"] in again:
+                unsteady += [f"unsteady: {kind}: {test['name']}"] + words_of(test)
+                test = again[test["name"]]
+            failed = []
+            for verdict, name, reason in count(test):
+                total[verdict] += 1
+                if verdict == "skipped":
+                    skips[f"{kind}: {name.split(':')[0]} ({reason or 'as a whole'})"] += 1
+                elif verdict == "failed":
+                    failed.append(f"failed: {kind}: {name}" + (f" ({reason})" if reason else ""))
+            if failed:
+                failures += failed + words_of(test)
     for what, times in skips.items():
         print(f"skipped {times}: {what}")
-    print("\n".join(failures), end="\n" if failures else "")
+    for line in unsteady + failures:
+        print(line)
     print(f"{total['passed']} passed, {total['failed']} failed, {total['skipped']} skipped")
     return 1 if total["failed"] or not total["passed"] else 0
 
