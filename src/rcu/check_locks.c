@@ -93,7 +93,7 @@ static bool is_deadlock(const struct lock_use *u, enum how *ret_taken, enum how 
 
 static void note_use(const char *name, struct gr_rcu_domain *d, enum how how, const char *where)
 {
-	enum how taken, kept;
+	enum how taken = how, kept = how; /* not looked at unless we tell */
 	struct lock_use copy;
 	struct gr_signals saved;
 	struct lock_use *u;

@@ -660,6 +660,9 @@ static void change_removed(struct peer *peer)
 	(void)!gr_loop_set_events(peer->handler, 0, NULL);
 }
 
+static void sync_in_section(struct peer *peer) TEST_NO_TSA;
+static void step_in_section(struct peer *peer) TEST_NO_TSA;
+
 static void sync_in_section(struct peer *peer)
 {
 	gr_rcu_read_lock();

@@ -127,6 +127,7 @@ TEST(an_offline_thread_is_not_waited_for_and_one_that_is_back_is)
 
 /* ---- with ordinary sections -------------------------------------------------------------- */
 
+static void *nest(void *arg) TEST_NO_TSA;
 static void *nest(void *arg)
 {
 	(void)arg;
