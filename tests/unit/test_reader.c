@@ -190,10 +190,11 @@ TEST(every_proper_prefix_is_refused)
 TEST(every_flipped_bit_is_an_error_or_a_stream)
 {
 	struct kit_bytes b = { 0 };
+	size_t stride = test_under_tsan() ? 7 : 1; /* one thread only: nothing for TSan to see */
 	unsigned int errors = 0;
 
 	everything(&b);
-	for (size_t bit = 0; bit < 8 * b.n; bit++) {
+	for (size_t bit = 0; bit < 8 * b.n; bit += stride) {
 		struct kit_trace t;
 
 		if (bit / 8 > 500 && bit / 8 < b.n - 500 && bit % 257) {
@@ -204,7 +205,7 @@ TEST(every_flipped_bit_is_an_error_or_a_stream)
 		errors += t.rc < 0;
 		b.p[bit / 8] ^= (uint8_t)(1 << bit % 8);
 	}
-	ASSERT_GT(errors, 500u);
+	ASSERT_GT(errors, 500u / stride);
 	kit_free(&b);
 }
 
