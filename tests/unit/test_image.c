@@ -48,6 +48,23 @@ static bool exists(const char *path)
 	return access(path, F_OK) == 0;
 }
 
+static bool is_locked(const char *path)
+{
+	FILE *locks = fopen("/proc/locks", "r");
+	bool found = false;
+	char line[128], inode[32];
+	struct stat st;
+
+	ASSERT(locks);
+	ASSERT_EQ(stat(path, &st), 0);
+	(void)snprintf(inode, sizeof(inode), ":%ju ", (uintmax_t)st.st_ino);
+	while (!found && fgets(line, sizeof(line), locks)) {
+		found = strstr(line, inode);
+	}
+	(void)fclose(locks);
+	return found;
+}
+
 /* A stream being written to a channel, and what the blocks must contain in the end. */
 struct stream {
 	struct gr_channel *ch;
@@ -761,10 +778,9 @@ TEST(second_receiver_of_one_name_is_refused)
 	ASSERT_EQ(gr_channel_from_fd(fds[0], &ch, NULL), 0);
 	ASSERT_EQ(gr_channel_from_fd(fds[1], &r.ch, NULL), 0);
 	ASSERT_EQ(pthread_create(&thread, NULL, receive_thread, &r), 0);
-	while (!exists(part)) {
+	while (!exists(part) || !is_locked(part)) { /* the lock follows the file */
 		(void)usleep(1000);
 	}
-	(void)usleep(20000); /* the lock follows the file */
 	ASSERT_EQ(receive_file(capture, path, &err), -EBUSY);
 	ASSERT_EQ(gr_channel_close(ch, NULL), 0);
 	ASSERT_EQ(pthread_join(thread, NULL), 0);

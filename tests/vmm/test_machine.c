@@ -76,6 +76,17 @@ static void run_ops(struct vmm_machine *machine, uint64_t more)
 	}
 }
 
+/* Until the guest's clock has ticked since. */
+static void await_beat(struct vmm_machine *machine, const struct vmm_heartbeat *before)
+{
+	struct vmm_heartbeat now;
+
+	do {
+		nap(1);
+		ASSERT_EQ(vmm_machine_heartbeat(machine, &now, NULL), 0);
+	} while (now.beats == before->beats);
+}
+
 TEST(memory_is_right_whenever_the_guest_is_stopped)
 {
 	struct vmm_machine *machine = make(false, true);
@@ -86,6 +97,7 @@ TEST(memory_is_right_whenever_the_guest_is_stopped)
 		ASSERT_EQ(vmm_machine_heartbeat(machine, &before, NULL), 0);
 		cont(machine);
 		nap(10 + (unsigned int)i);
+		await_beat(machine, &before);
 		ASSERT_EQ(vmm_machine_check(machine, &result, NULL), -EBUSY);
 		ASSERT_EQ(vmm_machine_stop(machine, NULL), 0);
 		ASSERT_EQ(vmm_machine_heartbeat(machine, &after, NULL), 0);
