@@ -6,6 +6,7 @@
  */
 #include "base/futex.h"
 #include "base/heavy_fence.h"
+#include "base/hook.h"
 #include "base/log.h"
 #include "rcu/queue.h"
 #include <errno.h>
@@ -16,8 +17,20 @@
 static void note_what_is_queued(struct gr_rcu_queue *q)
 {
 	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
-		s->fork_tail = gr_load_acquire(&s->tail); /* pairs with S1 */
-		s->fork_over = gr_load_acquire(&s->over); /* S2 */
+		/*
+		 * First what is over, then tail. While something is over, tail stays: it is
+		 * over_at. If nothing was, what comes over after this look is behind all that tail
+		 * has.
+		 */
+#ifdef GR_MUTANT_RCU_FORK_NOTES_TAIL_FIRST
+		s->fork_tail = gr_load_acquire(&s->tail);
+		GR_HOOK("fork: half noted");
+		s->fork_over = gr_load_acquire(&s->over);
+#else
+		s->fork_over = gr_load_acquire(&s->over); /* pairs with S2 */
+		GR_HOOK("fork: half noted");
+		s->fork_tail = gr_load_acquire(&s->tail); /* S1 */
+#endif
 		s->fork_bytes = gr_load_relaxed(&s->bytes);
 		s->fork_put = gr_load_acquire(&s->put); /* the ring of fork_tail, or one after it */
 	}
@@ -130,6 +143,7 @@ static void mend_in_child(struct gr_rcu_queue *q) GR_NO_TSA
 		if (gr_rcu_caller.callback_of != q) {
 			q->cursor = q->shards;
 		}
+		q->has_locked = true; /* perhaps older than unlocked_done, from another page */
 	}
 	if (gr_rcu_caller.worker_of != q && gr_rcu_has_thread(q)) {
 		q->sleeping = GR_RCU_ABSENT;

@@ -7,6 +7,11 @@
 #include "rcu_kit.h"
 #include <guestram/rcu_qs.h>
 #include <guestram/rcu_queue.h>
+#ifndef _WIN32
+#	include <sys/resource.h>
+#	include <sys/wait.h>
+#	include <unistd.h>
+#endif
 
 void gr_test_hook(const char *place); /* the library's, but for us */
 
@@ -14,7 +19,7 @@ void gr_test_hook(const char *place); /* the library's, but for us */
 static struct stop {
 	const char *place; /* (a) */
 	struct gr_event stopped, go_on;
-} at_ask, at_wait, at_take;
+} at_ask, at_wait, at_take, at_fork;
 
 static void maybe_stop(struct stop *s, const char *place)
 {
@@ -33,6 +38,7 @@ void gr_test_hook(const char *place)
 	maybe_stop(&at_ask, place);
 	maybe_stop(&at_wait, place);
 	maybe_stop(&at_take, place);
+	maybe_stop(&at_fork, place);
 }
 
 static void arm(struct stop *s, const char *place)
@@ -197,5 +203,79 @@ TEST(a_call_that_joins_a_batch_whose_grace_period_has_begun_waits_for_the_next)
 	ASSERT_EQ(LOAD(&second.ran), 1u);
 	gr_rcu_queue_free(queue);
 }
+
+#ifndef _WIN32
+/* ---- a shard that runs over while fork looks at it ----------------------------------------- */
+
+enum { BEFORE_FORK = 100, MEANWHILE = 2000 };
+
+static struct call called[BEFORE_FORK + MEANWHILE];
+
+static void *call_before_and_meanwhile(void *arg)
+{
+	struct actor *a = arg;
+
+	for (int i = 0; i < BEFORE_FORK + MEANWHILE; i++) {
+		if (i == BEFORE_FORK) {
+			report_ready(a);
+		}
+		gr_rcu_call(NULL, &called[i].head, run);
+	}
+	report_ready(a);
+	return NULL;
+}
+
+static pid_t child;
+
+static void *forker(void *arg)
+{
+	(void)arg;
+	child = fork();
+	if (child == 0) {
+		gr_rcu_barrier(NULL);
+		for (int i = 0; i < BEFORE_FORK; i++) {
+			ASSERT_EQ(LOAD(&called[i].ran), 1u);
+		}
+		gr_rcu_barrier(NULL); /* nothing is left, and nothing runs again */
+		_exit(0);
+	}
+	return NULL;
+}
+
+TEST(a_child_has_what_was_called_before_though_the_shard_runs_over_meanwhile)
+{
+	struct rlimit limit, none;
+	struct actor caller;
+	pthread_t t;
+	int status;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	gr_rcu_call(NULL, &called[0].head, run);
+	gr_rcu_barrier(NULL); /* there is a worker */
+	ASSERT_EQ(getrlimit(RLIMIT_AS, &limit), 0);
+	gr_rcu_read_lock(); /* nothing runs */
+	start(&caller, call_before_and_meanwhile);
+	arm(&at_fork, "fork: half noted");
+	t = spawn(forker, NULL);
+	gr_event_wait(&at_fork.stopped);
+	none = limit;
+	none.rlim_cur = 1 << 20;
+	ASSERT_EQ(setrlimit(RLIMIT_AS, &none), 0); /* no larger ring */
+	step(&caller);
+	ASSERT_EQ(setrlimit(RLIMIT_AS, &limit), 0);
+	gr_event_set(&at_fork.go_on);
+	pthread_join(t, NULL);
+	gr_rcu_read_unlock();
+	ASSERT(child > 0);
+	ASSERT_EQ(waitpid(child, &status, 0), child);
+	ASSERT(WIFEXITED(status));
+	ASSERT_EQ(WEXITSTATUS(status), 0);
+	finish(&caller);
+	gr_rcu_barrier(NULL);
+	for (int i = 0; i < BEFORE_FORK + MEANWHILE; i++) {
+		ASSERT_EQ(LOAD(&called[i].ran), 1u);
+	}
+}
+#endif
 
 TEST_MAIN()
