@@ -106,7 +106,8 @@ GR_EXPORT void gr_rcu_queue_free(struct gr_rcu_queue *queue) GR_EXCLUDES(gr_rcu_
  * @param head  In the object; must stay untouched until func has it. Queueing it a second
  *              time before that is an error that is often, not always, noticed (it dies).
  * @param func  May free the object, queue callbacks (the same head too), enter and leave
- *              sections, and sleep, which delays the queue.
+ *              sections, and sleep, which delays the queue. Must not release the queue's lock, not
+ *              even for a moment: somebody else would run what follows.
  * @context Any thread, also inside a section and in callbacks. Also in a signal handler once the
  *          worker runs (the first call starts it) if the queue has no hard limit. Never fails,
  *          lock-free; waits only for a queue over its hard limit.

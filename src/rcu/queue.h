@@ -83,6 +83,8 @@
  *     Open: notes the callback as begun, then (release) clears deciding, runs it. Either fork
  *     sees deciding and waits these few instructions, or the runner sees the door closed. So
  *     while pages are copied no callback begins, and each is noted as begun or not.
+ *   - nobody waits at the door with the caller's lock held (F3), nor in a poll: other handlers of
+ *     the same fork may want that lock, or one that who polls holds.
  * In the child batches stay as they are; what has begun is not run again; what has not is.
  * Fork never waits for a callback.
  *
@@ -305,17 +307,20 @@ struct gr_rcu_budget {
 	size_t left;	 /* callbacks */
 	size_t ran;	 /* out */
 	uint64_t end_ns; /* start none later; 0: no limit */
+	bool no_wait;	 /* leave rather than wait at fork's door */
 };
 /* One at a time closes and runs. */
 GR_MUST_CHECK bool gr_rcu_queue_begin_running(struct gr_rcu_queue *q);
 void gr_rcu_queue_end_running(struct gr_rcu_queue *q);
 /* Runs the closed batch and finishes it; false: the budget was not enough. */
 bool gr_rcu_queue_run(struct gr_rcu_queue *q, struct gr_rcu_budget *budget);
-/* The first part of it: what needs no lock. */
+/* The first part of it: what needs no lock. If that is all, finishes the batch. */
 bool gr_rcu_queue_run_unlocked(struct gr_rcu_queue *q, struct gr_rcu_budget *budget);
 /* The second, with the caller's lock held, by whomever. */
 bool gr_rcu_queue_run_locked(struct gr_rcu_queue *q, struct gr_rcu_budget *budget);
 extern uint32_t gr_rcu_fork_door; /* (a) 1: closed; futex */
+/* Without a lock that whoever forks might want. */
+void gr_rcu_wait_at_door(void);
 
 /* queue_worker.c */
 /* Makes sure of a worker. False if there is none and none can be made now. */

@@ -71,7 +71,7 @@ static bool want_batch(struct gr_rcu_queue *q, uint32_t *ret_batch)
 static void wait_or_run(struct gr_rcu_queue *q, uint32_t seen, bool locked_too)
 {
 	bool have_worker = gr_rcu_has_thread(q) && gr_rcu_queue_start_worker(q);
-	struct gr_rcu_budget budget = { SIZE_MAX, 0, 0 };
+	struct gr_rcu_budget budget = { .left = SIZE_MAX };
 
 	if (!have_worker && gr_rcu_queue_begin_running(q)) {
 		if (gr_rcu_queue_next_batch(q)) {
@@ -121,7 +121,7 @@ static bool needs_only_lock(struct gr_rcu_queue *q)
 /* With the lock held, but where it says so. */
 static void drain_until(struct gr_rcu_queue *q, uint32_t batch)
 {
-	struct gr_rcu_budget budget = { SIZE_MAX, 0, 0 };
+	struct gr_rcu_budget budget = { .left = SIZE_MAX, .no_wait = true };
 
 	for (;;) {
 		uint32_t seen = gr_load_acquire(&q->done);
@@ -130,7 +130,11 @@ static void drain_until(struct gr_rcu_queue *q, uint32_t batch)
 			return;
 		}
 		if (needs_only_lock(q)) {
-			(void)gr_rcu_queue_run_locked(q, &budget);
+			if (!gr_rcu_queue_run_locked(q, &budget)) {
+				q->params.unlock(q->params.opaque); /* F3 */
+				gr_rcu_wait_at_door();
+				q->params.lock(q->params.opaque);
+			}
 			continue;
 		}
 #ifdef GR_MUTANT_RCU_DRAIN_KEEPS_LOCK
@@ -183,7 +187,8 @@ void gr_rcu_barrier_async(struct gr_rcu_queue *queue, struct gr_rcu_head *head,
 		gr_rcu_queue_open(q, gr_rcu_domain_get_state(q->params.domain) - 4);
 	}
 	gr_rcu_list_append(all ? &q->open_batch.after : &q->after_next, head);
-	q->want = all ? q->opened : q->opened + 1;
+	/* Under the lock it never goes back; others look at it without. */
+	gr_store_release(&q->want, all ? q->opened : q->opened + 1);
 	gr_mutex_unlock(&q->lock);
 	gr_signals_restore(&saved);
 	gr_fence(); /* the list, before the look at sleeping. Pairs with W1. */

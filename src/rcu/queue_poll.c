@@ -130,7 +130,11 @@ static void fall_asleep(struct gr_rcu_queue *q)
 size_t gr_rcu_queue_poll(struct gr_rcu_queue *queue, size_t max, uint64_t ns)
 {
 	struct gr_rcu_queue *q = queue;
-	struct gr_rcu_budget budget = { max ? max : SIZE_MAX, 0, ns ? gr_clock_ns() + ns : 0 };
+	struct gr_rcu_budget budget = {
+		.left = max ? max : SIZE_MAX,
+		.end_ns = ns ? gr_clock_ns() + ns : 0,
+		.no_wait = true, /* F3 */
+	};
 	bool enough = false;
 
 	check_threadless(q, "gr_rcu_queue_poll()");

@@ -25,16 +25,23 @@ uint32_t gr_rcu_fork_door;
 
 /* ---- one callback -------------------------------------------------------------------------- */
 
-static GR_COLD void wait_at_door(struct gr_rcu_queue *q)
+void gr_rcu_wait_at_door(void)
 {
-	gr_store_release(&q->deciding, (uintptr_t)0);
 	while (gr_load_acquire(&gr_rcu_fork_door) != 0) {
 		(void)gr_futex_wait(&gr_rcu_fork_door, 1, DOOR_LOOK_NS);
 	}
 }
 
-/* Between these two a callback is noted as begun. */
-static inline void decide(struct gr_rcu_queue *q)
+static inline void decided(struct gr_rcu_queue *q)
+{
+	gr_store_release(&q->deciding, (uintptr_t)0);
+}
+
+/*
+ * Between these two a callback is noted as begun. False: the door is closed, and the caller's
+ * lock is not kept from who forks, whose other handlers may want it.
+ */
+static inline bool decide(struct gr_rcu_queue *q, const struct gr_rcu_budget *budget)
 {
 	for (;;) {
 		gr_store_relaxed(&q->deciding, gr_rcu_me());
@@ -46,17 +53,16 @@ static inline void decide(struct gr_rcu_queue *q)
 		}
 #ifndef GR_MUTANT_RCU_FORK_NO_DOOR
 		if (GR_UNLIKELY(gr_load_acquire(&gr_rcu_fork_door) != 0)) {
-			wait_at_door(q);
+			decided(q);
+			if (budget->no_wait) {
+				return false;
+			}
+			gr_rcu_wait_at_door();
 			continue;
 		}
 #endif
-		return;
+		return true;
 	}
-}
-
-static inline void decided(struct gr_rcu_queue *q)
-{
-	gr_store_release(&q->deciding, (uintptr_t)0);
 }
 
 /* What a batch's bytes are is known, not whose they are: they go down with its callbacks. */
@@ -113,10 +119,9 @@ static bool run_list(struct gr_rcu_queue *q, struct gr_rcu_list *list, struct gr
 	while (list->first) {
 		struct gr_rcu_head *head = list->first;
 
-		if (is_spent(budget)) {
+		if (is_spent(budget) || !decide(q, budget)) {
 			return false;
 		}
-		decide(q);
 		list->first = head->next;
 		decided(q);
 		run_one(q, head, budget);
@@ -169,10 +174,9 @@ static bool run_ring(struct gr_rcu_queue *q, struct gr_rcu_shard *s, struct gr_r
 				gr_store_relaxed(&s->run, i + 1);
 				continue;
 			}
-			if (is_spent(budget)) {
+			if (is_spent(budget) || !decide(q, budget)) {
 				return false;
 			}
-			decide(q);
 			gr_store_relaxed(&s->run, i + 1);
 			decided(q);
 			run_one(q, gr_rcu_entry_head(e), budget);
@@ -197,10 +201,9 @@ static bool run_free_of_ring(struct gr_rcu_queue *q, struct gr_rcu_shard *s,
 				q->has_locked |= e != 0;
 				continue;
 			}
-			if (is_spent(budget)) {
+			if (is_spent(budget) || !decide(q, budget)) {
 				return false;
 			}
-			decide(q);
 			gr_store_relaxed(&r->entry[i & r->mask], (gr_rcu_entry)0);
 			decided(q);
 			run_one(q, gr_rcu_entry_head(e), budget);
@@ -253,11 +256,12 @@ bool gr_rcu_queue_run_unlocked(struct gr_rcu_queue *q, struct gr_rcu_budget *bud
 	gr_rcu_caller.callback_of = outer;
 	if (all) {
 		q->cursor = gr_load_acquire(&q->shards);
-		if (q->has_locked) {
-			/* Release: the cursor and all, for who drains. */
-			gr_store_release(&q->unlocked_done, q->closed);
-			gr_rcu_queue_announce(q);
+		if (!q->has_locked) {
+			return gr_rcu_queue_run_locked(q, budget); /* finishes it, no more */
 		}
+		/* Release: the cursor and all, for who drains. */
+		gr_store_release(&q->unlocked_done, q->closed);
+		gr_rcu_queue_announce(q);
 	}
 	return all;
 }
@@ -282,21 +286,19 @@ bool gr_rcu_queue_run_locked(struct gr_rcu_queue *q, struct gr_rcu_budget *budge
 }
 
 /* One slice of the caller's lock. Somebody who drains may have been faster. */
-static bool run_slice(struct gr_rcu_queue *q, uint32_t batch, struct gr_rcu_budget *budget)
+static bool run_slice(struct gr_rcu_queue *q, uint32_t batch, bool take,
+		      struct gr_rcu_budget *budget)
 {
-	struct gr_rcu_budget slice;
+	struct gr_rcu_budget slice = { .no_wait = true };
 	uint64_t start, held;
-	bool take = !q->params.is_locked || !q->params.is_locked(q->params.opaque);
 	bool done;
 
 	if (take) {
 		q->params.lock(q->params.opaque);
 	}
 	start = gr_clock_ns();
-	slice.ran = 0;
 #ifdef GR_MUTANT_RCU_ONE_SLICE
 	slice.left = SIZE_MAX;
-	slice.end_ns = 0;
 #else
 	slice.left = GR_MIN(budget->left - budget->ran, (size_t)GR_RCU_SLICE_CALLBACKS);
 	slice.end_ns = start + GR_RCU_SLICE_NS;
@@ -317,11 +319,18 @@ static bool run_slice(struct gr_rcu_queue *q, uint32_t batch, struct gr_rcu_budg
 
 static bool run_slices(struct gr_rcu_queue *q, struct gr_rcu_budget *budget)
 {
+	bool take = !q->params.is_locked || !q->params.is_locked(q->params.opaque);
 	uint32_t batch = q->closed;
 
-	while (!run_slice(q, batch, budget)) {
+	while (!run_slice(q, batch, take, budget)) {
 		if (is_spent(budget)) {
 			return false;
+		}
+		if (GR_UNLIKELY(gr_load_acquire(&gr_rcu_fork_door) != 0)) {
+			if (budget->no_wait) {
+				return false;
+			}
+			gr_rcu_wait_at_door();
 		}
 		/*
 		 * A mutex that is released and taken again at once is usually not passed on: step
@@ -345,7 +354,7 @@ bool gr_rcu_queue_run(struct gr_rcu_queue *q, struct gr_rcu_budget *budget)
 	if (!gr_rcu_queue_run_unlocked(q, budget)) {
 		return false;
 	}
-	return q->has_locked ? run_slices(q, budget) : gr_rcu_queue_run_locked(q, budget);
+	return !q->has_locked || run_slices(q, budget);
 }
 
 bool gr_rcu_queue_begin_running(struct gr_rcu_queue *q)

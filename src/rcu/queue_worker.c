@@ -179,7 +179,7 @@ bool gr_rcu_queue_next_batch(struct gr_rcu_queue *q)
 
 static void run_next_batch(struct gr_rcu_queue *q)
 {
-	struct gr_rcu_budget budget = { SIZE_MAX, 0, 0 };
+	struct gr_rcu_budget budget = { .left = SIZE_MAX };
 
 	while (!gr_rcu_queue_begin_running(
 		q)) { /* borrowed by a barrier, when there was no thread */

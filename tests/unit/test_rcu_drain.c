@@ -398,6 +398,33 @@ TEST(a_barrier_runs_the_callbacks_of_a_queue_that_nobody_polls)
 	ASSERT_EQ(LOAD(&ran), 2100u);
 }
 
+/* Whatever the classes in a batch are: one that has only such as need no lock ends, too. */
+TEST(a_drain_runs_the_callbacks_of_a_queue_that_nobody_polls)
+{
+	struct gr_rcu_queue_params p = with_big_lock;
+	uint64_t queued = 0;
+
+	p.flags = GR_RCU_QUEUE_NO_THREAD;
+	test_watch_progress(&ran, 50);
+	make_queue(&p);
+	big_lock(NULL);
+	for (int round = 0; round < 30; round++) {
+		for (int i = 0; i < 60; i++) {
+			if (round % 3 == 0 || (round % 3 == 1 && i % 2)) {
+				gr_rcu_call_nolock(queue, &heads[i], takes_lock);
+			} else {
+				gr_rcu_call(queue, &heads[i], needs_lock);
+			}
+		}
+		queued += 60;
+		gr_rcu_drain(queue);
+		ASSERT(i_hold_big);
+		ASSERT_EQ(LOAD(&ran), queued);
+	}
+	big_unlock(NULL);
+	gr_rcu_queue_free(queue);
+}
+
 /* ---- domains --------------------------------------------------------------------------------- */
 
 TEST(a_queue_waits_for_the_readers_of_its_domain_only)

@@ -7,6 +7,7 @@
 #include "harness.h"
 #include "rcu/queue.h"
 #include <errno.h>
+#include <guestram/event.h>
 #include <poll.h>
 #include <pthread.h>
 #include <sched.h>
@@ -198,6 +199,96 @@ TEST(a_child_of_a_fork_with_the_queues_lock_held_runs_each_callback_once)
 		wait_for_child(pid);
 	}
 	gr_rcu_queue_free(queue);
+}
+
+/*
+ * The monitor's own handler takes its lock before a fork, and was there before ours: so it runs
+ * when the door is closed already, while the worker is in the middle of a slice.
+ */
+static bool handler_on;
+static struct gr_event in_slice = GR_EVENT_INIT(false), slice_may_end = GR_EVENT_INIT(false);
+
+static void lock_before_fork(void)
+{
+	if (LOAD(&handler_on)) {
+		gr_event_set(&slice_may_end);
+		pthread_mutex_lock(&big);
+	}
+}
+
+static void unlock_after_fork(void)
+{
+	if (LOAD(&handler_on)) {
+		pthread_mutex_unlock(&big);
+	}
+}
+
+__attribute__((constructor(101))) static void add_handler(void)
+{
+	(void)pthread_atfork(lock_before_fork, unlock_after_fork, unlock_after_fork);
+}
+
+static void wait_in_slice(struct gr_rcu_head *head)
+{
+	mark(head);
+	gr_event_set(&in_slice);
+	gr_event_wait(&slice_may_end);
+}
+
+static void *drain_it(void *arg)
+{
+	(void)arg;
+	big_lock(NULL);
+	gr_rcu_drain(queue);
+	big_unlock(NULL);
+	return NULL;
+}
+
+static void fork_in_a_slice(bool drains)
+{
+	const struct gr_rcu_queue_params p = {
+		.size = sizeof(p),
+		.lock = big_lock,
+		.unlock = big_unlock,
+	};
+	unsigned lost = 0;
+	pid_t pid;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	ASSERT_EQ(gr_rcu_queue_create(&p, &queue, NULL), 0);
+	node[0] = calloc(100, sizeof(struct marked));
+	for (int i = 0; i < 100; i++) {
+		gr_rcu_call(queue, &node[0][i].head, i == 10 ? wait_in_slice : mark);
+	}
+	if (drains) {
+		pthread_t t;
+
+		pthread_create(&t, NULL, drain_it, NULL);
+		pthread_detach(t);
+	}
+	gr_event_wait(&in_slice);
+	STORE(&handler_on, true);
+	pid = fork();
+	STORE(&handler_on, false);
+	gr_rcu_barrier(queue);
+	for (int i = 0; i < 100; i++) {
+		lost += node[0][i].ran == 0;
+	}
+	ASSERT_EQ(lost, 0u);
+	if (pid == 0) {
+		_exit(0);
+	}
+	wait_for_child(pid);
+}
+
+TEST(a_fork_handler_may_take_the_lock_that_is_held_for_callbacks)
+{
+	fork_in_a_slice(false);
+}
+
+TEST(a_fork_handler_may_take_the_lock_that_is_held_by_a_drain)
+{
+	fork_in_a_slice(true);
 }
 
 /* ---- in a callback ------------------------------------------------------------------------- */
