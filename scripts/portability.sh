@@ -8,13 +8,14 @@
 # Installs what is missing (scripts/deps.sh). What cannot be tried is a failure.
 set -u
 cd "$(dirname "$0")/.." || exit
-platforms=${*:-native posix i686 aarch64 armhf s390x ppc64 pages16k pages64k windows}
+platforms=${*:-native posix i686 aarch64 armhf s390x ppc64 pages16k pages64k windows code}
 common='-Dmutants=false -Dmonitor=false -Dwerror=true'
 limits=$PWD/scripts/limits
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 logs=
 missing=0
+tests='--suite core'
 
 build() { # FOLDER OPTION...: set up once
 	dir=$1
@@ -30,13 +31,14 @@ row() { # PLATFORM TEXT
 	printf '%-9s %s\n' "$1" "$2" >>"$work/rows"
 }
 
-# run PLATFORM FOLDER NAME=VALUE...: the core's tests, with the environment.
+# run PLATFORM FOLDER NAME=VALUE...: $tests, with the environment.
 run() {
 	platform=$1 dir=$2
 	shift 2
 	log=$dir/meson-logs/$platform.json
 	rm -f "$log"
-	env GR_TEST_TIMEOUT=300 "$@" meson test -C "$dir" --suite core --logbase "$platform" \
+	# shellcheck disable=SC2086  # a list of words on purpose
+	env GR_TEST_TIMEOUT=300 "$@" meson test -C "$dir" $tests --logbase "$platform" \
 		--timeout-multiplier 5 --print-errorlogs >&2 </dev/null
 	if [ -f "$log" ]; then
 		logs="$logs $log"
@@ -90,8 +92,10 @@ for p in $platforms; do
 	pages16k) emulated "$p" aarch64 QEMU_PAGESIZE=16384 ;;
 	pages64k) emulated "$p" aarch64 QEMU_PAGESIZE=65536 ;;
 	windows) windows ;;
+	code) build build-native -Ddebug_checks=true && tests='--no-rebuild rcu_code' && run code build-native ;;
 	*) emulated "$p" "$p" ;;
 	esac || cannot "$p" "cannot be configured"
+	tests='--suite core'
 done
 
 echo

@@ -156,16 +156,16 @@ void test_watch_progress(const uint64_t *counter, double seconds)
  * Is the test named in the file GR_TEST_LIMITS, which says what this machine cannot do? Lines:
  * `test: reason`, `# remark`.
  */
-static bool beyond_limits(const struct test_case *t, char *why, size_t why_bytes)
+static bool beyond_limits(const char *name, char *why, size_t why_bytes)
 {
 	const char *file = getenv("GR_TEST_LIMITS");
 	FILE *f = file && *file ? fopen(file, "r") : NULL;
-	size_t n = strlen(t->name);
+	size_t n = strlen(name);
 	bool found = false;
 	char line[512];
 
 	while (f && !found && fgets(line, sizeof(line), f)) {
-		found = strncmp(line, t->name, n) == 0 && line[n] == ':';
+		found = strncmp(line, name, n) == 0 && line[n] == ':';
 	}
 	if (found) {
 		line[strcspn(line, "\r\n")] = '\0';
@@ -177,12 +177,19 @@ static bool beyond_limits(const struct test_case *t, char *why, size_t why_bytes
 	return found;
 }
 
+bool test_may(const char *what)
+{
+	char why[256];
+
+	return !beyond_limits(what, why, sizeof(why));
+}
+
 static bool run_one(const struct test_case *t, int number, int seconds)
 {
 	char why[256] = "";
 
 	fflush(NULL);
-	if (beyond_limits(t, why, sizeof(why))) {
+	if (beyond_limits(t->name, why, sizeof(why))) {
 		printf("ok %d - %s # SKIP %s\n", number, t->name, why);
 		return true;
 	}

@@ -55,6 +55,8 @@ double test_seconds(double by_default);
 /* True under ThreadSanitizer / AddressSanitizer: scale counts down, never skip silently. */
 bool test_under_tsan(void);
 bool test_under_asan(void);
+/* False if GR_TEST_LIMITS names it: for the part of a test that a machine cannot do. */
+bool test_may(const char *what);
 /* Runs fn(arg) in a child; returns its wait status and what it wrote to stderr. */
 int test_in_child(void (*fn)(void *), void *arg, char *err_text, size_t err_bytes);
 /* Fresh memory by the page, gone when it is freed: late use faults. */

@@ -101,7 +101,7 @@ static void fork_and_wait(void)
 
 static bool may_fork(void)
 {
-	return !test_under_asan() && !test_under_tsan();
+	return !test_under_asan() && !test_under_tsan() && test_may("forks_during_rcutorture");
 }
 #else
 static void fork_and_wait(void)

@@ -47,11 +47,27 @@ POWER = {
     "until_it_changes": [r"\bld\b"],
     "publish": [r"\bstw\b", r"\blwsync\b", r"\bstd\b"],
 }
+ARM32 = {
+    "section_begin": [r"\bstrex\b", r"\bdmb\s+ish\b"],
+    "section_end": [r"\bdmb\s+ish\b", r"\bstr\b"],
+    "twice": [r"\bldr\b", r"\bdmb\s+ish\b"] * 2,
+    "until_it_changes": [r"\bldr\b", r"\bdmb\s+ish\b"],
+    "publish": [r"\bstr\b", r"\bdmb\s+ish\b", r"\bstr\b"],
+}
+S390X = {  # ordered as x86 is; bcr 14 or 15 with register 0 waits for the stores before it
+    "section_begin": [r"\bcs\b", r"\b(bnor|br|bcr\s+1[45],)\s*%r0"],
+    "section_end": [r"\bst\b"],
+    "twice": [r"\b(lg|lgrl)\b", r"\bl\b", r"\b(lg|lgrl)\b", r"\b[al]\b"],
+    "until_it_changes": [r"\b(lg|lgrl|cg|cgrl)\b"],
+    "publish": [r"\bmvhi\b|\bst\b", r"\b(stg|stgrl)\b"],
+}
 COMPILERS = [
     ("gcc", [], "objdump", X86), ("clang", [], "objdump", X86),
     ("aarch64-linux-gnu-gcc", ["-mno-outline-atomics"], "aarch64-linux-gnu-objdump", ARM64),
     ("powerpc64-linux-gnu-gcc", [], "powerpc64-linux-gnu-objdump", POWER),
     ("powerpc64le-linux-gnu-gcc", [], "powerpc64le-linux-gnu-objdump", POWER),
+    ("arm-linux-gnueabihf-gcc", [], "arm-linux-gnueabihf-objdump", ARM32),
+    ("s390x-linux-gnu-gcc", [], "s390x-linux-gnu-objdump", S390X),
 ]
 # What a wrong header would have; each must be found on ARM64.
 WEAKENED = [
