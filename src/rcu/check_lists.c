@@ -18,7 +18,7 @@ static struct {
 
 static size_t place_of(const struct gr_rcu_list_node *node)
 {
-	return ((uint64_t)(uintptr_t)node >> 3) * 0x9e3779b97f4a7c15u >> 52;
+	return (size_t)(((uint64_t)(uintptr_t)node >> 3) * 0x9e3779b97f4a7c15u >> 52);
 }
 
 void gr_rcu_check_list_deleted(struct gr_rcu_list_node *node)
