@@ -456,6 +456,7 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 	if (w.needs_m1 && !report_in_time(d, start_ns)) {
 		GR_RCU_COUNT(d, entry_fences, 1);
 		GR_TRACE3(rcu_barrier, d->name, d->seq, 1);
+		GR_HOOK("grace period: M1 next");
 		gr_heavy_fence(); /* M1, and M2 for those who were asked */
 #		ifdef GR_MUTANT_RCU_ASK_AFTER_M1
 		ask(d, false);

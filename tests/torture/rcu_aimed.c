@@ -355,72 +355,6 @@ TEST(quiet_times_begin_with_a_fence_for_a_reader_between_load_and_store_of_its_s
 	pthread_join(t, NULL);
 }
 
-static uint64_t fences_when_asked; /* the count, when the reader saw the request */
-static uint64_t fences_at_first;   /* before the grace period */
-
-static void *asked_reader(void *arg)
-{
-	bool *hot = arg;
-
-	stay_on_cpu(1);
-	if (*hot) {
-		become_hot();
-	}
-	gr_rcu_read_lock();
-	gr_event_set(&standing);
-	wait_until_asked(&gr_rcu_self);
-	fences_when_asked = gr_heavy_fence_count();
-	while (*hot && gr_heavy_fence_count() == fences_at_first) {
-		sched_yield(); /* a report would save it */
-	}
-	gr_rcu_read_unlock();
-	return NULL;
-}
-
-/* One grace period that has to ask one reader; what it counted. */
-static struct gr_rcu_stats ask_one(bool hot)
-{
-	struct gr_rcu_stats before, after;
-	pthread_t t;
-
-	gr_event_reset(&standing);
-	gr_rcu_stats_get(NULL, &before);
-	fences_at_first = gr_heavy_fence_count();
-	pthread_create(&t, NULL, asked_reader, &hot);
-	gr_event_wait(&standing);
-	gr_rcu_synchronize();
-	pthread_join(t, NULL);
-	gr_rcu_stats_get(NULL, &after);
-	ASSERT_EQ(after.grace_periods - before.grace_periods, 1u);
-	ASSERT_EQ(after.requests - before.requests, 1u);
-	after.entry_fences -= before.entry_fences;
-	after.flag_fences -= before.flag_fences;
-	return after;
-}
-
-/*
- * One process-wide fence does for both, so the request must come before it. On a busy machine
- * the reader may look late, so one round in which it saw that is enough.
- */
-TEST(a_hot_reader_is_asked_before_the_fence_and_costs_no_other)
-{
-	uint64_t end = now_ns() + 15000000000ull;
-	bool seen = false;
-
-	if (!gr_heavy_fence_available()) {
-		SKIP("no process-wide fence here: no reader is hot");
-	}
-	stay_on_cpu(0);
-	while (!seen && now_ns() < end) {
-		struct gr_rcu_stats s = ask_one(true);
-
-		ASSERT_EQ(s.entry_fences, 1u);
-		ASSERT_EQ(s.flag_fences, 0u);
-		seen = fences_when_asked == fences_at_first;
-	}
-	ASSERT(seen);
-}
-
 static void *busy_reader(void *arg)
 {
 	bool *stop = arg;
@@ -461,16 +395,34 @@ TEST(a_hot_reader_that_reports_at_once_costs_no_fence)
 	ASSERT_EQ(s.requests, s.reports + s.claims);
 }
 
+static void *asked_reader(void *arg)
+{
+	(void)arg;
+	gr_rcu_read_lock();
+	gr_event_set(&standing);
+	wait_until_asked(&gr_rcu_self);
+	gr_rcu_read_unlock();
+	return NULL;
+}
+
 TEST(a_cold_reader_that_must_report_is_fenced_with_the_request)
 {
-	struct gr_rcu_stats s;
+	struct gr_rcu_stats before, after;
+	pthread_t t;
 
 	if (!gr_heavy_fence_available()) {
 		SKIP("no process-wide fence here: the driver looks again instead");
 	}
-	s = ask_one(false);
-	ASSERT_EQ(s.entry_fences, 0u);
-	ASSERT_EQ(s.flag_fences, 1u);
+	before = stats();
+	pthread_create(&t, NULL, asked_reader, NULL);
+	gr_event_wait(&standing);
+	gr_rcu_synchronize();
+	pthread_join(t, NULL);
+	after = stats();
+	ASSERT_EQ(after.grace_periods - before.grace_periods, 1u);
+	ASSERT_EQ(after.requests - before.requests, 1u);
+	ASSERT_EQ(after.entry_fences - before.entry_fences, 0u);
+	ASSERT_EQ(after.flag_fences - before.flag_fences, 1u);
 }
 
 TEST_MAIN()

@@ -33,8 +33,16 @@ static void maybe_stop(struct stop *s, const char *place)
 	}
 }
 
+static struct gr_rcu_reader *hot_reader; /* (a) */
+static uint32_t asked_at_m1;		 /* (a) its need_qs then */
+
 void gr_test_hook(const char *place)
 {
+	struct gr_rcu_reader *r = __atomic_load_n(&hot_reader, __ATOMIC_ACQUIRE);
+
+	if (r && strcmp(place, "grace period: M1 next") == 0) {
+		STORE(&asked_at_m1, LOAD(&r->need_qs));
+	}
 	maybe_stop(&at_ask, place);
 	maybe_stop(&at_wait, place);
 	maybe_stop(&at_take, place);
@@ -131,6 +139,45 @@ TEST(a_thread_that_goes_offline_and_into_a_section_before_it_is_asked_may_miss_t
 	}
 	finish(&reader);
 	pthread_join(driver, NULL);
+}
+
+/* ---- one process-wide fence for both -------------------------------------------------------- */
+
+static void *hot_in_a_section(void *arg) GR_NO_TSA
+{
+	struct actor *a = arg;
+
+	become_hot();
+	gr_rcu_read_lock();
+	report_ready(a);
+	gr_rcu_read_unlock();
+	return NULL;
+}
+
+/* So the request must come before the fence. */
+TEST(a_hot_reader_is_asked_before_the_fence_and_costs_no_other)
+{
+	struct gr_rcu_stats before, after;
+	struct actor reader;
+	pthread_t driver;
+
+	if (!gr_heavy_fence_available()) {
+		SKIP("no process-wide fence here: no reader is hot");
+	}
+	start(&reader, hot_in_a_section);
+	before = stats();
+	__atomic_store_n(&hot_reader, reader.reader, __ATOMIC_RELEASE);
+	driver = spawn(synchronizer, NULL);
+	while (stats().sleeps == before.sleeps) {
+		sched_yield();
+	}
+	finish(&reader);
+	pthread_join(driver, NULL);
+	after = stats();
+	ASSERT_EQ(LOAD(&asked_at_m1), 1u);
+	ASSERT_EQ(after.requests - before.requests, 1u);
+	ASSERT_EQ(after.entry_fences - before.entry_fences, 1u);
+	ASSERT_EQ(after.flag_fences - before.flag_fences, 0u);
 }
 
 /* ---- a batch that is joined while its grace period begins -------------------------------- */
