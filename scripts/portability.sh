@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 # Build the library for other machines and systems, and run the core's tests there: by emulation,
-# under Wine, with other page sizes. A row for each; the last line counts tests.
+# under Wine, with other page sizes. Last comes a table: a row for each, and the sum of their tests.
 #
 #     make portability [PLATFORMS="aarch64 windows"]
 #
@@ -27,8 +27,13 @@ build() { # FOLDER OPTION...: set up once
 	}
 }
 
-row() { # PLATFORM TEXT
-	printf '%-9s %s\n' "$1" "$2" >>"$work/rows"
+row() { # PLATFORM PASSED FAILED SKIPPED [WHY]
+	printf '%-9s %7s %7s %8s %8s  %s\n' "$1" "$2" "$3" "$4" "$(($(date +%s) - begun))" "${5:-}" >>"$work/rows"
+}
+
+cannot() { # PLATFORM WHY
+	row "$1" - - - "not tried: $2"
+	missing=$((missing + 1))
 }
 
 # run PLATFORM FOLDER NAME=VALUE...: $tests, with the environment.
@@ -42,15 +47,15 @@ run() {
 		--timeout-multiplier 5 --print-errorlogs >&2 </dev/null
 	if [ -f "$log" ]; then
 		logs="$logs $log"
-		row "$platform" "$(python3 scripts/count-tests.py "$log" | tail -n 1)"
+		# shellcheck disable=SC2046  # three numbers on purpose
+		row "$platform" $(counts "$log")
 	else
 		cannot "$platform" "it does not build"
 	fi
 }
 
-cannot() { # PLATFORM WHY
-	row "$1" "not tried: $2"
-	missing=$((missing + 1))
+counts() { # LOG...: passed, failed and skipped
+	python3 scripts/count-tests.py "$@" | tail -n 1 | tr -dc '0-9 '
 }
 
 emulated() { # PLATFORM MACHINE NAME=VALUE...
@@ -80,6 +85,7 @@ windows() {
 
 for p in $platforms; do
 	echo "== $p" >&2
+	begun=$(date +%s)
 	if ! scripts/deps.sh "portability-$p"; then
 		cannot "$p" "its tools cannot be installed"
 		continue
@@ -99,12 +105,13 @@ for p in $platforms; do
 done
 
 echo
-# What was skipped and failed, by name; the total comes last of all.
+# What was skipped and failed, by name.
 # shellcheck disable=SC2086  # a list of files on purpose
-total=$([ -z "$logs" ] || python3 scripts/count-tests.py $logs)
-echo "$total" | sed '$d'
+[ -z "$logs" ] || python3 scripts/count-tests.py $logs | sed '$d'
+# shellcheck disable=SC2046,SC2086
+set -- $([ -z "$logs" ] || counts $logs)
+echo
+printf '%-9s %7s %7s %8s %8s\n' row passed failed skipped seconds
 cat "$work/rows"
-# shellcheck disable=SC2046  # three numbers on purpose
-set -- $(echo "$total" | tail -n 1 | tr -dc '0-9 ')
 echo "${1:-0} passed, $((${2:-0} + missing)) failed, ${3:-0} skipped"
 [ $((${2:-0} + missing)) -eq 0 ] && [ "${1:-0}" -gt 0 ]

@@ -75,6 +75,16 @@ static inline void sleep_ms(long ms)
 	}
 }
 
+/* Where a function's code begins. By POWER's first ABI a pointer to it leads to a descriptor. */
+static inline uintptr_t test_code_of(void (*fn)(void))
+{
+#if defined(__powerpc64__) && (!defined(_CALL_ELF) || _CALL_ELF != 2)
+	return *(const uintptr_t *)(uintptr_t)fn;
+#else
+	return (uintptr_t)fn;
+#endif
+}
+
 /*
  * For tests that fork while other threads run: the child of such a fork may find the allocator
  * of gcc 12's sanitizers locked by a thread that it does not have, and hang in its first malloc().

@@ -155,7 +155,7 @@ TEST(a_stall_warning_says_where_and_when_the_section_began)
 	gr_event_wait(&inside);
 	gr_rcu_synchronize();
 	pthread_join(t, NULL);
-	ASSERT_LT((uintptr_t)seen.site - (uintptr_t)begin_the_section, 1024u);
+	ASSERT_LT((uintptr_t)seen.site - test_code_of(begin_the_section), 1024u);
 	ASSERT_GE(seen.section_ns, 20000000u);
 }
 

@@ -348,6 +348,9 @@ TEST(parent_and_child_each_have_an_fd_of_their_own)
 	const struct gr_rcu_queue_params p = { .size = sizeof(p), .flags = GR_RCU_QUEUE_NO_THREAD };
 	static struct gr_rcu_head heads[200];
 
+#ifdef GR_PLATFORM_POSIX
+	SKIP("no queues without a thread on this platform");
+#endif
 	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
 	ASSERT_EQ(gr_rcu_queue_create(&p, &queue, NULL), 0);
 	for (int round = 0; round < 20; round++) {

@@ -124,7 +124,7 @@ TEST(a_stalled_grace_period_names_thread_age_and_callbacks_and_then_where_it_end
 	ASSERT_STR_EQ(k->thread, "slow-reader"); /* though the thread may be gone */
 	ASSERT_HAS(k->text, "ended its section after");
 	ASSERT_HAS(k->site_name, "test_rcu_stall");
-	ASSERT_LT((uintptr_t)k->report.site - (uintptr_t)end_the_section, 1024u);
+	ASSERT_LT((uintptr_t)k->report.site - test_code_of(end_the_section), 1024u);
 	ASSERT_GE(stats().stalls, 2u);
 	gr_rcu_barrier(NULL);
 }
