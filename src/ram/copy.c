@@ -5,10 +5,33 @@
 
 #define GR_RACY __attribute__((no_sanitize("thread")))
 
+/* 8 bytes at once: by plain accesses of 32-bit hosts they would be two pieces. */
+GR_RACY static uint64_t load_8(const void *guest)
+{
+#if __SIZEOF_POINTER__ == 8
+	return *(const volatile uint64_t *)guest;
+#else
+	return __atomic_load_n((const uint64_t *)guest, __ATOMIC_RELAXED);
+#endif
+}
+
+GR_RACY static void store_8(void *guest, uint64_t v)
+{
+#if __SIZEOF_POINTER__ == 8
+	*(volatile uint64_t *)guest = v;
+#else
+	__atomic_store_n((uint64_t *)guest, v, __ATOMIC_RELAXED);
+#endif
+}
+
 /* The largest of 1, 2, 4, 8 that the guest address is aligned to and that still fits. */
 GR_RACY static size_t piece(const void *guest, size_t bytes)
 {
+#ifdef GR_MUTANT_COPY_HALF_WORDS
+	size_t n = 4;
+#else
 	size_t n = 8;
+#endif
 
 	while (n > bytes || (uintptr_t)guest % n != 0) {
 		n /= 2;
@@ -16,15 +39,10 @@ GR_RACY static size_t piece(const void *guest, size_t bytes)
 	return n;
 }
 
+/* Of less than 8 bytes. */
 GR_RACY static void load_piece(unsigned char *to, const volatile void *guest, size_t n)
 {
 	switch (n) {
-	case 8: {
-		uint64_t v = *(const volatile uint64_t *)guest;
-
-		__builtin_memcpy(to, &v, 8);
-		break;
-	}
 	case 4: {
 		uint32_t v = *(const volatile uint32_t *)guest;
 
@@ -45,13 +63,6 @@ GR_RACY static void load_piece(unsigned char *to, const volatile void *guest, si
 GR_RACY static void store_piece(volatile void *guest, const unsigned char *from, size_t n)
 {
 	switch (n) {
-	case 8: {
-		uint64_t v;
-
-		__builtin_memcpy(&v, from, 8);
-		*(volatile uint64_t *)guest = v;
-		break;
-	}
 	case 4: {
 		uint32_t v;
 
@@ -81,7 +92,7 @@ GR_RACY void gr_copy_from_guest(void *to, const void *guest, size_t bytes)
 
 		/* The body, without asking again for each word. */
 		for (; n == 8 && bytes >= 8; from += 8, out += 8, bytes -= 8) {
-			uint64_t v = *(const volatile uint64_t *)(const void *)from;
+			uint64_t v = load_8(from);
 
 			__builtin_memcpy(out, &v, 8);
 		}
@@ -106,7 +117,7 @@ GR_RACY void gr_copy_to_guest(void *guest, const void *from, size_t bytes)
 			uint64_t v;
 
 			__builtin_memcpy(&v, in, 8);
-			*(volatile uint64_t *)(void *)to = v;
+			store_8(to, v);
 		}
 		if (n != 8) {
 			store_piece(to, in, n);

@@ -263,4 +263,48 @@ TEST(iovecs_keep_their_memory_while_blocks_come_and_go)
 	gr_ram_free(ram);
 }
 
+/* ---- words that the guest changes meanwhile ------------------------------------------------- */
+
+enum { RING = 64 }; /* the index of a virtqueue, say */
+
+static void *ring_reader(void *arg)
+{
+	(void)arg;
+	while (!gr_load_relaxed(&stop)) {
+		uint64_t v = 0;
+
+		ASSERT_EQ(gr_ram_read(ram, gr_gpa(RING), &v, sizeof(v), NULL), 0);
+		ASSERT_EQ((uint32_t)v, (uint32_t)(v >> 32));
+		(void)gr_add_relaxed(&lookups, 1);
+	}
+	return NULL;
+}
+
+static void *ring_writer(void *arg)
+{
+	for (uint64_t n = (uintptr_t)arg; !gr_load_relaxed(&stop); n++) {
+		uint64_t v = (uint32_t)n * (((uint64_t)1 << 32) + 1);
+
+		ASSERT_EQ(gr_ram_write(ram, gr_gpa(RING), &v, sizeof(v), NULL), 0);
+	}
+	return NULL;
+}
+
+TEST(an_aligned_word_is_never_seen_half)
+{
+	pthread_t threads[3];
+
+	make();
+	ASSERT_EQ(add("ring", 0), 0);
+	for (uintptr_t i = 0; i < 3; i++) {
+		pthread_create(&threads[i], NULL, i == 0 ? ring_reader : ring_writer, (void *)(i << 20));
+	}
+	for_seconds(test_seconds(0.8));
+	for (unsigned int i = 0; i < 3; i++) {
+		pthread_join(threads[i], NULL);
+	}
+	ASSERT_GT(lookups, (uint64_t)10);
+	gr_ram_free(ram);
+}
+
 TEST_MAIN()
