@@ -22,7 +22,7 @@ for purpose in "${@:-build}"; do
 	portability-s390x) need="$need $build qemu-user gcc-s390x-linux-gnu libc6-dev-s390x-cross" ;;
 	portability-ppc64) need="$need $build qemu-user gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross" ;;
 	portability-windows) need="$need $build gcc-mingw-w64-x86-64-posix mingw-w64-x86-64-dev wine wine64" ;;
-	portability-code) need="$need $build gcc clang gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross" ;;
+	portability-code) need="$need $build gcc clang gcc-powerpc64le-linux-gnu libc6-dev-ppc64el-cross gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf libc6-dev-armhf-cross gcc-s390x-linux-gnu libc6-dev-s390x-cross gcc-powerpc64-linux-gnu libc6-dev-ppc64-cross" ;;
 	*) echo "deps.sh: unknown purpose '$purpose'" >&2; exit 2 ;;
 	esac
 done
