@@ -34,10 +34,10 @@ static int no_memory(const char *text, struct gr_error *err)
 	return gr_error_set(err, -ENOMEM, "%s: out of memory", text);
 }
 
-/* A decimal number that fills the whole text. */
-static bool parse_number(const char *s, unsigned long max, unsigned long *ret)
+/* A decimal number that fills the whole text. 64 bits hold ten times any max, and a digit. */
+static bool parse_number(const char *s, uint32_t max, uint32_t *ret)
 {
-	unsigned long v = 0;
+	uint64_t v = 0;
 
 	if (!*s) {
 		return false;
@@ -46,12 +46,12 @@ static bool parse_number(const char *s, unsigned long max, unsigned long *ret)
 		if (*s < '0' || *s > '9') {
 			return false;
 		}
-		v = v * 10 + (unsigned long)(*s - '0');
+		v = v * 10 + (uint64_t)(*s - '0');
 		if (v > max) {
 			return false;
 		}
 	}
-	*ret = v;
+	*ret = (uint32_t)v;
 	return true;
 }
 
@@ -59,7 +59,7 @@ static int parse_tcp(const char *rest, const char *text, struct gr_uri *u, struc
 {
 	const char *colon = strrchr(rest, ':');
 	const char *host = rest, *host_end = colon;
-	unsigned long port;
+	uint32_t port;
 
 	if (!colon || !parse_number(colon + 1, 65535, &port)) {
 		return gr_error_set(err, -EINVAL, "%s: expected tcp:HOST:PORT, port 0..65535",
@@ -144,7 +144,7 @@ static int parse_path(const char *rest, const char *text, enum gr_uri_kind kind,
 
 static int parse_fd(const char *rest, const char *text, struct gr_uri *u, struct gr_error *err)
 {
-	unsigned long v;
+	uint32_t v;
 
 	if (!parse_number(rest, INT32_MAX, &v)) {
 		return gr_error_set(err, -EINVAL, "%s: expected fd:N, a descriptor's number", text);
