@@ -60,28 +60,7 @@ proctype reader(byte me; byte s0; byte s1; byte s2)
 }
 
 #ifdef QUIET_TIMES
-proctype quiet_times()
-{
-	byte n = 0, moments = 0;
-
-	do
-	:: n < QUIET_TIMES ->
-		is_quiet = true;
-#ifndef MUTANT_QUIET_WITHOUT_FENCE
-		heavy_fence(); /* Q1 */
-#endif
-		in_effect = true;
-#ifdef MUTANT_QUIET_ENDS_FIRST
-		is_quiet = false;
-		in_effect = false;
-#else
-		in_effect = false;
-		is_quiet = false; /* Q2 between them */
-#endif
-		n++
-	:: n == QUIET_TIMES -> break
-	od
-}
+#include "quiet.inc"
 #endif
 
 proctype updater()

@@ -88,7 +88,8 @@
  * In the child batches stay as they are; what has begun is not run again; what has not is.
  * Fork never waits for a callback.
  *
- * Model of all but DRAIN, limits and FORK: models/queue.pml.
+ * Models: models/queue.pml; FORK: fork.pml; queue_barrier.c's DRAIN: drain.pml; limits: limits.pml;
+ * queues without a thread: poll.pml.
  */
 #ifndef GR_RCU_QUEUE_INSIDE_H
 #define GR_RCU_QUEUE_INSIDE_H

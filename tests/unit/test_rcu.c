@@ -365,7 +365,7 @@ static void *synchronize_until_stop(void *arg)
 
 TEST(ten_thousand_threads_come_and_go_during_grace_periods)
 {
-	int n = test_under_tsan() || test_under_asan() ? 1000 : 10000;
+	int n = test_under_tsan() || test_under_asan() ? 200 : 10000;
 	pthread_t s = spawn(synchronize_until_stop, NULL), t[4];
 
 	for (int i = 0; i < n; i += 4) {
