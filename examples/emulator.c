@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * An emulator's host, without KVM: a core interprets a toy machine's code on a thread of its own and
- * finds its memory through a one-entry TLB. Meanwhile memory is plugged, a device writes there,
+ * An emulator's host, without KVM: a core interprets a toy machine's code on a thread of its own
+ * and finds its memory through a one-entry TLB. Meanwhile memory is plugged, a device writes there,
  * and the memory is unplugged under the running core. Nobody takes a lock to reach memory.
  */
-#include <guestram/rcu_qs.h>
 #include <guestram/ram.h>
+#include <guestram/rcu_qs.h>
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -47,8 +47,8 @@ static void die(const char *what, const struct gr_error *err)
 	exit(1);
 }
 
-/* Within a section. The word's place, or NULL: no memory there. Regions are whole pages. */
-static uint32_t *find(struct core *c, uint32_t gpa)
+/* The word's place, or NULL: no memory there. Regions are whole pages. */
+static uint32_t *find(struct core *c, uint32_t gpa) GR_REQUIRES_SHARED(gr_rcu_section)
 {
 	if (!c->block || gpa - c->gpa >= c->bytes) {
 		c->gpa = gpa;
@@ -57,14 +57,14 @@ static uint32_t *find(struct core *c, uint32_t gpa)
 	return c->block ? (uint32_t *)(c->block->host + c->offset + (gpa - c->gpa)) : NULL;
 }
 
-static uint32_t load(struct core *c, uint32_t gpa)
+static uint32_t load(struct core *c, uint32_t gpa) GR_REQUIRES_SHARED(gr_rcu_section)
 {
 	const uint32_t *word = find(c, gpa & ~3u);
 
 	return word ? __atomic_load_n(word, __ATOMIC_RELAXED) : ~0u; /* an empty bus: all ones */
 }
 
-static void store(struct core *c, uint32_t gpa, uint32_t word)
+static void store(struct core *c, uint32_t gpa, uint32_t word) GR_REQUIRES_SHARED(gr_rcu_section)
 {
 	uint32_t *place = find(c, gpa & ~3u);
 
@@ -74,7 +74,7 @@ static void store(struct core *c, uint32_t gpa, uint32_t word)
 	}
 }
 
-static void step(struct core *c)
+static void step(struct core *c) GR_REQUIRES_SHARED(gr_rcu_section)
 {
 	struct instruction i;
 	uint32_t word = load(c, c->pc);
@@ -149,7 +149,7 @@ int main(void)
 					       .gpa = gr_gpa(DIMM) };
 	struct core core = { .r = { 0, 0, 0, RESULT } };
 	uint32_t from_device = 0x10000000;
-	struct gr_dirty_consumer *consumer;
+	struct gr_dirty_consumer *consumer = NULL;
 	struct gr_error err;
 	pthread_t thread;
 	uint64_t first, pages;
@@ -157,8 +157,8 @@ int main(void)
 	if (gr_ram_create(NULL, &core.ram, &err) < 0 ||
 	    gr_ram_block_add(core.ram, &ram_desc, NULL, &err) < 0 ||
 	    gr_ram_write(core.ram, gr_gpa(0), code, sizeof(code), &err) < 0 ||
-	    gr_dirty_consumer_add(gr_ram_dirty(core.ram), "example", GR_DIRTY_START_CLEAN, &consumer,
-				  &err) < 0) {
+	    gr_dirty_consumer_add(gr_ram_dirty(core.ram), "example", GR_DIRTY_START_CLEAN,
+				  &consumer, &err) < 0) {
 		die("set-up", &err);
 	}
 	pthread_create(&thread, NULL, run, &core);
@@ -175,7 +175,8 @@ int main(void)
 		}
 	} while (word_at(core.ram, DIMM) < from_device);
 	await(core.ram, from_device);
-	/* The core goes on; the memory goes when it has said that it does not look there any more. */
+	/* The core goes on; the memory goes when it has said that it does not look there any more.
+	 */
 	if (gr_ram_block_del_by_id(core.ram, "dimm", &err) < 0) {
 		die("unplug", &err);
 	}
