@@ -16,6 +16,9 @@
  *             save(first, pages);                         // read the bytes after begin
  *     gr_dirty_epoch_commit(c);                           // or gr_dirty_epoch_abort(c)
  *
+ * A consumer has one epoch at a time to search and tick off. If the data is only on its way then,
+ * gr_dirty_epoch_keep() sets the epoch aside and the next one may begin.
+ *
  * Page numbers are RAM addresses divided by the page size of the machine's RAM; this
  * layer knows no RAM block. gr_ram_dirty() gives a machine's dirty memory.
  *
@@ -87,6 +90,51 @@ GR_EXPORT GR_MUST_CHECK int gr_dirty_grow(struct gr_dirty *dirty, uint64_t pages
  */
 GR_EXPORT uint64_t gr_dirty_pages(const struct gr_dirty *dirty);
 
+/*
+ * Private: as much of dirty memory as a marker needs in order to see that there is nothing to do.
+ * Laid out as src/bitmap has it, which checks that.
+ */
+enum {
+	GR_DIRTY_LEAVES_ = 32768,
+	GR_DIRTY_SUMS_ = GR_DIRTY_LEAVES_ / 64,
+	GR_DIRTY_CHUNK_PAGES_ = GR_DIRTY_LEAVES_ * 64,
+};
+struct gr_dirty_map_ {
+	struct gr_rcu_head rcu;
+	size_t chunks;
+	bool fence;
+	const uint64_t *chunk[1]; /* as many as there are; C++ knows no open arrays */
+};
+/* Private: whatever is not as expected. */
+GR_EXPORT void gr_dirty_mark_slow(struct gr_dirty *dirty, uint64_t page)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
+/* Private: is bit n of words[n / 64] set? */
+static inline bool gr_dirty_bit_(const uint64_t *words, uint64_t n)
+{
+	/* Acquire, pairs with the RMW that set it, before the look at the next level (L1). */
+	return __atomic_load_n(&words[n / 64], __ATOMIC_ACQUIRE) >> (n % 64) & 1;
+}
+
+/* Private: the page's bit and both summary bits above it are set, and no fence is needed. */
+static inline bool gr_dirty_is_marked_(struct gr_dirty *dirty, uint64_t page)
+{
+	/* L5: pairs with the publication in gr_dirty_grow(). */
+	const struct gr_dirty_map_ *map = __atomic_load_n(
+		(const struct gr_dirty_map_ *const *)(const void *)dirty, __ATOMIC_CONSUME);
+	uint64_t word = page / 64 % GR_DIRTY_LEAVES_;
+	const uint64_t *c;
+
+	if (GR_UNLIKELY(page / GR_DIRTY_CHUNK_PAGES_ >= map->chunks || map->fence)) {
+		return false;
+	}
+	__atomic_signal_fence(__ATOMIC_SEQ_CST); /* L2: the caller's stores before the look */
+	c = map->chunk[page / GR_DIRTY_CHUNK_PAGES_];
+	return gr_dirty_bit_(c, page % GR_DIRTY_CHUNK_PAGES_) &&
+	       gr_dirty_bit_(c + GR_DIRTY_LEAVES_, word) &&
+	       gr_dirty_bit_(c + GR_DIRTY_LEAVES_ + GR_DIRTY_SUMS_, word / 64);
+}
+
 /**
  * Mark one page as written. The bytes must have been stored before (ordering O1).
  *
@@ -98,8 +146,14 @@ GR_EXPORT uint64_t gr_dirty_pages(const struct gr_dirty *dirty);
  * @context Any thread, in a read-side section that was entered before the caller looked
  *          the page's block up. Async-signal-safe. Never blocks.
  */
-GR_EXPORT void gr_dirty_mark(struct gr_dirty *dirty, uint64_t page)
+static inline void gr_dirty_mark(struct gr_dirty *dirty, uint64_t page)
 	GR_REQUIRES_SHARED(gr_rcu_section);
+static inline void gr_dirty_mark(struct gr_dirty *dirty, uint64_t page)
+{
+	if (GR_UNLIKELY(!gr_dirty_is_marked_(dirty, page))) {
+		gr_dirty_mark_slow(dirty, page);
+	}
+}
 
 /**
  * Mark a range of pages, by words rather than by bits.
@@ -217,6 +271,75 @@ GR_EXPORT void gr_dirty_epoch_add(struct gr_dirty_consumer *consumer, uint64_t p
 GR_EXPORT uint64_t gr_dirty_epoch_pages(const struct gr_dirty_consumer *consumer);
 
 /**
+ * How many pages of a range the open epoch has: with the epoch as a snapshot, "was this line of
+ * the screen written?"
+ * @param consumer Whose epoch.
+ * @param page     First page.
+ * @param pages    How many to look at.
+ * @return Exact number, 0 if none. Costs what is set there.
+ * @context The consumer's thread.
+ */
+GR_EXPORT uint64_t gr_dirty_epoch_count(const struct gr_dirty_consumer *consumer, uint64_t page,
+					uint64_t pages);
+
+/**
+ * Write a range of the open epoch as a bitmap for others: little-endian 64-bit words, bit 0 of
+ * word 0 is `page`.
+ * @param consumer Whose epoch.
+ * @param page     First page, a multiple of 64.
+ * @param pages    How many; what lies behind them in the last word is 0.
+ * @param words    Filled: GR_DIV_ROUND_UP(pages, 64) words; unaligned is fine.
+ * @context The consumer's thread.
+ */
+GR_EXPORT void gr_dirty_epoch_export_le(const struct gr_dirty_consumer *consumer, uint64_t page,
+					uint64_t pages, void *words);
+
+/**
+ * Put a bitmap's pages into the open epoch: what gr_dirty_epoch_export_le() wrote, perhaps in
+ * another process or before a restart.
+ * @param consumer Whose epoch.
+ * @param page     First page, a multiple of 64.
+ * @param pages    How many bits count; pages that are not covered are left out.
+ * @param words    The bitmap, as in gr_dirty_or_le().
+ * @context The consumer's thread.
+ */
+GR_EXPORT void gr_dirty_epoch_import_le(struct gr_dirty_consumer *consumer, uint64_t page,
+					uint64_t pages, const void *words);
+
+/** An epoch that was set aside: still open, while its consumer has begun others. */
+struct gr_dirty_epoch;
+
+/**
+ * Set the open epoch aside, so that the next one may begin before it is known whether this
+ * one's pages are safe (data on its way to a disk or a peer). Any number may be kept.
+ *
+ * @param consumer  Whose epoch.
+ * @param ret_epoch Set on success only. End it by gr_dirty_kept_commit() or
+ *                  gr_dirty_kept_abort(); gr_dirty_consumer_del() ends all that are left.
+ * @param err       May be NULL.
+ * @return 0 or a negative errno; on failure the epoch is open as before.
+ * @errors  -EINVAL no epoch is open; -ENOMEM.
+ * @context The consumer's thread; takes the harvest lock.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_dirty_epoch_keep(struct gr_dirty_consumer *consumer,
+						struct gr_dirty_epoch **ret_epoch,
+						struct gr_error *err);
+/**
+ * The pages of a kept epoch are safe: forget them. They may end in any order.
+ * @param epoch From gr_dirty_epoch_keep(); gone afterwards. May be NULL.
+ * @context The consumer's thread.
+ */
+GR_EXPORT void gr_dirty_kept_commit(struct gr_dirty_epoch *epoch);
+/**
+ * Give a kept epoch up: its pages come back in the epoch that begins next.
+ * @param epoch From gr_dirty_epoch_keep(); gone afterwards. May be NULL.
+ * @context The consumer's thread; takes the harvest lock.
+ */
+GR_EXPORT void gr_dirty_kept_abort(struct gr_dirty_epoch *epoch);
+/** @param epoch A kept epoch. @return How many pages it has. @context The consumer's thread. */
+GR_EXPORT uint64_t gr_dirty_kept_pages(const struct gr_dirty_epoch *epoch);
+
+/**
  * How many pages wait for this consumer's next epoch, as far as harvests (its own and the
  * others') know of them.
  * @param consumer Whose.
@@ -226,7 +349,8 @@ GR_EXPORT uint64_t gr_dirty_epoch_pages(const struct gr_dirty_consumer *consumer
 GR_EXPORT uint64_t gr_dirty_pending_pages(struct gr_dirty_consumer *consumer);
 
 /**
- * Upper estimate of the live dirty pages: 64 for each word that has any.
+ * Upper estimate of the live dirty pages: 64 for each word that has any, and all pages of
+ * ranges that were marked as a whole.
  * @param dirty The dirty memory.
  * @return Number of pages, never less than the truth at the time of the call.
  * @context Any thread; takes no lock.

@@ -28,9 +28,7 @@ static struct gr_dirty_map *map_alloc(size_t chunks)
 static void map_free(struct gr_dirty_map *map, size_t first)
 {
 	if (map) {
-		for (size_t i = first; i < map->chunks; i++) {
-			gr_bits_chunk_free(map->chunk[i]);
-		}
+		gr_bits_chunks_free(map->chunk + first, map->chunks - first);
 		free(map);
 	}
 }
@@ -51,19 +49,15 @@ static struct gr_dirty_map *map_extend(const struct gr_dirty_map *old, size_t ch
 	}
 	for (size_t i = 0; i < have; i++) {
 #ifdef GR_MUTANT_GROW_COPIES_WORDS
-		map->chunk[i] = gr_bits_chunk_create();
-		memcpy(map->chunk[i], old->chunk[i], sizeof(*map->chunk[i]));
+		(void)gr_bits_chunks_create(&map->chunk[i], 1);
+		memcpy(map->chunk[i], old->chunk[i], offsetof(struct gr_bits_chunk, together));
 #else
 		map->chunk[i] = old->chunk[i];
 #endif
 	}
-	for (size_t i = have; i < chunks; i++) {
-		map->chunk[i] = gr_bits_chunk_create();
-		if (!map->chunk[i]) {
-			map->chunks = i;
-			map_free(map, have);
-			return NULL;
-		}
+	if (gr_bits_chunks_create(map->chunk + have, chunks - have) != 0) {
+		free(map);
+		return NULL;
 	}
 	return map;
 }
@@ -177,7 +171,7 @@ uint64_t gr_dirty_live_estimate(const struct gr_dirty *dirty)
 {
 	GR_RCU_READ_GUARD();
 	const struct gr_dirty_map *map = gr_rcu_dereference(dirty->map);
-	uint64_t words = 0;
+	uint64_t words = 0, wholes = 0;
 
 	for (size_t i = 0; i < map->chunks; i++) {
 		const struct gr_bits_chunk *c = map->chunk[i];
@@ -189,7 +183,8 @@ uint64_t gr_dirty_live_estimate(const struct gr_dirty *dirty)
 
 				words += (uint64_t)__builtin_popcountll(gr_load_relaxed(&c->sum[v]));
 			}
+			wholes += (uint64_t)__builtin_popcountll(gr_load_relaxed(&c->whole[t]));
 		}
 	}
-	return words * 64;
+	return words * 64 + wholes * GR_BITS_SUM_PAGES;
 }

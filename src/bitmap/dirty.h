@@ -37,6 +37,13 @@ struct gr_dirty_consumer {
 	struct gr_bits pend;	/* (l) what harvests found since this consumer's last begin */
 	struct gr_bits set;	/* (o) the open epoch; empty without one */
 	bool open;		/* (o) */
+	struct gr_dirty_epoch *kept; /* (o) epochs that were set aside */
+};
+
+struct gr_dirty_epoch {
+	struct gr_dirty_consumer *consumer; /* (c) */
+	struct gr_dirty_epoch *next;	    /* (o) */
+	struct gr_bits set;		    /* (o) covers what there was; never grows */
 };
 
 /*

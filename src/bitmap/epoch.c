@@ -5,15 +5,17 @@
  * that commit, search and done take no lock.
  *
  * Argument (L3). For consumer c, a page stored to since c's copy of it is in the live bitmap,
- * in c->pend or in c->set. Begin moves pend and live to set. Another consumer's begin moves
+ * in c->pend, in c->set, or in the set of an epoch that c keeps. Begin moves pend and live to set. Another consumer's begin moves
  * live to c->pend, under the lock. Abort moves set back to pend, ORing, never replacing: pend
  * may hold newer bits of the same pages. Commit drops set only after c read the pages, and a
  * store after that read marks again: its mark cannot have found the bit of this epoch, which
- * was cleared before the fence, and the fence ran before the read.
+ * was cleared before the fence, and the fence ran before the read. An epoch that is kept differs in
+ * nothing: it only stands between its begin and its end while others begin.
  *
  * Model: models/dirty_epoch.pml.
  */
 #include "base/atomic.h"
+#include "base/endian.h"
 #include "bitmap/dirty.h"
 #include <errno.h>
 #include <string.h>
@@ -26,8 +28,23 @@ static void swap_bits(struct gr_bits *a, struct gr_bits *b)
 	*b = t;
 }
 
+static void kept_free(struct gr_dirty_epoch *e)
+{
+	struct gr_dirty_epoch **where = &e->consumer->kept;
+
+	while (*where != e) {
+		where = &(*where)->next;
+	}
+	*where = e->next;
+	gr_bits_destroy(&e->set);
+	free(e);
+}
+
 static void consumer_free(struct gr_dirty_consumer *c)
 {
+	while (c->kept) {
+		kept_free(c->kept);
+	}
 	gr_bits_destroy(&c->pend);
 	gr_bits_destroy(&c->set);
 	free(c->name);
@@ -153,6 +170,117 @@ void gr_dirty_epoch_add(struct gr_dirty_consumer *consumer, uint64_t page, uint6
 	}
 	/* Growth reaches the sets before anybody can know of the new pages: no page is cut. */
 	(void)gr_bits_set_range(&consumer->set, page, pages);
+}
+
+uint64_t gr_dirty_epoch_count(const struct gr_dirty_consumer *consumer, uint64_t page,
+			      uint64_t pages)
+{
+	return gr_bits_count(&consumer->set, page, pages);
+}
+
+void gr_dirty_epoch_export_le(const struct gr_dirty_consumer *consumer, uint64_t page,
+			      uint64_t pages, void *words)
+{
+	unsigned char *out = words;
+
+	GR_ASSERT(page % GR_BITS_PER_WORD == 0);
+	for (uint64_t at = 0; at < pages; at += GR_BITS_PER_WORD, out += sizeof(uint64_t)) {
+		uint64_t left = pages - at, x = gr_bits_word(&consumer->set, page + at);
+
+		if (left < GR_BITS_PER_WORD) {
+			x &= gr_bits_mask(0, (unsigned int)left - 1);
+		}
+		x = gr_le64(x);
+		memcpy(out, &x, sizeof(x));
+	}
+}
+
+void gr_dirty_epoch_import_le(struct gr_dirty_consumer *consumer, uint64_t page, uint64_t pages,
+			      const void *words)
+{
+	const unsigned char *in = words;
+
+	GR_ASSERT(page % GR_BITS_PER_WORD == 0);
+	if (!consumer->open) {
+		gr_die("gr_dirty_epoch_import_le: consumer '%s' has no epoch open",
+		       consumer->name);
+	}
+	for (uint64_t at = 0; at < pages; at += GR_BITS_PER_WORD, in += sizeof(uint64_t)) {
+		uint64_t left = pages - at, x;
+
+		memcpy(&x, in, sizeof(x));
+		x = gr_le64(x);
+		if (left < GR_BITS_PER_WORD) {
+			x &= gr_bits_mask(0, (unsigned int)left - 1);
+		}
+		gr_bits_or_word(&consumer->set, page + at, x);
+	}
+}
+
+int gr_dirty_epoch_keep(struct gr_dirty_consumer *consumer, struct gr_dirty_epoch **ret_epoch,
+			struct gr_error *err)
+{
+	struct gr_dirty *d = consumer->dirty;
+	struct gr_dirty_epoch *e;
+	int ret;
+
+	if (!consumer->open) {
+		return gr_error_set(err, -EINVAL, "consumer '%s' has no epoch open",
+				    consumer->name);
+	}
+	e = calloc(1, sizeof(*e));
+	ret = e ? gr_bits_init(&e->set) : -ENOMEM;
+	gr_mutex_lock(&d->lock); /* growth works on the consumer's sets */
+	if (ret == 0) {
+		ret = gr_bits_grow(&e->set, (size_t)(d->pages / GR_BITS_CHUNK_PAGES));
+	}
+	if (ret == 0) {
+		swap_bits(&e->set, &consumer->set);
+	}
+	gr_mutex_unlock(&d->lock);
+	if (ret < 0) {
+		if (e) {
+			gr_bits_destroy(&e->set);
+		}
+		free(e);
+		return gr_error_set(err, ret, "no memory to keep an epoch of consumer '%s'",
+				    consumer->name);
+	}
+	e->consumer = consumer;
+	e->next = consumer->kept;
+	consumer->kept = e;
+	consumer->open = false;
+	*ret_epoch = e;
+	return 0;
+}
+
+void gr_dirty_kept_commit(struct gr_dirty_epoch *epoch)
+{
+	if (epoch) {
+		kept_free(epoch);
+	}
+}
+
+void gr_dirty_kept_abort(struct gr_dirty_epoch *epoch)
+{
+	struct gr_dirty *d;
+
+	if (!epoch) {
+		return;
+	}
+	d = epoch->consumer->dirty;
+	gr_mutex_lock(&d->lock);
+#ifndef GR_MUTANT_KEPT_ABORT_DROPS
+	/* What is pending covers at least as much: it has grown since, if anything. */
+	gr_bits_or(&epoch->consumer->pend, &epoch->set);
+#endif
+	gr_mutex_unlock(&d->lock);
+	kept_free(epoch);
+}
+
+uint64_t gr_dirty_kept_pages(const struct gr_dirty_epoch *epoch)
+{
+	return epoch->set.pages;
 }
 
 uint64_t gr_dirty_epoch_pages(const struct gr_dirty_consumer *consumer)

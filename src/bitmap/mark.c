@@ -20,6 +20,9 @@
  * after it (as above). So a mark that has returned is in the next harvest, whoever else
  * stands still half way.
  *
+ * A whole bit stands for all pages of a sum word. It lies directly below the top, and what is said
+ * here of leaf and sum holds for whole and top: set before the top, exchanged after it.
+ *
  * Argument, bytes (L2). The marker stored to the page, then looks at the leaf. If it ORed,
  * the exchange that takes the bit synchronises with the OR. If it found the bit set, the
  * harvester that clears this bit runs the process-wide fence afterwards, and the marker's
@@ -31,6 +34,9 @@
  * Growth (L5). A chunk has the same address in every map. A marker loads the map after it
  * found its block, and the block was published after the map that covers it (O3).
  *
+ * gr_dirty_mark() itself is inline, in guestram/dirty.h: it makes the same three looks, and comes
+ * here if one of them finds a bit clear, if the marker needs a fence, or if the page is wrong.
+ *
  * Models: models/dirty_mark.pml (and dirty_grow.pml for L5); docs/dirty-memory.md tells which
  * mutations they and the tests must find.
  */
@@ -38,7 +44,22 @@
 #include "base/endian.h"
 #include "base/hook.h"
 #include "bitmap/dirty.h"
+#include <assert.h>
 #include <string.h>
+
+/* What the inline half in guestram/dirty.h takes for granted. */
+static_assert(offsetof(struct gr_dirty, map) == 0, "a marker finds the map first");
+static_assert(offsetof(struct gr_dirty_map, chunks) == offsetof(struct gr_dirty_map_, chunks) &&
+		      offsetof(struct gr_dirty_map, fence) == offsetof(struct gr_dirty_map_, fence) &&
+		      offsetof(struct gr_dirty_map, chunk) == offsetof(struct gr_dirty_map_, chunk),
+	      "the map has two layouts");
+static_assert((int)GR_DIRTY_LEAVES_ == (int)GR_BITS_LEAVES &&
+		      (int)GR_DIRTY_SUMS_ == (int)GR_BITS_SUMS &&
+		      offsetof(struct gr_bits_chunk, leaf) == 0 &&
+		      offsetof(struct gr_bits_chunk, sum) == GR_DIRTY_LEAVES_ * sizeof(uint64_t) &&
+		      offsetof(struct gr_bits_chunk, top) ==
+			      (GR_DIRTY_LEAVES_ + GR_DIRTY_SUMS_) * sizeof(uint64_t),
+	      "a chunk has two layouts");
 
 /* L2: the store to the page, before the look at the leaf. Partner: the fence in harvest.c. */
 static inline void light_fence(const struct gr_dirty_map *map)
@@ -92,7 +113,27 @@ static inline void mark_sums(struct gr_bits_chunk *c, unsigned int v, uint64_t m
 	}
 }
 
-void gr_dirty_mark(struct gr_dirty *dirty, uint64_t page)
+/* Set whole bits of top word t: leaves and their summary in one. */
+static inline void mark_whole(struct gr_bits_chunk *c, unsigned int t, uint64_t mask)
+{
+#ifdef GR_MUTANT_MARK_WHOLE_TOP_DOWN
+	(void)gr_or_acq_rel(&c->top[t], mask);
+	GR_HOOK("mark: half way");
+#endif
+	/* L1, L2: as in mark_leaf(); pairs with the exchange in take_wholes(). */
+	if ((gr_load_acquire(&c->whole[t]) & mask) != mask) {
+		(void)gr_or_acq_rel(&c->whole[t], mask);
+	}
+#ifndef GR_MUTANT_MARK_WHOLE_TOP_DOWN
+	GR_HOOK("mark: half way");
+	/* As in mark_sums(). */
+	if ((gr_load_relaxed(&c->top[t]) & mask) != mask) {
+		(void)gr_or_acq_rel(&c->top[t], mask);
+	}
+#endif
+}
+
+void gr_dirty_mark_slow(struct gr_dirty *dirty, uint64_t page)
 {
 	const struct gr_dirty_map *map = marker_map(dirty, page, 1);
 	struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
@@ -129,10 +170,17 @@ void gr_dirty_mark_range(struct gr_dirty *dirty, uint64_t page, uint64_t pages)
 	end = page + pages;
 	while (page < end) {
 		struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
-		unsigned int v = (unsigned int)(page / 4096 % GR_BITS_SUMS);
-		uint64_t sum_end = GR_MIN(end, page - page % 4096 + 4096);
+		unsigned int v = (unsigned int)(page / GR_BITS_SUM_PAGES % GR_BITS_SUMS);
+		uint64_t sum_end = GR_MIN(end, page - page % GR_BITS_SUM_PAGES + GR_BITS_SUM_PAGES);
 		uint64_t sums = 0;
 
+		if (page % GR_BITS_SUM_PAGES == 0 && end - page >= GR_BITS_SUM_PAGES) {
+			uint64_t n = GR_MIN((end - page) / GR_BITS_SUM_PAGES, (uint64_t)64 - v % 64);
+
+			mark_whole(c, v / 64, gr_bits_mask(v % 64, v % 64 + (unsigned int)n - 1));
+			page += n * GR_BITS_SUM_PAGES;
+			continue;
+		}
 #ifdef GR_MUTANT_MARK_RANGE_SUM_EARLY
 		mark_sums(c, v, ~(uint64_t)0);
 #endif
@@ -167,8 +215,8 @@ uint64_t gr_dirty_or_le(struct gr_dirty *dirty, uint64_t page, const void *words
 	end = page + pages;
 	while (page < end) {
 		struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
-		unsigned int v = (unsigned int)(page / 4096 % GR_BITS_SUMS);
-		uint64_t sum_end = GR_MIN(end, page - page % 4096 + 4096);
+		unsigned int v = (unsigned int)(page / GR_BITS_SUM_PAGES % GR_BITS_SUMS);
+		uint64_t sum_end = GR_MIN(end, page - page % GR_BITS_SUM_PAGES + GR_BITS_SUM_PAGES);
 		uint64_t sums = 0;
 
 		for (; page < sum_end; page += 64, in += sizeof(uint64_t)) {

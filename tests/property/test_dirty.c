@@ -33,6 +33,8 @@ struct model {
 	bool open;
 	bool next[PAGES]; /* marked, and not in an epoch since */
 	bool set[PAGES];  /* in the open epoch */
+	struct gr_dirty_epoch *kept; /* one that was set aside, or NULL */
+	bool kept_set[PAGES];
 };
 
 static struct gr_dirty *dirty;
@@ -175,6 +177,31 @@ static void end_epoch(struct model *m, bool abort)
 	ASSERT_LE(gr_dirty_pending_pages(m->c), count(m->next));
 }
 
+static void keep_or_end(struct model *m, bool abort)
+{
+	if (!m->kept) {
+		if (!m->open) {
+			ASSERT_EQ(gr_dirty_epoch_keep(m->c, &m->kept, NULL), -EINVAL);
+			return;
+		}
+		ASSERT_EQ(gr_dirty_epoch_keep(m->c, &m->kept, NULL), 0);
+		memcpy(m->kept_set, m->set, sizeof(m->set));
+		memset(m->set, 0, sizeof(m->set));
+		m->open = false;
+		ASSERT_EQ(gr_dirty_kept_pages(m->kept), count(m->kept_set));
+		return;
+	}
+	if (abort) {
+		gr_dirty_kept_abort(m->kept);
+		for (unsigned int i = 0; i < PAGES; i++) {
+			m->next[i] = m->next[i] || m->kept_set[i];
+		}
+	} else {
+		gr_dirty_kept_commit(m->kept);
+	}
+	m->kept = NULL;
+}
+
 static void change_epoch(struct model *m)
 {
 	unsigned int first, n;
@@ -236,6 +263,8 @@ static void step(void)
 		add_or_del(m);
 	} else if (what < 70) {
 		begin(m);
+	} else if (what < 75) {
+		keep_or_end(m, roll(2));
 	} else if (what < 90) {
 		change_epoch(m);
 	} else {
@@ -260,6 +289,78 @@ TEST(random_operations_agree_with_a_model)
 		}
 	}
 	gr_dirty_free(dirty);
+}
+
+/* ---- private sets, where ranges are wide ---------------------------------------------- */
+
+enum { WIDE = 5 * GR_BITS_SUM_PAGES };
+
+/* Across a chunk's border. */
+static const uint64_t wide_at = CHUNK - 2 * GR_BITS_SUM_PAGES;
+
+static void check_wide(const struct gr_bits *bits, const bool *model)
+{
+	static bool seen[WIDE];
+	uint64_t first, pages, n = 0;
+
+	memset(seen, 0, sizeof(seen));
+	for (uint64_t at = 0; gr_bits_next_run(bits, at, &first, &pages); at = first + pages) {
+		ASSERT_LE(wide_at, first);
+		ASSERT_LE(first + pages, wide_at + WIDE);
+		memset(seen + (first - wide_at), true, pages);
+		n += pages;
+	}
+	ASSERT_EQ(n, bits->pages);
+	ASSERT_MEM_EQ(seen, model, sizeof(seen));
+}
+
+TEST(sets_of_wide_ranges_agree_with_a_model)
+{
+	unsigned int steps = test_under_tsan() || test_under_asan() ? 1000 : 5000;
+	static bool model[2][WIDE];
+	struct gr_bits bits[2];
+
+	rng = test_seed();
+	for (int i = 0; i < 2; i++) {
+		ASSERT_EQ(gr_bits_init(&bits[i]), 0);
+		ASSERT_EQ(gr_bits_grow(&bits[i], 3), 0);
+	}
+	for (unsigned int i = 0; i < steps; i++) {
+		unsigned int k = roll(2), what = roll(100), first = roll(WIDE);
+		unsigned int n = roll(WIDE - first) + 1;
+		uint64_t before = bits[k].pages, changed;
+
+		if (roll(2)) { /* whole groups, exactly or nearly */
+			first -= first % GR_BITS_SUM_PAGES;
+			n = GR_MIN((roll(5) + 1) * GR_BITS_SUM_PAGES, WIDE - first) - roll(2);
+		}
+		if (what < 45) {
+			changed = gr_bits_set_range(&bits[k], wide_at + first, n);
+			ASSERT_EQ(bits[k].pages, before + changed);
+			memset(model[k] + first, true, n);
+		} else if (what < 90) {
+			changed = gr_bits_clear_range(&bits[k], wide_at + first, n);
+			ASSERT_EQ(bits[k].pages, before - changed);
+			memset(model[k] + first, false, n);
+		} else if (what < 96) {
+			gr_bits_or(&bits[k], &bits[1 - k]);
+			for (unsigned int p = 0; p < WIDE; p++) {
+				model[k][p] = model[k][p] || model[1 - k][p];
+			}
+		} else if (what == 96) {
+			gr_bits_clear(&bits[k]);
+			memset(model[k], false, sizeof(model[k]));
+		} else {
+			changed = 0;
+			for (unsigned int p = first; p < first + n; p++) {
+				changed += model[k][p];
+			}
+			ASSERT_EQ(gr_bits_count(&bits[k], wide_at + first, n), changed);
+		}
+		check_wide(&bits[k], model[k]);
+	}
+	gr_bits_destroy(&bits[0]);
+	gr_bits_destroy(&bits[1]);
 }
 
 TEST_MAIN()

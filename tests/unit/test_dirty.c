@@ -3,6 +3,7 @@
 #include "base/heavy_fence.h"
 #include "harness.h"
 #include <errno.h>
+#include <guestram/ram.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -266,6 +267,123 @@ TEST(aborted_epoch_comes_back_together_with_what_is_newer)
 	gr_dirty_consumer_del(a);
 	gr_dirty_consumer_del(b);
 	gr_dirty_free(d);
+}
+
+TEST(each_consumer_gets_ranges_that_were_marked_as_a_whole)
+{
+	struct gr_dirty *d = make(2 * CHUNK);
+	struct gr_dirty_consumer *a = add(d, GR_DIRTY_START_CLEAN);
+	struct gr_dirty_consumer *b = add(d, GR_DIRTY_START_CLEAN);
+
+	mark(d, 4096 + 5); /* in the middle of what follows */
+	mark_range(d, 4000, CHUNK);
+	ASSERT_LE(CHUNK, gr_dirty_live_estimate(d));
+	ASSERT_EQ(begin(a), CHUNK);
+	ASSERT_EPOCH_IS(a, 4000, CHUNK);
+	mark(d, 4096 * 7);
+	ASSERT_EQ(begin(b), CHUNK);
+	ASSERT_EPOCH_IS(b, 4000, CHUNK);
+	/* A hole in the middle. */
+	gr_dirty_epoch_done(b, 4096 * 2 + 1, 4096 * 3);
+	ASSERT_EQ(gr_dirty_epoch_pages(b), CHUNK - 4096 * 3);
+	ASSERT_EQ(gr_dirty_epoch_count(b, 4096 * 2, 4096 * 4), (uint64_t)4096);
+	gr_dirty_epoch_add(b, 4096 * 2 + 1, 4096 * 3);
+	ASSERT_EPOCH_IS(b, 4000, CHUNK);
+	ASSERT_EQ(gr_dirty_epoch_abort(b), 0);
+	ASSERT_EQ(begin(b), CHUNK);
+	ASSERT_EQ(gr_dirty_epoch_commit(b), 0);
+	ASSERT_EQ(begin(b), (uint64_t)0);
+	gr_dirty_consumer_del(a);
+	gr_dirty_consumer_del(b);
+	gr_dirty_free(d);
+}
+
+TEST(several_epochs_of_one_consumer_end_each_by_itself)
+{
+	struct gr_dirty *d = make(CHUNK);
+	struct gr_dirty_consumer *c = add(d, GR_DIRTY_START_CLEAN);
+	struct gr_dirty_epoch *e[3], *none = NULL;
+	struct gr_error err;
+
+	ASSERT_EQ(gr_dirty_epoch_keep(c, &none, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "no epoch open");
+	for (uint64_t i = 0; i < 3; i++) {
+		mark_range(d, i * 100, 10 + i);
+		ASSERT_EQ(begin(c), 10 + i);
+		ASSERT_EQ(gr_dirty_epoch_keep(c, &e[i], NULL), 0);
+		ASSERT_EQ(gr_dirty_kept_pages(e[i]), 10 + i);
+		ASSERT_EQ(gr_dirty_epoch_pages(c), (uint64_t)0);
+	}
+	ASSERT_EQ(gr_dirty_grow(d, 3 * CHUNK, NULL), 0);
+	mark(d, 3 * CHUNK - 1);
+	gr_dirty_kept_abort(e[1]);
+	gr_dirty_kept_commit(e[0]);
+	ASSERT_EQ(begin(c), (uint64_t)12);
+	ASSERT_EQ(gr_dirty_epoch_count(c, 100, 11), (uint64_t)11);
+	ASSERT_EQ(gr_dirty_epoch_commit(c), 0);
+	ASSERT_EQ(begin(c), (uint64_t)0);
+	gr_dirty_kept_abort(NULL);
+	gr_dirty_kept_commit(NULL);
+	gr_dirty_consumer_del(c); /* with one open and one kept */
+	gr_dirty_free(d);
+}
+
+TEST(an_exported_epoch_is_the_same_when_it_is_imported)
+{
+	struct gr_dirty *d = make(2 * CHUNK);
+	struct gr_dirty_consumer *a = add(d, GR_DIRTY_START_CLEAN);
+	struct gr_dirty_consumer *b;
+	unsigned char words[1 + 8 * (3 * 4096 / 64 + 1)];
+	const uint64_t first = CHUNK - 4096, pages = 3 * 4096 + 7;
+
+	mark_range(d, first, 4096); /* whole */
+	mark(d, first + 5000);
+	mark_range(d, first + 3 * 4096, 20); /* more than is exported */
+	b = add(d, GR_DIRTY_START_CLEAN);
+	ASSERT_EQ(begin(a), (uint64_t)4096 + 1 + 20);
+	gr_dirty_epoch_export_le(a, first, pages, words + 1);
+	ASSERT_EQ(words[1], 0xff);
+	ASSERT_EQ(words[1 + 5000 / 8], 1 << 5000 % 8);
+	ASSERT_EQ(words[1 + 3 * 4096 / 8], 0x7f);
+	ASSERT_EQ(words[1 + 3 * 4096 / 8 + 1], 0);
+	ASSERT_EQ(begin(b), (uint64_t)0);
+	gr_dirty_epoch_import_le(b, first, pages, words + 1);
+	ASSERT_EQ(gr_dirty_epoch_pages(b), (uint64_t)4096 + 1 + 7);
+	ASSERT_EQ(gr_dirty_epoch_count(b, first, 4096), (uint64_t)4096);
+	ASSERT_EQ(gr_dirty_epoch_count(b, first + 5000, 1), (uint64_t)1);
+	/* Beyond what is covered there is nothing to export, and nothing is imported. */
+	gr_dirty_epoch_export_le(a, 2 * CHUNK, 64, words);
+	ASSERT_EQ(words[0], 0);
+	memset(words, 0xff, 8);
+	gr_dirty_epoch_import_le(b, 2 * CHUNK, 64, words);
+	ASSERT_EQ(gr_dirty_epoch_pages(b), (uint64_t)4096 + 1 + 7);
+	gr_dirty_consumer_del(a);
+	gr_dirty_consumer_del(b);
+	gr_dirty_free(d);
+}
+
+TEST(blocks_that_come_and_go_need_no_more_dirty_memory)
+{
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "dimm",
+					  .used_bytes = 3 * 4096, .fd = -1 };
+	struct gr_dirty_consumer *c;
+	struct gr_ram *ram;
+	uint64_t pages = 0;
+
+	ASSERT_EQ(gr_ram_create(NULL, &ram, NULL), 0);
+	c = add(gr_ram_dirty(ram), GR_DIRTY_START_CLEAN);
+	for (int i = 0; i < 300; i++) {
+		ASSERT_EQ(gr_ram_block_add(ram, &desc, NULL, NULL), 0);
+		ASSERT_EQ(begin(c), (uint64_t)3); /* a new one is dirty, whatever was there */
+		ASSERT_EQ(gr_dirty_epoch_commit(c), 0);
+		ASSERT_EQ(gr_ram_block_del_by_id(ram, "dimm", NULL), 0);
+		if (i == 0) {
+			pages = gr_dirty_pages(gr_ram_dirty(ram));
+		}
+	}
+	ASSERT_EQ(gr_dirty_pages(gr_ram_dirty(ram)), pages);
+	gr_dirty_consumer_del(c);
+	gr_ram_free(ram);
 }
 
 TEST(pages_put_into_an_epoch_count_once)

@@ -221,6 +221,21 @@ TEST(range_mark_half_way_during_a_harvest_loses_no_page)
 	end(d, c);
 }
 
+TEST(range_marked_as_a_whole_half_way_during_a_harvest_loses_no_page)
+{
+	struct gr_dirty_consumer *c;
+	struct gr_dirty *d = make(CHUNK, &c);
+	struct stopped m = { .dirty = d, .page = 4096, .pages = 3 * 4096 };
+
+	run_to(&m, "mark: half way", do_mark_range);
+	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
+	finish(&m);
+	ASSERT_EQ(gr_dirty_epoch_abort(c), 0);
+	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
+	ASSERT_EQ(gr_dirty_epoch_pages(c), (uint64_t)3 * 4096);
+	end(d, c);
+}
+
 static void *others_memory[64];
 
 TEST(marker_that_loaded_the_map_before_growth_marks_what_the_harvest_after_it_reads)
