@@ -242,6 +242,24 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_find_offset(struct gr_ram *ram, uint64_t byte
 					       gr_ram_addr_t *ret_offset, struct gr_error *err)
 	GR_EXCLUDES(gr_rcu_section);
 
+/* Private: as much of the published index as a lookup with a hint needs; see src/ram/lookup.c. */
+struct gr_ram_span {
+	uint64_t start;
+	uint64_t bytes;
+	struct gr_ram_block *block;
+};
+struct gr_ram_index_ {
+	struct gr_rcu_head rcu;
+	const struct gr_ram_span *by_offset;
+	unsigned int blocks;
+};
+/* Private: when no hint helps. */
+GR_EXPORT struct gr_ram_block *gr_ram_block_find_slow_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+#ifndef _WIN32 /* thread-local variables are function calls there */
+extern GR_EXPORT __thread uint32_t gr_ram_span_hint_[2] __attribute__((tls_model("initial-exec")));
+#endif
+
 /**
  * Find the block at a RAM address. Costs a compare when it is the thread's last one, and
  * log2(blocks) otherwise; writes nothing that another thread reads.
@@ -251,8 +269,26 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_find_offset(struct gr_ram *ram, uint64_t byte
  * @return The block, or NULL.
  * @context In a read-side section.
  */
-GR_EXPORT struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
+static inline struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
 	GR_REQUIRES_SHARED(gr_rcu_section);
+static inline struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
+{
+#ifndef _WIN32
+	const struct gr_ram_index_ *index = __atomic_load_n(
+		(const struct gr_ram_index_ *const *)(const void *)ram, __ATOMIC_CONSUME);
+
+	/* Two, for who alternates. Whatever they are, they are held against this very index. */
+	for (unsigned int i = 0; i < 2; i++) {
+		uint32_t hint = __atomic_load_n(&gr_ram_span_hint_[i], __ATOMIC_RELAXED);
+
+		if (GR_LIKELY(hint < index->blocks) &&
+		    addr.v - index->by_offset[hint].start < index->by_offset[hint].bytes) {
+			return index->by_offset[hint].block;
+		}
+	}
+#endif
+	return gr_ram_block_find_slow_rcu(ram, addr);
+}
 
 /**
  * Find the block that the guest sees at an address.

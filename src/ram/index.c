@@ -1,15 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "ram/index.h"
-#include "base/atomic.h"
+#include <stdlib.h>
 #include <string.h>
-
-static uint64_t next_generation(void)
-{
-	static gr_atomic_u64 last; /* (a) of the process: two machines never share a number */
-
-	/* Uniqueness is all that is asked of it: relaxed. */
-	return gr_add_relaxed(&last, 1) + 1;
-}
 
 static struct gr_ram_index *index_alloc(unsigned int blocks, unsigned int regions)
 {
@@ -18,7 +10,6 @@ static struct gr_ram_index *index_alloc(unsigned int blocks, unsigned int region
 	if (!x) {
 		return NULL;
 	}
-	x->generation = next_generation();
 	x->by_offset = calloc((size_t)blocks + 1, sizeof(x->by_offset[0]));
 	x->by_host = calloc((size_t)blocks + 1, sizeof(x->by_host[0]));
 	x->by_id = calloc((size_t)blocks + 1, sizeof(struct gr_ram_block *));
@@ -128,21 +119,19 @@ struct gr_ram_index *gr_ram_index_edit(const struct gr_ram_index *old,
 const struct gr_ram_span *gr_ram_span_at(const struct gr_ram_span *spans, unsigned int n,
 					 uint64_t addr)
 {
-	unsigned int lo = 0, hi = n; /* the last span that starts at or before addr is below hi */
+	const struct gr_ram_span *at = spans; /* the last one that starts at or before addr, if any */
 
-	while (lo < hi) {
-		unsigned int mid = lo + (hi - lo) / 2;
-
-		if (spans[mid].start <= addr) {
-			lo = mid + 1;
-		} else {
-			hi = mid;
-		}
-	}
-	if (lo == 0 || addr - spans[lo - 1].start >= spans[lo - 1].bytes) {
+	if (n == 0) {
 		return NULL;
 	}
-	return &spans[lo - 1];
+	/* The steps depend on n alone, and the choice is a move: nothing to predict wrongly. */
+	while (n > 1) {
+		unsigned int half = n / 2;
+
+		at += at[half].start <= addr ? half : 0;
+		n -= half;
+	}
+	return addr - at->start < at->bytes ? at : NULL;
 }
 
 const struct gr_ram_region *gr_ram_index_region_from(const struct gr_ram_index *index,

@@ -9,19 +9,11 @@
 
 #include <guestram/ram.h>
 
-/* A block's extent in one address space. */
-struct gr_ram_span {
-	uint64_t start;
-	uint64_t bytes;
-	struct gr_ram_block *block;
-};
-
 struct gr_ram_index {
 	struct gr_rcu_head rcu;
-	uint64_t generation; /* of all indexes of this process, no two are the same; never 0 */
+	struct gr_ram_span *by_offset;	/* RAM address space */
 	unsigned int blocks;
 	unsigned int regions;
-	struct gr_ram_span *by_offset;	/* RAM address space */
 	struct gr_ram_span *by_host;	/* this process's address space */
 	struct gr_ram_block **by_id;	/* as strcmp() orders them */
 	struct gr_ram_region *region;	/* guest physical address space */

@@ -1,108 +1,83 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * Lookups: load the index, ask it. In front of the two common ones sits a cache of one
- * entry, and it belongs to the thread.
+ * Lookups: load the index, ask it. In front of the two common ones stands a hint, which belongs
+ * to the thread: at which two places of the index the last answers were.
  *
- * Invariants
- * C1 An entry is (generation, pointer into the index of that generation). Generations come from
- *    one counter of the process and never repeat, neither over time nor between machines.
- * C2 It is used only in a read-side section, and only if its generation is that of the index
- *    which was loaded in this same section.
- * C3 Before it is used, the pointer is seen to lie in that index. A signal handler may look
- *    something up between the two loads or the two stores of an entry, in another machine too,
- *    and leave a pair that does not belong together. The generation is loaded first: then
- *    a pointer that does not belong to it was stored while its index existed, and so lies in
- *    other memory.
- *
- * Argument. A hit means that the entry points into the very index that this section loaded
- * from ram->index. That index was published when the section loaded it, so the grace period
- * before it (and before the blocks that only it names) is freed cannot end before the section.
- * Nothing is shared: no thread writes what another one reads, and a removal needs to clear
- * nothing.
+ * Argument. A hint is a number and promises nothing. It is held against the index that this
+ * section loaded: is there such a place, and does it contain the address? So a hint may be
+ * old, come from another machine, or have been left by a signal handler in the middle of this
+ * very lookup; at worst it does not help. Nothing is shared: no thread writes what another one
+ * reads, and a removal needs to clear nothing.
  *
  * The usual design, one shared pointer to the most recently used block that writers clear, has
  * a hole: a reader finds X and stalls; the writer removes X, clears the pointer and waits
  * for readers; the reader stores X into the pointer and leaves; X is freed; the next reader
- * follows the pointer. Here the reader's late store writes the old generation, which
- * nobody will ever match again.
+ * follows the pointer. Here the late store writes the number of a place.
+ *
+ * gr_ram_block_find_rcu() is inline in guestram/ram.h and comes here when the hint does not help.
  */
 #include "base/atomic.h"
 #include "base/hook.h"
 #include "ram/ram.h"
+#include <assert.h>
 
-/*
- * One thread's last answers. initial-exec: no function call to reach them. Relaxed atomics: the
- * thread's own signal handlers change them (C3).
- */
-static __thread __attribute__((tls_model("initial-exec"))) struct {
-	gr_atomic_u64 span_generation; /* (o) 0: empty */
-	const struct gr_ram_span *span;
-	gr_atomic_u64 region_generation; /* (o) 0: empty */
-	const struct gr_ram_region *region;
-} last;
+/* What the inline half in guestram/ram.h takes for granted. */
+static_assert(offsetof(struct gr_ram, index) == 0, "a reader finds the index first");
+static_assert(offsetof(struct gr_ram_index, by_offset) ==
+			      offsetof(struct gr_ram_index_, by_offset) &&
+		      offsetof(struct gr_ram_index, blocks) == offsetof(struct gr_ram_index_, blocks),
+	      "the index has two layouts");
 
-/* C3: is p one of the n elements that start at first? */
-static inline bool lies_in(const void *p, const void *first, unsigned int n, size_t bytes)
-{
-#ifdef GR_MUTANT_LOOKUP_ANY_INDEX
-	return p || first || n || bytes;
-#else
-	return (uintptr_t)p - (uintptr_t)first < (uintptr_t)n * bytes;
-#endif
-}
+/* initial-exec: no function call to reach them. Relaxed atomics: the thread's own signal handlers. */
+#define THREADS_OWN __thread __attribute__((tls_model("initial-exec")))
+__thread uint32_t gr_ram_span_hint_[2];
+static THREADS_OWN uint32_t region_hint;
 
-struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
+struct gr_ram_block *gr_ram_block_find_slow_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
 {
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	uint64_t generation = gr_load_relaxed(&last.span_generation);
 	const struct gr_ram_span *span;
 
-	gr_barrier(); /* C3: the generation first */
-	span = gr_load_relaxed(&last.span);
-#ifdef GR_MUTANT_LOOKUP_NO_GENERATION
-	(void)generation;
-	if (span && addr.v - span->start < span->bytes) {
-#else
-	if (generation == index->generation &&
-	    lies_in(span, index->by_offset, index->blocks, sizeof(*span)) &&
-	    addr.v - span->start < span->bytes) {
-#endif
-		return span->block;
+#ifdef GR_MUTANT_LOOKUP_KEEPS_POINTER
+	static THREADS_OWN const struct gr_ram_span *last;
+
+	if (last && addr.v - last->start < last->bytes) {
+		return last->block;
 	}
+#endif
 	span = gr_ram_span_at(index->by_offset, index->blocks, addr.v);
 	if (!span) {
 		return NULL;
 	}
 	GR_HOOK("lookup: found");
-	gr_store_relaxed(&last.span, span);
-	GR_HOOK("lookup: half stored");
-	gr_store_relaxed(&last.span_generation, index->generation);
+	gr_store_relaxed(&gr_ram_span_hint_[1], gr_load_relaxed(&gr_ram_span_hint_[0]));
+	gr_store_relaxed(&gr_ram_span_hint_[0], (uint32_t)(span - index->by_offset));
+#ifdef GR_MUTANT_LOOKUP_KEEPS_POINTER
+	last = span;
+#endif
 	return span->block;
 }
 
 const struct gr_ram_region *gr_ram_region_at_rcu(const struct gr_ram_index *index, gr_gpa_t gpa)
 {
-	uint64_t generation = gr_load_relaxed(&last.region_generation);
+	uint32_t hint = gr_load_relaxed(&region_hint);
 	const struct gr_ram_region *r;
 
-	gr_barrier(); /* C3: the generation first */
-	r = gr_load_relaxed(&last.region);
-#ifdef GR_MUTANT_LOOKUP_NO_GENERATION
-	(void)generation;
-	if (r && gpa.v - r->gpa.v < r->bytes) {
-#else
-	if (generation == index->generation &&
-	    lies_in(r, index->region, index->regions, sizeof(*r)) && gpa.v - r->gpa.v < r->bytes) {
-#endif
+	if (GR_LIKELY(hint < index->regions)) {
+		r = &index->region[hint];
+#ifdef GR_MUTANT_LOOKUP_TRUSTS_HINT
 		return r;
+#endif
+		if (GR_LIKELY(gpa.v - r->gpa.v < r->bytes)) {
+			return r;
+		}
 	}
 	r = gr_ram_index_region_from(index, gpa.v);
 	if (!r || gpa.v < r->gpa.v) {
 		return NULL;
 	}
-	gr_store_relaxed(&last.region, r);
-	GR_HOOK("lookup: half stored");
-	gr_store_relaxed(&last.region_generation, index->generation);
+	GR_HOOK("lookup: found");
+	gr_store_relaxed(&region_hint, (uint32_t)(r - index->region));
 	return r;
 }
 

@@ -152,6 +152,37 @@ TEST(lookups_of_two_machines_do_not_mix)
 	gr_ram_free(b);
 }
 
+TEST(hints_of_other_addresses_and_machines_do_not_mislead)
+{
+	struct gr_ram *ram[2] = { make(), make() };
+	struct gr_ram_block *b[2][3];
+
+	for (unsigned int i = 0; i < 2; i++) {
+		for (unsigned int k = 0; k < 3; k++) {
+			char id[] = { (char)('a' + k), 0 };
+			struct gr_ram_block_desc desc = describe(id, MIB);
+
+			desc.mapped = true;
+			desc.gpa = gr_gpa((uint64_t)(3 - k) << 30);
+			b[i][k] = add_desc(ram[i], &desc);
+		}
+	}
+	ASSERT_EQ(gr_ram_block_del(b[1][2], NULL), 0); /* the last place is not in every index */
+	gr_rcu_read_lock();
+	for (unsigned int n = 0; n < 60; n++) {
+		unsigned int i = n % 2, k = n * 7 % 3;
+		struct gr_ram_block *want = i == 1 && k == 2 ? NULL : b[i][k];
+
+		ASSERT_PTR_EQ(gr_ram_block_find_rcu(ram[i], b[0][k]->offset), want);
+		ASSERT_PTR_EQ(gr_ram_block_by_gpa_rcu(ram[i], gr_gpa((uint64_t)(3 - k) << 30), NULL,
+						      NULL),
+			      want);
+	}
+	gr_rcu_read_unlock();
+	gr_ram_free(ram[0]);
+	gr_ram_free(ram[1]);
+}
+
 TEST(walk_goes_from_the_biggest_to_the_smallest)
 {
 	static const struct {
