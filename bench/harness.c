@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench/harness.h"
 #include <errno.h>
+#include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -116,6 +117,15 @@ void bench_print(const struct bench_options *o, const struct bench_result *r)
 		       r->name, ours, r->peer_name, peer, r->unit, ratio, spread, r->runs);
 	}
 	(void)fflush(stdout);
+}
+
+void bench_pin(unsigned cpu)
+{
+	cpu_set_t set;
+
+	CPU_ZERO(&set);
+	CPU_SET(cpu, &set);
+	(void)sched_setaffinity(0, sizeof(set), &set);
 }
 
 double bench_now_s(void)

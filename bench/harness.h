@@ -46,6 +46,8 @@ void bench_print(const struct bench_options *o, const struct bench_result *r);
 /* Says what goes wrong on stderr and exits with status 2. */
 void bench_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 double bench_now_s(void);
+/* Keeps the calling thread on one processor, if there are so many. */
+void bench_pin(unsigned cpu);
 /* CPU seconds that a process (0: this one) has used so far, all threads. */
 double bench_cpu_s(pid_t pid);
 /* Fills memory with bytes that no codec can shorten; the same for the same seed. */
