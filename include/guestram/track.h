@@ -21,6 +21,7 @@
  *   tracker   KVM_VCPUS  MAPPING  MARKED  OUTSIDE
  *   software     -          -       yes      -
  *   KVM log     yes         -        -       -
+ *   KVM ring    yes         -        -       -
  *   uffd-wp     yes (*)    yes       -       -
  *
  *   (*) when the KVM slots use the blocks' own mapping, as gr_kvm_memory does.
@@ -51,6 +52,8 @@ enum gr_tracker_kind {
 	GR_TRACKER_KVM_LOG,  /**< KVM's dirty log, with manual protect where offered */
 	GR_TRACKER_UFFD_WP,  /**< userfaultfd write protection (async) and PAGEMAP_SCAN;
 			      *   needs no privilege, tracks memory of any kind */
+	GR_TRACKER_KVM_RING, /**< KVM's dirty rings, one per vCPU: costs what is written, not
+			      *   what exists; instead of the log */
 };
 
 /** Who writes guest memory. */
@@ -68,7 +71,9 @@ struct gr_kvm_memory;
 /** What some trackers need. Zero what you do not set. */
 struct gr_tracker_params {
 	size_t size;               /**< sizeof(struct gr_tracker_params) */
-	struct gr_kvm_memory *kvm; /**< GR_TRACKER_KVM_LOG: the machine's slots */
+	struct gr_kvm_memory *kvm; /**< GR_TRACKER_KVM_LOG and _RING: the machine's slots */
+	uint32_t ring_entries;     /**< GR_TRACKER_KVM_RING: pages per vCPU's ring, a power of
+				    *   two; 0: 4096 */
 };
 
 /**
@@ -101,6 +106,34 @@ GR_EXPORT GR_MUST_CHECK int gr_kvm_memory_create(struct gr_ram *ram, int vm_fd,
  * @context Outside a read-side section.
  */
 GR_EXPORT void gr_kvm_memory_free(struct gr_kvm_memory *kvm);
+
+/**
+ * Make a vCPU's dirty ring known. Right after KVM_CREATE_VCPU, before it first runs, for each
+ * vCPU; without GR_TRACKER_KVM_RING in use it does nothing.
+ * @param kvm     The machine's slots.
+ * @param vcpu_fd KVM's vCPU file descriptor; borrowed until gr_kvm_vcpu_del().
+ * @param err     May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  What mapping its ring returned; -ENOMEM; -ENOTSUP on other systems.
+ * @context Any thread.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_kvm_vcpu_add(struct gr_kvm_memory *kvm, int vcpu_fd,
+					    struct gr_error *err);
+/**
+ * A vCPU goes: what is in its ring is marked first. It does not run any more.
+ * @param kvm     The machine's slots.
+ * @param vcpu_fd As it was added; one that was not is ignored.
+ * @context Any thread.
+ */
+GR_EXPORT void gr_kvm_vcpu_del(struct gr_kvm_memory *kvm, int vcpu_fd);
+/**
+ * A vCPU left the guest with KVM_EXIT_DIRTY_RING_FULL: empty the rings, then enter it again.
+ * @param kvm The machine's slots.
+ * @param err May be NULL.
+ * @return 0 or a negative errno: the rings cannot be emptied, the vCPU cannot go on.
+ * @context The vCPU's thread, outside a read-side section, with no lock that kick() needs.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_kvm_ring_full(struct gr_kvm_memory *kvm, struct gr_error *err);
 
 /**
  * Create the tracker driver of a machine. The software tracker is always in use.

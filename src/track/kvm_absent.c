@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* On systems without KVM: says so. */
+#include "track/kvm_memory.h"
 #include "track/tracker.h"
 #include <errno.h>
 
@@ -28,4 +29,37 @@ int gr_tracker_kvm_log_create(struct gr_ram *ram, const struct gr_tracker_params
 	(void)params;
 	(void)ret_tracker;
 	return gr_error_set(err, -ENOTSUP, "this system has no KVM");
+}
+
+int gr_tracker_kvm_ring_create(struct gr_ram *ram, const struct gr_tracker_params *params,
+			       struct gr_tracker **ret_tracker, struct gr_error *err)
+{
+	return gr_tracker_kvm_log_create(ram, params, ret_tracker, err);
+}
+
+int gr_kvm_vcpu_add(struct gr_kvm_memory *kvm, int vcpu_fd, struct gr_error *err)
+{
+	(void)kvm;
+	(void)vcpu_fd;
+	return gr_error_set(err, -ENOTSUP, "this system has no KVM");
+}
+
+void gr_kvm_vcpu_del(struct gr_kvm_memory *kvm, int vcpu_fd)
+{
+	(void)kvm;
+	(void)vcpu_fd;
+}
+
+int gr_kvm_ring_full(struct gr_kvm_memory *kvm, struct gr_error *err)
+{
+	(void)kvm;
+	return gr_error_set(err, -ENOTSUP, "this system has no KVM");
+}
+
+unsigned int gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max)
+{
+	(void)kvm;
+	(void)ret_pages;
+	(void)max;
+	return 0;
 }

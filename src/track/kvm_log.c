@@ -80,6 +80,13 @@ int gr_kvm_log_start(struct gr_kvm_memory *kvm, struct gr_error *err)
 {
 	GR_MUTEX_GUARD(&kvm->lock);
 	GR_ASSERT(!kvm->logging);
+	if (kvm->ring_entries > 0) {
+		int rc = gr_kvm_ring_start_locked(kvm, err);
+
+		if (rc < 0) {
+			return rc;
+		}
+	}
 	for (unsigned int i = 0; i < kvm->nslots; i++) {
 		int rc = gr_kvm_slot_debt_locked(kvm, kvm->slots[i], err);
 
@@ -108,6 +115,10 @@ int gr_kvm_slot_sync_locked(struct gr_kvm_memory *kvm, struct gr_kvm_slot *slot,
 	struct kvm_dirty_log log = { .slot = slot->id, .dirty_bitmap = kvm->words };
 
 	if (slot->region.readonly) {
+		return 0;
+	}
+	if (kvm->ring_entries > 0) {
+		gr_kvm_ring_reap_locked(kvm); /* the rings of the vCPUs know no slots */
 		return 0;
 	}
 	if (ioctl(kvm->vm_fd, KVM_GET_DIRTY_LOG, &log) < 0) {
@@ -287,6 +298,10 @@ int gr_tracker_kvm_log_create(struct gr_ram *ram, const struct gr_tracker_params
 	if (!kvm || kvm->ram != ram) {
 		return gr_error_set(err, -EINVAL,
 				    "the KVM log needs this machine's KVM memory slots");
+	}
+	if (kvm->ring_entries > 0) {
+		return gr_error_set(err, -EBUSY,
+				    "the KVM log cannot be had: this VM has dirty rings instead");
 	}
 	rc = gr_kvm_log_set_manual(kvm, kvm->can_manual, err);
 	if (rc < 0) {

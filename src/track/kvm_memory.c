@@ -130,6 +130,9 @@ static void slot_enter(struct gr_kvm_memory *kvm, struct gr_kvm_slot *slot) GR_R
 	memmove(&kvm->slots[at + 1], &kvm->slots[at], (kvm->nslots - at) * sizeof(*kvm->slots));
 	kvm->slots[at] = slot;
 	kvm->nslots++;
+	if (kvm->by_id) {
+		kvm->by_id[slot->id] = slot;
+	}
 	refresh_reach(kvm);
 }
 
@@ -242,6 +245,9 @@ static void region_del(void *opaque, const struct gr_ram_region *region)
 	slot = slot_leave(kvm, region->gpa);
 	GR_ASSERT(slot);
 	last_report(kvm, slot);
+	if (kvm->by_id) {
+		kvm->by_id[slot->id] = NULL;
+	}
 	if (slot_delete(kvm, slot)) {
 		id_give(kvm, slot->id); /* else the number stays taken */
 	}
@@ -320,6 +326,7 @@ void gr_kvm_memory_put(struct gr_kvm_memory *kvm)
 	if (gr_sub_acq_rel(&kvm->refs, 1u) > 1) {
 		return;
 	}
+	gr_kvm_ring_destroy(kvm);
 	gr_mutex_destroy(&kvm->lock);
 	free(kvm->ids);
 	free(kvm->slots);

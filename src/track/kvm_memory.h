@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * KVM's memory slots and their dirty logs, as the tracker of the KVM log sees them.
+ * KVM's memory slots and their dirty logs or rings, as the trackers of KVM see them.
  *
  * Lock: gr_kvm_memory.lock covers the slots, their debts and every ioctl on them, so a
  * report is fetched and marked before the next caller fetches one (O4). The vCPUs never
@@ -60,6 +60,12 @@ struct gr_kvm_memory {
 	uint64_t words_pages;	    /* (l) how big a slot that is */
 	bool logging;		    /* (l) */
 	bool manual;		    /* (l) a fetched page is protected by CLEAR only */
+
+	/* Of the ring (kvm_ring.c). */
+	uint32_t ring_entries;	     /* (l) 0: it is not in use */
+	struct gr_kvm_ring *rings;   /* (l) one per vCPU */
+	struct gr_kvm_slot **by_id;  /* (l) the slot of each number, or NULL; only with rings */
+	uint32_t ring_debt;	     /* (a) entries were collected and not reset */
 };
 
 /* The tracker may outlive the slots: it then has nothing to report. */
@@ -80,6 +86,19 @@ GR_MUST_CHECK int gr_kvm_log_sync(struct gr_kvm_memory *kvm, struct gr_error *er
 /* Protect again what was fetched and not protected since, in this part of the RAM space. */
 GR_MUST_CHECK int gr_kvm_log_rearm(struct gr_kvm_memory *kvm, gr_ram_addr_t start, uint64_t bytes,
 				   struct gr_error *err);
+
+/* kvm_ring.c: mark what the rings have. What is collected is protected again by a re-arm. */
+void gr_kvm_ring_reap_locked(struct gr_kvm_memory *kvm) GR_REQUIRES(kvm->lock);
+/* 0, or why the ring cannot start. */
+GR_MUST_CHECK int gr_kvm_ring_start_locked(struct gr_kvm_memory *kvm, struct gr_error *err)
+	GR_REQUIRES(kvm->lock);
+/*
+ * How many pages were taken from each vCPU's ring so far, in the order in which the vCPUs were
+ * added; fills at most max and returns how many there are, at most max unless that is 0.
+ */
+unsigned int gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max);
+/* When the slots are freed. */
+void gr_kvm_ring_destroy(struct gr_kvm_memory *kvm);
 
 /* For kvm_memory.c, under kvm->lock. */
 /* Make the slot, or change whether it is logged. */

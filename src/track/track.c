@@ -317,6 +317,7 @@ static const struct {
 } kinds[] = {
 	[GR_TRACKER_SOFTWARE] = { SOFTWARE_NAME, NULL },
 	[GR_TRACKER_KVM_LOG] = { "kvm-log", gr_tracker_kvm_log_create },
+	[GR_TRACKER_KVM_RING] = { "kvm-ring", gr_tracker_kvm_ring_create },
 	[GR_TRACKER_UFFD_WP] = { "uffd-wp", gr_tracker_uffd_wp_create },
 };
 
@@ -392,7 +393,7 @@ static const struct {
 	  "writers outside this mapping (another mapping, another process, write() on the file)",
 	  "no tracker of this version sees them: have them write through the blocks' own mapping, "
 	  "or mark what they wrote" },
-	{ GR_WRITERS_KVM_VCPUS, "the virtual CPUs of KVM", "kvm-log and uffd-wp see them" },
+	{ GR_WRITERS_KVM_VCPUS, "the virtual CPUs of KVM", "kvm-log, kvm-ring and uffd-wp see them" },
 	{ GR_WRITERS_MAPPING, "stores and system calls of this process through the blocks' mapping",
 	  "uffd-wp sees them, or mark each with gr_ram_mark()" },
 	{ GR_WRITERS_MARKED, "code that marks what it writes", "software sees it" },

@@ -99,6 +99,8 @@ int gr_tracker_uffd_wp_create(struct gr_ram *ram, const struct gr_tracker_params
 			      struct gr_tracker **ret_tracker, struct gr_error *err);
 int gr_tracker_kvm_log_create(struct gr_ram *ram, const struct gr_tracker_params *params,
 			      struct gr_tracker **ret_tracker, struct gr_error *err);
+int gr_tracker_kvm_ring_create(struct gr_ram *ram, const struct gr_tracker_params *params,
+			       struct gr_tracker **ret_tracker, struct gr_error *err);
 
 /*
  * Take a tracker into use that was made elsewhere (the tests' own). The driver owns it from

@@ -57,8 +57,6 @@ static void on_kick(int sig)
 
 void kvm_guest_create(struct kvm_guest *g)
 {
-	int bytes;
-
 	memset(g, 0, sizeof(*g));
 	g->kvm_fd = open("/dev/kvm", O_RDWR | O_CLOEXEC);
 	if (g->kvm_fd < 0) {
@@ -68,6 +66,18 @@ void kvm_guest_create(struct kvm_guest *g)
 	if (g->vm_fd < 0) {
 		SKIP("KVM makes no VM: %s", strerror(errno));
 	}
+	g->vcpu_fd = -1;
+	pthread_mutex_init(&g->lock, NULL);
+	pthread_cond_init(&g->changed, NULL);
+	(void)sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = on_kick }, NULL);
+}
+
+void kvm_guest_add_vcpu(struct kvm_guest *g, struct gr_kvm_memory *kvm)
+{
+	struct gr_error err;
+	int bytes;
+
+	g->kvm = kvm;
 	g->vcpu_fd = ioctl(g->vm_fd, KVM_CREATE_VCPU, 0);
 	ASSERT_GE(g->vcpu_fd, 0);
 	bytes = ioctl(g->kvm_fd, KVM_GET_VCPU_MMAP_SIZE, 0);
@@ -75,9 +85,9 @@ void kvm_guest_create(struct kvm_guest *g)
 	g->run_bytes = (size_t)bytes;
 	g->run = mmap(NULL, g->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, g->vcpu_fd, 0);
 	ASSERT(g->run != MAP_FAILED);
-	pthread_mutex_init(&g->lock, NULL);
-	pthread_cond_init(&g->changed, NULL);
-	(void)sigaction(SIGUSR1, &(struct sigaction){ .sa_handler = on_kick }, NULL);
+	if (kvm && gr_kvm_vcpu_add(kvm, g->vcpu_fd, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
 	flat_mode(g);
 }
 
@@ -89,8 +99,10 @@ void kvm_guest_boot(struct kvm_guest *g, struct gr_ram *ram, uint32_t at)
 
 void kvm_guest_destroy(struct kvm_guest *g)
 {
-	munmap(g->run, g->run_bytes);
-	close(g->vcpu_fd);
+	if (g->vcpu_fd >= 0) {
+		munmap(g->run, g->run_bytes);
+		close(g->vcpu_fd);
+	}
 	close(g->vm_fd);
 	close(g->kvm_fd);
 	pthread_cond_destroy(&g->changed);
@@ -103,12 +115,27 @@ static void set_regs(struct kvm_guest *g, struct kvm_regs r)
 	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_SET_REGS, &r), 0);
 }
 
+static void empty_ring(struct kvm_guest *g)
+{
+	struct gr_error err;
+
+	if (gr_kvm_ring_full(g->kvm, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	g->ring_full++;
+}
+
 static uint32_t run_out(struct kvm_guest *g)
 {
-	while (ioctl(g->vcpu_fd, KVM_RUN, 0) < 0) {
-		ASSERT_EQ(errno, EINTR);
+	for (;;) {
+		if (ioctl(g->vcpu_fd, KVM_RUN, 0) < 0) {
+			ASSERT_EQ(errno, EINTR);
+		} else if (g->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
+			empty_ring(g);
+		} else {
+			return g->run->exit_reason;
+		}
 	}
-	return g->run->exit_reason;
 }
 
 uint32_t kvm_guest_store(struct kvm_guest *g, uint32_t gpa, uint32_t value)
@@ -143,11 +170,13 @@ static void *spin(void *arg)
 		}
 		g->out = false;
 		pthread_mutex_unlock(&g->lock);
-		if (ioctl(g->vcpu_fd, KVM_RUN, 0) == 0) {
+		if (ioctl(g->vcpu_fd, KVM_RUN, 0) < 0) {
+			ASSERT_EQ(errno, EINTR);
+		} else if (g->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
+			empty_ring(g);
+		} else {
 			/* A store where no memory is any more: dropped. */
 			ASSERT_EQ(g->run->exit_reason, (uint32_t)KVM_EXIT_MMIO);
-		} else {
-			ASSERT_EQ(errno, EINTR);
 		}
 		pthread_mutex_lock(&g->lock);
 		if (g->held == 0) {

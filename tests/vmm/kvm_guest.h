@@ -8,6 +8,7 @@
 #define KVM_GUEST_H
 
 #include <guestram/ram.h>
+#include <guestram/track.h>
 #include <linux/kvm.h>
 #include <pthread.h>
 
@@ -16,6 +17,8 @@ struct kvm_guest {
 	struct kvm_run *run;
 	size_t run_bytes;
 	uint32_t code; /* where its program is */
+	struct gr_kvm_memory *kvm; /* whom to tell that the vCPU's dirty ring is full, or NULL */
+	uint64_t ring_full;	   /* how often it was */
 
 	pthread_t thread; /* while it spins */
 	pthread_mutex_t lock;
@@ -25,8 +28,10 @@ struct kvm_guest {
 	bool out;      /* (l) the vCPU is out of the guest and stays */
 };
 
-/* Opens /dev/kvm and makes a VM with one vCPU, or skips the test with the reason. */
+/* Opens /dev/kvm and makes a VM, or skips the test with the reason. */
 void kvm_guest_create(struct kvm_guest *g);
+/* Its vCPU; kvm may be NULL. */
+void kvm_guest_add_vcpu(struct kvm_guest *g, struct gr_kvm_memory *kvm);
 /* Once there is RAM: puts the program at a guest address, a page that tests leave alone. */
 void kvm_guest_boot(struct kvm_guest *g, struct gr_ram *ram, uint32_t code);
 void kvm_guest_destroy(struct kvm_guest *g);

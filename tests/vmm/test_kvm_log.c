@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * KVM's slots and dirty log under a real guest: what it wrote is reported, whatever
- * happens to the slots meanwhile. The oracle is the difference of memory.
+ * happens to the slots meanwhile. The oracle is the difference of memory. With -DKVM_RING all of it
+ * runs over dirty rings, the smallest that there are (test_kvm_ring).
  */
 #include "base/compiler.h"
 #include "harness.h"
@@ -17,6 +18,7 @@ enum {
 	RAM_PAGES = 512,
 	CODE = (RAM_PAGES - 1) * PAGE,
 	PLUG_GPA = 0x40000000,
+	RING_ENTRIES = 256, /* a page of them; KVM keeps 64 in reserve */
 };
 
 struct machine {
@@ -49,16 +51,35 @@ static void machine_create(struct machine *m)
 	kvm_guest_create(&m->guest);
 	ASSERT_EQ(gr_ram_create(NULL, &m->ram, NULL), 0);
 	m->block = plug(m, "ram", 0, RAM_PAGES);
-	kvm_guest_boot(&m->guest, m->ram, CODE);
 	if (gr_kvm_memory_create(m->ram, m->guest.vm_fd, kvm_guest_kick, kvm_guest_resume,
 				 &m->guest, &m->kvm, &err) < 0) {
 		FAIL("%s", err.msg);
 	}
 	ASSERT_EQ(gr_track_create(m->ram, &m->track, NULL), 0);
 	params.kvm = m->kvm;
+#ifdef KVM_RING
+	params.ring_entries = RING_ENTRIES;
+	if (gr_track_use(m->track, GR_TRACKER_KVM_RING, &params, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+#else
 	if (gr_track_use(m->track, GR_TRACKER_KVM_LOG, &params, &err) < 0) {
 		FAIL("%s", err.msg);
 	}
+#endif
+	kvm_guest_add_vcpu(&m->guest, m->kvm);
+	kvm_guest_boot(&m->guest, m->ram, CODE);
+}
+
+/* Of the log alone. */
+static void choose_manual(struct machine *m, bool manual)
+{
+#ifndef KVM_RING
+	ASSERT_EQ(gr_kvm_log_set_manual(m->kvm, manual, NULL), 0);
+#else
+	(void)m;
+	(void)manual;
+#endif
 }
 
 static void track(struct machine *m)
@@ -72,6 +93,7 @@ static void track(struct machine *m)
 
 static void machine_destroy(struct machine *m)
 {
+	gr_kvm_vcpu_del(m->kvm, m->guest.vcpu_fd);
 	gr_kvm_memory_free(m->kvm);
 	gr_track_free(m->track);
 	gr_ram_free(m->ram);
@@ -162,7 +184,7 @@ static void scripted_writes(bool manual)
 	uint64_t pages;
 
 	machine_create(&m);
-	ASSERT_EQ(gr_kvm_log_set_manual(m.kvm, manual, NULL), 0);
+	choose_manual(&m, manual);
 	track(&m);
 	copier_create(&k, &m, m.block, GR_DIRTY_START_FULL);
 	ASSERT_GE(round_of(&k), (uint64_t)RAM_PAGES);
@@ -201,7 +223,7 @@ static void two_consumers(bool manual)
 	struct copier a, b;
 
 	machine_create(&m);
-	ASSERT_EQ(gr_kvm_log_set_manual(m.kvm, manual, NULL), 0);
+	choose_manual(&m, manual);
 	track(&m);
 	copier_create(&a, &m, m.block, GR_DIRTY_START_FULL);
 	copier_create(&b, &m, m.block, GR_DIRTY_START_FULL);
@@ -236,6 +258,64 @@ TEST(two_consumers_of_one_log_both_end_with_the_guests_bytes_without_manual_prot
 	two_consumers(false);
 }
 
+#ifdef KVM_RING
+TEST(a_full_ring_stops_the_guest_until_it_is_emptied_and_loses_nothing)
+{
+	struct machine m;
+	struct copier k;
+
+	machine_create(&m);
+	track(&m);
+	copier_create(&k, &m, m.block, GR_DIRTY_START_FULL);
+	round_of(&k);
+	kvm_guest_fill(&m.guest, PAGE, PAGE, 500, 7);
+	ASSERT_GE(m.guest.ring_full, 1u);
+	ASSERT_GE(round_of(&k), 500u);
+	assert_up_to_date(&k);
+	ASSERT_LE(round_of(&k), 1u);
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
+TEST(rings_come_before_vcpus_and_instead_of_the_log)
+{
+	struct gr_tracker_params params = { .size = sizeof(params), .ring_entries = 3 };
+	struct machine m;
+	struct gr_error err;
+
+	kvm_guest_create(&m.guest);
+	ASSERT_EQ(gr_ram_create(NULL, &m.ram, NULL), 0);
+	ASSERT_EQ(gr_track_create(m.ram, &m.track, NULL), 0);
+	ASSERT_EQ(gr_track_use(m.track, GR_TRACKER_KVM_RING, &params, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "memory slots");
+	ASSERT_EQ(gr_kvm_memory_create(m.ram, m.guest.vm_fd, NULL, NULL, NULL, &m.kvm, NULL), 0);
+	params.kvm = m.kvm;
+	ASSERT_EQ(gr_track_use(m.track, GR_TRACKER_KVM_RING, &params, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "power of two");
+	params.ring_entries = 1 << 23;
+	ASSERT_EQ(gr_track_use(m.track, GR_TRACKER_KVM_RING, &params, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "too big");
+	params.ring_entries = 0;
+	ASSERT_EQ(gr_track_use(m.track, GR_TRACKER_KVM_RING, &params, &err), 0);
+	ASSERT_EQ(gr_track_use(m.track, GR_TRACKER_KVM_LOG, &params, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "dirty rings instead");
+	ASSERT_EQ(gr_track_start(m.track, GR_WRITERS_KVM_VCPUS, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "gr_kvm_vcpu_add");
+	kvm_guest_add_vcpu(&m.guest, m.kvm);
+	ASSERT_EQ(gr_track_start(m.track, GR_WRITERS_KVM_VCPUS, &err), 0);
+	machine_destroy(&m);
+
+	kvm_guest_create(&m.guest);
+	kvm_guest_add_vcpu(&m.guest, NULL);
+	ASSERT_EQ(gr_ram_create(NULL, &m.ram, NULL), 0);
+	ASSERT_EQ(gr_track_create(m.ram, &m.track, NULL), 0);
+	ASSERT_EQ(gr_kvm_memory_create(m.ram, m.guest.vm_fd, NULL, NULL, NULL, &m.kvm, NULL), 0);
+	params.kvm = m.kvm;
+	ASSERT_EQ(gr_track_use(m.track, GR_TRACKER_KVM_RING, &params, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "before the first vCPU");
+	machine_destroy(&m);
+}
+#else
 TEST(a_page_that_nobody_rearms_is_reported_again)
 {
 	struct machine m;
@@ -254,6 +334,7 @@ TEST(a_page_that_nobody_rearms_is_reported_again)
 	copier_destroy(&k);
 	machine_destroy(&m);
 }
+#endif
 
 /* The block stays when its region goes, so its bits must not go with the slot. */
 TEST(a_slot_that_goes_leaves_its_dirty_bits)
@@ -478,7 +559,7 @@ static void running_guest(bool manual)
 	uint64_t rounds = 0, plugs = 0;
 
 	machine_create(&m);
-	ASSERT_EQ(gr_kvm_log_set_manual(m.kvm, manual, NULL), 0);
+	choose_manual(&m, manual);
 	kvm_guest_spin(&m.guest, 0, 256 * PAGE);
 	track(&m);
 	copier_create(&a, &m, m.block, GR_DIRTY_START_FULL);
