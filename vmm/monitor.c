@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "monitor.h"
+#include "dirty_rate.h"
 #include "qmp.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -21,6 +22,7 @@ struct monitor {
 	struct vmm_qmp *qmp;
 	struct gr_notifier changed; /* the machine's or a move's state has */
 	struct gr_loop_handler *changed_handler;
+	struct vmm_dirty_rate *dirty_rate;
 	struct vmm_move *out, *in; /* the last move out; the move in until it has ended */
 	bool autostart;
 	int status; /* why the loop was stopped: 0 or an error, with... */
@@ -490,15 +492,35 @@ static int do_set_rate(void *opaque, json_t *args, json_t **ret, struct gr_error
 	return rc;
 }
 
+static int do_calc_dirty_rate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)ret;
+	return vmm_dirty_rate_calc(monitor->dirty_rate, args, err);
+}
+
+static int do_query_dirty_rate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)err;
+	*ret = vmm_dirty_rate_query(monitor->dirty_rate);
+	return 0;
+}
+
 static int do_query_commands(void *opaque, json_t *args, json_t **ret, struct gr_error *err);
 
 static const struct vmm_qmp_command commands[] = {
+	{ "calc-dirty-rate", VMM_DIRTY_RATE_ARGUMENTS, do_calc_dirty_rate },
 	{ "cont", "", do_cont },
 	{ "migrate", "uri", do_migrate },
 	{ "migrate-set-parameters", "max-bandwidth downtime-limit", do_set_parameters },
 	{ "migrate_cancel", "", do_migrate_cancel },
 	{ "pmemsave", "val size filename", do_pmemsave },
 	{ "query-commands", "", do_query_commands },
+	{ "query-dirty-rate", "", do_query_dirty_rate },
 	{ "query-migrate", "", do_query_migrate },
 	{ "query-migrate-parameters", "", do_query_parameters },
 	{ "query-status", "", do_query_status },
@@ -634,6 +656,8 @@ static int prepare(struct monitor *monitor, struct gr_error *err)
 	machine.changed = machine_changed;
 	machine.opaque = monitor;
 	rc = vmm_machine_create(&machine, &monitor->machine, err);
+	rc = rc < 0 ? rc : vmm_dirty_rate_create(monitor->loop, monitor->machine,
+						 &monitor->dirty_rate, err);
 	return rc < 0 ? rc : start(monitor, err);
 }
 
@@ -655,6 +679,7 @@ static int run(struct monitor *monitor, struct gr_error *err)
 	rc = rc < 0 ? rc : serve(monitor, err);
 	vmm_move_free(monitor->in);
 	vmm_move_free(monitor->out);
+	vmm_dirty_rate_free(monitor->dirty_rate);
 	vmm_machine_free(monitor->machine);
 	if (monitor->changed_handler) {
 		gr_loop_del(monitor->changed_handler);

@@ -5,6 +5,7 @@
 
 #include <guestram/channel.h>
 #include <guestram/dirty.h>
+#include <guestram/dirty_rate.h>
 #include <guestram/error.h>
 #include <guestram/event.h>
 #include <guestram/image.h>

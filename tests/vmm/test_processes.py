@@ -175,6 +175,49 @@ def tcp_and_a_paused_destination_work_too(folder):
 
 
 @test
+def a_dirty_rate_is_measured_in_the_words_of_qemu(folder):
+    here = Machine(folder, "here", memory="64M")
+    rate = here.do("query-dirty-rate")
+    equal((rate["status"], "dirty-rate" in rate), ("unstarted", False), "before")
+    here.lives()
+    for mode in ["page-sampling", "dirty-bitmap"]:
+        here.do("calc-dirty-rate", **{"calc-time": 300, "calc-time-unit": "millisecond",
+                                      "mode": mode})
+        until(lambda: here.do("query-dirty-rate")["status"] == "measured")
+        rate = here.do("query-dirty-rate")
+        equal((rate["mode"], rate["calc-time"], rate["calc-time-unit"], rate["sample-pages"]),
+              (mode, 300, "millisecond", 512), "what was asked for")
+        # it writes 200 MB a second if it can; not more pages than there are, in 0.3 s or more
+        assert 0 < rate["dirty-rate"] <= 64 / 0.3, rate
+    here.do("calc-dirty-rate", **{"calc-time": 60})
+    equal(here.do("query-dirty-rate")["status"], "measuring", "meanwhile")
+    here.do("stop")
+    refused(here, {"calc-time": 1}, "already")
+    here.quit()  # in the middle of it
+    there = Machine(folder, "there")
+    for arguments, why in [
+            ({}, "calc-time"), ({"calc-time": 61}, "50 to 60000"),
+            ({"calc-time": 49, "calc-time-unit": "millisecond"}, "50 to 60000"),
+            ({"calc-time": 1, "calc-time-unit": "year"}, "year"),
+            ({"calc-time": 1, "mode": "guess"}, "guess"),
+            ({"calc-time": 1, "mode": "dirty-ring"}, "ring"),
+            ({"calc-time": 1, "sample-pages": 127}, "128 to 16384"),
+            ({"calc-time": 1, "sample-pages": 512, "mode": "dirty-bitmap"}, "page-sampling")]:
+        refused(there, arguments, why)
+    equal(there.do("query-dirty-rate")["status"], "unstarted", "what was refused")
+    there.quit()
+
+
+def refused(machine, arguments, why):
+    try:
+        machine.do("calc-dirty-rate", **arguments)
+    except Refused as e:
+        assert why in str(e), f"{arguments}: {e}"
+    else:
+        raise AssertionError(f"{arguments} were not refused")
+
+
+@test
 def a_stop_that_comes_just_after_the_machine_is_obeyed(folder):
     uri, fifo = f"unix:{folder}/move", f"{folder}/fifo"
     os.mkfifo(fifo)
