@@ -364,8 +364,11 @@ TEST(an_exported_epoch_is_the_same_when_it_is_imported)
 
 TEST(blocks_that_come_and_go_need_no_more_dirty_memory)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "dimm",
-					  .used_bytes = 3 * 4096, .fd = -1 };
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "dimm",
+					  .used_bytes = 3 * 4096,
+					  .backing = GR_RAM_ANONYMOUS,
+					  .fd = -1 };
 	struct gr_dirty_consumer *c;
 	struct gr_ram *ram;
 	uint64_t pages = 0;
