@@ -56,13 +56,11 @@ GR_EXPORT GR_MUST_CHECK int gr_rcu_domain_create(const struct gr_rcu_domain_para
 
 /**
  * Free a domain. Readers that threads got by gr_rcu_domain_read_lock() go with it.
- * @param domain May be NULL (nothing happens). Nobody may use it any more: no thread may still
- *               be inside a function that was given it, or a reader of it. A section's end is
- *               such a function: it may let a grace period go and then touch the domain once
- *               more, so that a grace period of yours has ended does not say that it has
- *               returned. Join the threads, or have each say that it is done. Dies if a
- *               reader is inside a section, an explicit one is still there, or a queue
- *               uses it.
+ * @param domain May be NULL (nothing happens). Nobody may use it any more: no thread enters a
+ *               section, waits or polls. That the last sections have ended may be known from a
+ *               grace period of the domain: the end of a section does not touch the domain
+ *               after it has let a grace period go. Dies if a reader is inside a section, an
+ *               explicit one is still there, or a queue uses it.
  * @context Outside its sections. Sleeps.
  */
 GR_EXPORT void gr_rcu_domain_free(struct gr_rcu_domain *domain);

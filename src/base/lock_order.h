@@ -47,8 +47,10 @@ enum gr_lock_rank {
 	GR_RANK_RCU_QUEUE = 90,
 	/* The list of all domains, for fork and for threads that end. Not their readers. */
 	GR_RANK_RCU_DOMAINS = 95,
-	/* The list of reader records, and a driver's marks in them. Innermost, short. */
+	/* A driver's marks in reader records, and that records stay. Short; not taken by fork. */
 	GR_RANK_RCU_REGISTRY = 100,
+	/* The list of domains and of each one's readers change: a few stores. For fork. */
+	GR_RANK_RCU_LISTS = 105,
 	/* What the checking build knows about the caller's locks. Nothing is called with it held. */
 	GR_RANK_RCU_CHECKS = 110,
 };

@@ -1,73 +1,92 @@
 /* SPDX-License-Identifier: MIT */
 #include "base/mutex.h"
 #include "base/atomic.h"
+#include "base/futex.h"
 #include <errno.h>
 
 #ifdef GR_DEBUG_CHECKS
 enum { HELD_MAX = 1024 };
 
-/* (o) What this thread holds, in the order it was taken. */
+/* (o) What this thread holds, in the order it was taken: each by its rank's address. */
 static __thread struct {
 	unsigned n;
-	const struct gr_mutex *m[HELD_MAX];
+	const enum gr_lock_rank *rank[HELD_MAX];
 } held;
 
-static void check_order(const struct gr_mutex *m, bool peer)
+static void check_order(const enum gr_lock_rank *rank, bool peer)
 {
 	for (unsigned i = 0; i < held.n; i++) {
-		const struct gr_mutex *h = held.m[i];
+		const enum gr_lock_rank *h = held.rank[i];
 
-		if (h == m) {
-			gr_die("mutex of rank %d is taken twice by one thread", (int)m->rank);
+		if (h == rank) {
+			gr_die("mutex of rank %d is taken twice by one thread", (int)*rank);
 		}
-		if (h->rank > m->rank || (h->rank == m->rank && !peer)) {
-			gr_die("mutex of rank %d is taken while one of rank %d is held",
-			       (int)m->rank, (int)h->rank);
+		if (*h > *rank || (*h == *rank && !peer)) {
+			gr_die("mutex of rank %d is taken while one of rank %d is held", (int)*rank,
+			       (int)*h);
 		}
 	}
 }
 
-static void note_held(struct gr_mutex *m)
+static void note_held(const enum gr_lock_rank *rank)
 {
 	GR_ASSERT(held.n < HELD_MAX);
-	held.m[held.n++] = m;
-	gr_store_relaxed(&m->owner, (const void *)&held);
+	held.rank[held.n++] = rank;
 }
 
-static void note_released(struct gr_mutex *m)
+static void note_released(const enum gr_lock_rank *rank)
 {
 	unsigned i = held.n;
 
-	while (i > 0 && held.m[i - 1] != m) {
+	while (i > 0 && held.rank[i - 1] != rank) {
 		i--;
 	}
 	if (i == 0) {
 		gr_die("mutex of rank %d is released by a thread that does not hold it",
-		       (int)m->rank);
+		       (int)*rank);
 	}
 	for (; i < held.n; i++) {
-		held.m[i - 1] = held.m[i];
+		held.rank[i - 1] = held.rank[i];
 	}
 	held.n--;
-	gr_store_relaxed(&m->owner, NULL);
 }
 #else
-static void check_order(const struct gr_mutex *m, bool peer)
+static void check_order(const enum gr_lock_rank *rank, bool peer)
 {
-	(void)m;
+	(void)rank;
 	(void)peer;
 }
 
-static void note_held(struct gr_mutex *m)
+static void note_held(const enum gr_lock_rank *rank)
 {
-	(void)m;
+	(void)rank;
 }
 
-static void note_released(struct gr_mutex *m)
+static void note_released(const enum gr_lock_rank *rank)
 {
-	(void)m;
+	(void)rank;
 }
 #endif
+
+static void set_owner(struct gr_mutex *m, const void *owner)
+{
+#ifdef GR_DEBUG_CHECKS
+	gr_store_relaxed(&m->owner, owner);
+#else
+	(void)m;
+	(void)owner;
+#endif
+}
+
+/* An address of each thread's own. */
+static const void *this_thread(void)
+{
+#ifdef GR_DEBUG_CHECKS
+	return &held;
+#else
+	return NULL;
+#endif
+}
 
 /* These fail only on a broken mutex: freed, overwritten, or not ours to unlock. */
 static void must(int ret, const char *what)
@@ -91,21 +110,24 @@ void gr_mutex_destroy(struct gr_mutex *m)
 
 void gr_mutex_lock(struct gr_mutex *m) GR_NO_TSA
 {
-	check_order(m, false);
+	check_order(&m->rank, false);
 	must(pthread_mutex_lock(&m->m), "lock");
-	note_held(m);
+	note_held(&m->rank);
+	set_owner(m, this_thread());
 }
 
 void gr_mutex_lock_peer(struct gr_mutex *m) GR_NO_TSA
 {
-	check_order(m, true);
+	check_order(&m->rank, true);
 	must(pthread_mutex_lock(&m->m), "lock");
-	note_held(m);
+	note_held(&m->rank);
+	set_owner(m, this_thread());
 }
 
 void gr_mutex_unlock(struct gr_mutex *m) GR_NO_TSA
 {
-	note_released(m);
+	set_owner(m, NULL);
+	note_released(&m->rank);
 	must(pthread_mutex_unlock(&m->m), "unlock");
 }
 
@@ -117,17 +139,103 @@ bool gr_mutex_trylock(struct gr_mutex *m) GR_NO_TSA
 		return false;
 	}
 	must(ret, "trylock");
-	note_held(m);
+	note_held(&m->rank);
+	set_owner(m, this_thread());
 	return true;
 }
 
 void gr_mutex_assert_held(const struct gr_mutex *m) GR_NO_TSA
 {
 #ifdef GR_DEBUG_CHECKS
-	if (gr_load_relaxed(&m->owner) != (const void *)&held) {
+	if (gr_load_relaxed(&m->owner) != this_thread()) {
 		gr_die("mutex of rank %d should be held here and is not", (int)m->rank);
 	}
 #else
 	(void)m;
 #endif
+}
+
+/* ---- that know their owner ---------------------------------------------------------------- */
+
+enum { SPINS = 100 };
+#define WAITED_FOR 0x80000000u
+
+/* Never 0, and the same in a fork child. Comes again after 2^31 threads. */
+static uint32_t my_number(void)
+{
+	static uint32_t last;
+	static __thread uint32_t number;
+
+	while (number == 0) {
+		number = (gr_add_relaxed(&last, 1u) + 1) & ~WAITED_FOR;
+	}
+	return number;
+}
+
+void gr_owned_mutex_init(struct gr_owned_mutex *m, enum gr_lock_rank rank)
+{
+	m->word = 0;
+	m->rank = rank;
+}
+
+bool gr_owned_mutex_trylock(struct gr_owned_mutex *m) GR_NO_TSA
+{
+	uint32_t nobody = 0;
+
+	if (!gr_cas_acq_rel(&m->word, &nobody, my_number())) {
+		return false;
+	}
+	note_held(&m->rank);
+	return true;
+}
+
+/* Takes it as one that is waited for: it may be, by others than us. */
+static void sleep_for(struct gr_owned_mutex *m)
+{
+	for (;;) {
+		uint32_t seen = gr_load_relaxed(&m->word);
+
+		if (seen == 0) {
+			if (gr_cas_acq_rel(&m->word, &seen, my_number() | WAITED_FOR)) {
+				return;
+			}
+		} else if ((seen & WAITED_FOR) != 0 ||
+			   gr_cas_acq_rel(&m->word, &seen, seen | WAITED_FOR)) {
+			(void)gr_futex_wait(&m->word, seen | WAITED_FOR, GR_FUTEX_FOR_EVER);
+		}
+	}
+}
+
+void gr_owned_mutex_lock(struct gr_owned_mutex *m) GR_NO_TSA
+{
+	check_order(&m->rank, false);
+	for (unsigned i = 0; i < SPINS; i++) {
+		if (gr_load_relaxed(&m->word) == 0 && gr_owned_mutex_trylock(m)) {
+			return;
+		}
+		gr_cpu_relax();
+	}
+	sleep_for(m);
+	note_held(&m->rank);
+}
+
+void gr_owned_mutex_unlock(struct gr_owned_mutex *m) GR_NO_TSA
+{
+	note_released(&m->rank);
+	/* The last touch: who takes it next may free it. A wake needs no more than the address. */
+	if ((gr_xchg_acq_rel(&m->word, 0u) & WAITED_FOR) != 0) {
+		gr_futex_wake(&m->word, 1);
+	}
+}
+
+bool gr_owned_mutex_is_mine(const struct gr_owned_mutex *m)
+{
+	return (gr_load_relaxed(&m->word) & ~WAITED_FOR) == my_number();
+}
+
+void gr_owned_mutex_after_fork_in_child(struct gr_owned_mutex *m)
+{
+	if (!gr_owned_mutex_is_mine(m)) {
+		gr_store_relaxed(&m->word, 0u);
+	}
 }

@@ -30,6 +30,27 @@ GR_MUST_CHECK bool gr_mutex_trylock(struct gr_mutex *m) GR_TSA(try_acquire_capab
 /* Dies with debug_checks if the caller does not hold m; tells the analysis that it does. */
 void gr_mutex_assert_held(const struct gr_mutex *m) GR_TSA(assert_capability(*m));
 
+/*
+ * A mutex of which it is known at every moment, in a signal handler too, whether the calling thread
+ * has it. A handler may fork while it does: the child then lets go those that others have, and
+ * keeps those that the interrupted code will release. It sleeps as a gr_mutex does; unlock
+ * does not touch it after somebody else may have it.
+ */
+struct GR_CAPABILITY("mutex") gr_owned_mutex {
+	uint32_t word; /* (a) 0, or the owner's number and whether it is waited for; futex */
+	enum gr_lock_rank rank; /* (c) */
+};
+
+#define GR_OWNED_MUTEX_INIT(r) { .rank = (r) }
+
+void gr_owned_mutex_init(struct gr_owned_mutex *m, enum gr_lock_rank rank);
+void gr_owned_mutex_lock(struct gr_owned_mutex *m) GR_ACQUIRE(*m);
+void gr_owned_mutex_unlock(struct gr_owned_mutex *m) GR_RELEASE(*m);
+GR_MUST_CHECK bool gr_owned_mutex_trylock(struct gr_owned_mutex *m)
+	GR_TSA(try_acquire_capability(true, *m));
+bool gr_owned_mutex_is_mine(const struct gr_owned_mutex *m);
+void gr_owned_mutex_after_fork_in_child(struct gr_owned_mutex *m);
+
 /* For cleanup: unlocks at the end of the scope. Function scope only (see GR_MUTEX_GUARD). */
 static inline struct gr_mutex *gr_mutex_guard_enter(struct gr_mutex *m)
 	GR_TSA(assert_capability(*m)) GR_NO_TSA;

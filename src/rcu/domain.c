@@ -23,14 +23,16 @@ struct gr_rcu_auto_reader {
 };
 
 struct gr_rcu_domain gr_rcu_default = {
-	.gp_lock = GR_MUTEX_INIT(GR_RANK_RCU_GP),
-	.registry_lock = GR_MUTEX_INIT(GR_RANK_RCU_REGISTRY),
+	.gp_lock = GR_OWNED_MUTEX_INIT(GR_RANK_RCU_GP),
+	.registry_lock = GR_OWNED_MUTEX_INIT(GR_RANK_RCU_REGISTRY),
 	.name = "default",
 };
 
+struct gr_mutex gr_rcu_lists_lock = GR_MUTEX_INIT(GR_RANK_RCU_LISTS);
+
 static struct {
 	struct gr_mutex lock;
-	struct gr_rcu_domain *first; /* (l) without the default one */
+	struct gr_rcu_domain *first; /* (l), and gr_rcu_lists_lock; without the default one */
 } domains = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_DOMAINS) };
 
 #ifndef _WIN32
@@ -180,14 +182,16 @@ int gr_rcu_domain_create(const struct gr_rcu_domain_params *params,
 		return gr_error_set(err, -ENOMEM, "RCU domain: no memory");
 	}
 	memset(d, 0, sizeof(*d));
-	gr_mutex_init(&d->gp_lock, GR_RANK_RCU_GP);
-	gr_mutex_init(&d->registry_lock, GR_RANK_RCU_REGISTRY);
+	gr_owned_mutex_init(&d->gp_lock, GR_RANK_RCU_GP);
+	gr_owned_mutex_init(&d->registry_lock, GR_RANK_RCU_REGISTRY);
 	(void)snprintf(d->name, sizeof(d->name), "%s",
 		       params && params->name ? params->name : "unnamed");
 	gr_signals_block(&saved);
 	gr_mutex_lock(&domains.lock);
 	d->next = domains.first;
+	gr_mutex_lock(&gr_rcu_lists_lock);
 	domains.first = d;
+	gr_mutex_unlock(&gr_rcu_lists_lock);
 	gr_mutex_unlock(&domains.lock);
 	gr_signals_restore(&saved);
 	*ret_domain = d;
@@ -197,7 +201,7 @@ int gr_rcu_domain_create(const struct gr_rcu_domain_params *params,
 /* Takes all readers out, which must be threads' own and outside. Under the list's lock. */
 static void drop_readers(struct gr_rcu_domain *d)
 {
-	gr_mutex_lock(&d->registry_lock);
+	gr_owned_mutex_lock(&d->registry_lock);
 	while (d->readers) {
 		struct gr_rcu_reader *r = d->readers;
 
@@ -211,7 +215,7 @@ static void drop_readers(struct gr_rcu_domain *d)
 		gr_rcu_reader_unlink_locked(d, r);
 		gr_store_relaxed(&r->domain, (struct gr_rcu_domain *)NULL);
 	}
-	gr_mutex_unlock(&d->registry_lock);
+	gr_owned_mutex_unlock(&d->registry_lock);
 }
 
 void gr_rcu_domain_free(struct gr_rcu_domain *domain)
@@ -231,12 +235,12 @@ void gr_rcu_domain_free(struct gr_rcu_domain *domain)
 	while (*where != domain) {
 		where = &(*where)->next;
 	}
+	gr_mutex_lock(&gr_rcu_lists_lock);
 	*where = domain->next;
+	gr_mutex_unlock(&gr_rcu_lists_lock);
 	gr_mutex_unlock(&domains.lock);
 	gr_signals_restore(&saved);
 	gr_rcu_poll_stop(domain);
-	gr_mutex_destroy(&domain->registry_lock);
-	gr_mutex_destroy(&domain->gp_lock);
 	gr_aligned_free(domain);
 }
 
@@ -279,19 +283,16 @@ void gr_rcu_stats_get(struct gr_rcu_domain *domain, struct gr_rcu_stats *ret_sta
 	for (size_t i = 0; i < sizeof(*ret_stats) / sizeof(*to); i++) {
 		to[i] = gr_load_relaxed(&from[i]);
 	}
-	ret_stats->reports = gr_load_relaxed(&d->reports);
-	ret_stats->reader_wakes = gr_load_relaxed(&d->reader_wakes);
 }
 
 /* ---- fork ------------------------------------------------------------------------------ */
 
 void gr_rcu_domains_before_fork(void) GR_NO_TSA
 {
-	gr_mutex_lock(&domains.lock);
-	gr_mutex_lock(&gr_rcu_default.registry_lock);
-	for (struct gr_rcu_domain *d = domains.first; d; d = d->next) {
-		gr_mutex_lock_peer(&d->registry_lock); /* in the order of the list */
-	}
+#ifdef GR_MUTANT_RCU_FORK_TAKES_REGISTRY
+	gr_owned_mutex_lock(&gr_rcu_default.registry_lock);
+#endif
+	gr_mutex_lock(&gr_rcu_lists_lock);
 }
 
 static bool is_mine(const struct gr_rcu_reader *r)
@@ -304,9 +305,14 @@ static bool is_mine(const struct gr_rcu_reader *r)
 	return r == &gr_rcu_self;
 }
 
-/* Other threads' readers vanish, and explicit ones that some thread had inside a section. */
+/*
+ * Other threads' readers vanish, and explicit ones that some thread had inside a section. If a
+ * handler has forked in the middle of a driver's walk, that goes on with the record where it stands
+ * and then finds the end of the list, or of what it is now.
+ */
 static void keep_whom_we_have(struct gr_rcu_domain *d)
 {
+	bool walks = gr_owned_mutex_is_mine(&d->registry_lock);
 	struct gr_rcu_reader *next, *r = d->readers;
 
 	d->readers = NULL;
@@ -319,6 +325,7 @@ static void keep_whom_we_have(struct gr_rcu_domain *d)
 #endif
 
 		next = r->next;
+		r->next = NULL;
 		r->awaited = 0;
 		gr_store_relaxed(&r->need_qs, 0u);
 		gr_store_relaxed(&r->stalled, 0u);
@@ -330,7 +337,7 @@ static void keep_whom_we_have(struct gr_rcu_domain *d)
 				r->next->pprev = &r->next;
 			}
 			d->readers = r;
-		} else if (r->kind == GR_RCU_READER_AUTO) {
+		} else if (r->kind == GR_RCU_READER_AUTO && !walks) {
 			gr_aligned_free(gr_container_of(r, struct gr_rcu_auto_reader, r));
 		} else if (r->kind == GR_RCU_READER_HANDLE) {
 			gr_store_relaxed(&r->ctr, 0u);
@@ -349,21 +356,22 @@ static void mend_in_child(struct gr_rcu_domain *d)
 		}
 	}
 	d->notifiers = notifiers;
+	gr_owned_mutex_after_fork_in_child(&d->registry_lock);
 	gr_rcu_synchronize_after_fork_in_child(d);
 	gr_rcu_poll_after_fork_in_child(d);
 }
 
 void gr_rcu_domains_after_fork(bool in_child) GR_NO_TSA
 {
-	for (struct gr_rcu_domain *d = domains.first; d; d = d->next) {
-		if (in_child) {
+	if (in_child) {
+		gr_mutex_init(&domains.lock, GR_RANK_RCU_DOMAINS);
+		for (struct gr_rcu_domain *d = domains.first; d; d = d->next) {
 			mend_in_child(d);
 		}
-		gr_mutex_unlock(&d->registry_lock);
-	}
-	if (in_child) {
 		mend_in_child(&gr_rcu_default);
 	}
-	gr_mutex_unlock(&gr_rcu_default.registry_lock);
-	gr_mutex_unlock(&domains.lock);
+	gr_mutex_unlock(&gr_rcu_lists_lock);
+#ifdef GR_MUTANT_RCU_FORK_TAKES_REGISTRY
+	gr_owned_mutex_unlock(&gr_rcu_default.registry_lock);
+#endif
 }

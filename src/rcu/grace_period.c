@@ -94,6 +94,7 @@
 #include "rcu/stall.h"
 #include "rcu/trace.h"
 #include <assert.h>
+#include <string.h>
 
 static_assert(sizeof(void *) == 8 || __atomic_always_lock_free(8, 0), "64-bit atomics needed");
 
@@ -134,20 +135,27 @@ static bool needs_m1(uint32_t ctr, bool quiet)
 #endif
 }
 
-void gr_rcu_pending_down(struct gr_rcu_domain *d, bool by_reader)
+/* Returns how many were left, this one included. */
+static uint32_t take_one_off(struct gr_rcu_domain *d)
 {
 	/* Release: the reader's sections. Acquire: those of the readers that went before. */
 	uint32_t before = gr_sub_acq_rel(&d->pending, 1u) & GR_RCU_PENDING_COUNT;
 
 	GR_ASSERT(before != 0);
-	if (!by_reader) {
-		GR_RCU_COUNT(d, claims, 1);
-		return;
-	}
-	(void)gr_add_relaxed(&d->reports, 1);
+	return before;
+}
+
+void gr_rcu_pending_down(struct gr_rcu_domain *d)
+{
+	uint32_t *pending = &d->pending, before = take_one_off(d);
+
+	/* From here on the domain may be freed: a wake needs no more than the address. */
+	GR_HOOK("report: done");
+#ifdef GR_MUTANT_RCU_REPORT_COUNTS_LATE
+	GR_RCU_COUNT_SHARED(d, reports, 1);
+#endif
 	if (before == 1) {
-		(void)gr_add_relaxed(&d->reader_wakes, 1);
-		gr_futex_wake(&d->pending, 1);
+		gr_futex_wake(pending, 1);
 	}
 }
 
@@ -157,6 +165,7 @@ static void ask_reader(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32_
 	r->awaited = state;
 	GR_TRACE2(rcu_reader_requested, r, gr_load_relaxed(&r->tid));
 	GR_RCU_COUNT(d, requests, 1);
+	d->now.asked++;
 #ifdef GR_MUTANT_RCU_REQUEST_BEFORE_PENDING
 	gr_store_release(&r->need_qs, 1u);
 	for (int i = 0; i < 2000; i++) {
@@ -304,7 +313,9 @@ static bool claim_requests(struct gr_rcu_domain *d)
 		} else if (r->awaited >= ASKED) {
 			r->awaited = NOT_AWAITED;
 			if (gr_xchg_acq_rel(&r->need_qs, 0u) == 1) {
-				gr_rcu_pending_down(d, false);
+				GR_RCU_COUNT(d, claims, 1);
+				d->now.claimed++;
+				d->now.last = take_one_off(d) == 1;
 			}
 		}
 	}
@@ -366,7 +377,7 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 		uint64_t timeout_ns;
 
 		left &= GR_RCU_PENDING_COUNT;
-		if (left == 0) {
+		if (left == 0 || d->alone) {
 			break;
 		}
 		timeout_ns = GR_MIN(gr_rcu_patience_check(d, &patience), rescan_ns);
@@ -428,13 +439,16 @@ static void wait_for_awaited(struct gr_rcu_domain *d, struct census w, uint64_t 
 #endif
 	if ((gr_sub_acq_rel(&d->pending, 1u) & GR_RCU_PENDING_COUNT) != 1) {
 		sleep_for_reports(d, !sure, start_ns);
+		GR_RCU_COUNT(d, reader_wakes, !d->now.last);
 	}
 }
 
-static void record_latency(struct gr_rcu_domain *d, uint64_t ns)
+/* Readers count nothing: they are done with the domain when they have reported. */
+static void count(struct gr_rcu_domain *d, uint64_t ns)
 {
 	unsigned i = ns == 0 ? 0 : 64 - (unsigned)__builtin_clzll(ns);
 
+	GR_RCU_COUNT(d, reports, d->now.asked - d->now.claimed);
 	GR_RCU_COUNT(d, latency[GR_MIN(i, GR_RCU_LATENCY_CLASSES - 1u)], 1);
 }
 
@@ -446,6 +460,8 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 	/* Release is not needed by anybody; odd only sends cookies to the next one. */
 	gr_store_release(&d->seq, d->seq + 1);
 	GR_RCU_COUNT(d, grace_periods, 1);
+	memset(&d->now, 0, sizeof(d->now));
+	d->alone = false;
 	GR_TRACE2(rcu_gp_start, d->name, d->seq);
 	gr_fence(); /* F1 */
 #ifndef GR_MUTANT_RCU_SKIP_GRACE_PERIOD
@@ -476,7 +492,7 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 	(void)w;
 #endif
 	end_ns = gr_clock_ns();
-	record_latency(d, end_ns - start_ns);
+	count(d, end_ns - start_ns);
 	GR_TRACE3(rcu_gp_end, d->name, d->seq, end_ns - start_ns);
 	/* Release: pairs with the acquire of who asks for a cookie. */
 	gr_store_release(&d->seq, d->seq + 1);

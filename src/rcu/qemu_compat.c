@@ -6,6 +6,7 @@
 #include "base/atomic.h"
 #include "base/fork.h"
 #include "base/mutex.h"
+#include "base/signals.h"
 #include "rcu/rcu_internal.h"
 #include <guestram/event.h>
 #include <guestram/qemu-rcu.h>
@@ -27,7 +28,8 @@ struct forcer {
 static struct {
 	/* Protects the list. Not held while anything is called. */
 	struct gr_mutex lock;
-	struct forcer *first; /* (l) */
+	struct forcer *first;	 /* (l) */
+	struct gr_signals saved; /* (l) of who holds it: a handler that forks needs it */
 } forcers = { .lock = GR_MUTEX_INIT(GR_RANK_QEMU_NOTIFIERS) };
 static struct gr_once forcers_once = GR_ONCE_INIT;
 
@@ -101,19 +103,26 @@ void gr_qemu_drain_call_rcu(void)
 	}
 }
 
-static void freeze(void) GR_NO_TSA
+static void lock_forcers(void) GR_ACQUIRE(forcers.lock) GR_NO_TSA
 {
+	struct gr_signals saved;
+
+	gr_signals_block(&saved);
 	gr_mutex_lock(&forcers.lock);
+	forcers.saved = saved;
 }
 
-static void thaw(void) GR_NO_TSA
+static void unlock_forcers(void) GR_RELEASE(forcers.lock) GR_NO_TSA
 {
+	struct gr_signals saved = forcers.saved;
+
 	gr_mutex_unlock(&forcers.lock);
+	gr_signals_restore(&saved);
 }
 
 static void install_fork_handlers(void)
 {
-	int ret = gr_atfork(freeze, thaw, thaw);
+	int ret = gr_atfork(lock_forcers, unlock_forcers, unlock_forcers);
 
 	if (ret != 0) {
 		gr_die("no fork handlers for RCU notifiers: errno %d", -ret);
@@ -143,10 +152,10 @@ void gr_qemu_add_notifier(void *notifier, void (*call)(void *notifier))
 	f->theirs = notifier;
 	f->call = call;
 	gr_qemu_fork_install();
-	gr_mutex_lock(&forcers.lock);
+	lock_forcers();
 	f->next = forcers.first;
 	forcers.first = f;
-	gr_mutex_unlock(&forcers.lock);
+	unlock_forcers();
 	gr_rcu_add_notifier(&f->ours);
 }
 
@@ -155,7 +164,7 @@ static struct forcer *take_out(void *notifier)
 	struct forcer **where, *f;
 
 	gr_qemu_fork_install();
-	gr_mutex_lock(&forcers.lock);
+	lock_forcers();
 	for (where = &forcers.first; *where && (*where)->theirs != notifier;) {
 		where = &(*where)->next;
 	}
@@ -163,7 +172,7 @@ static struct forcer *take_out(void *notifier)
 	if (f) {
 		*where = f->next;
 	}
-	gr_mutex_unlock(&forcers.lock);
+	unlock_forcers();
 	return f;
 }
 

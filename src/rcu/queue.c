@@ -85,6 +85,7 @@ int gr_rcu_queue_create(const struct gr_rcu_queue_params *params, struct gr_rcu_
 {
 	static const struct gr_rcu_queue_params plain = { .size = sizeof(plain) };
 	struct gr_rcu_queue *q;
+	struct gr_signals saved;
 	int ret, fd = -1;
 
 	params = params ? params : &plain;
@@ -109,10 +110,12 @@ int gr_rcu_queue_create(const struct gr_rcu_queue_params *params, struct gr_rcu_
 	init_queue(q, params);
 	(void)gr_add_acq_rel(&gr_rcu_domain_or_default(params->domain)->queues, 1u);
 	q->fd = fd;
+	gr_signals_block(&saved); /* a handler that forks needs the lock */
 	gr_mutex_lock(&gr_rcu_queues.lock);
 	q->next = gr_rcu_queues.first;
 	gr_rcu_queues.first = q;
 	gr_mutex_unlock(&gr_rcu_queues.lock);
+	gr_signals_restore(&saved);
 	*ret_queue = q;
 	return 0;
 }

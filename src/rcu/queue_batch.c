@@ -213,10 +213,13 @@ static bool is_abandoned(struct gr_rcu_shard *s)
 void gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch)
 {
 	struct gr_rcu_shard **where = &q->shards, *s;
+	struct gr_signals saved;
 
+	gr_signals_block(&saved);
 	gr_mutex_lock(&q->lock);
 	if (q->closed != batch || q->finished == batch) {
 		gr_mutex_unlock(&q->lock);
+		gr_signals_restore(&saved);
 		return; /* somebody else did */
 	}
 	while ((s = *where)) {
@@ -232,6 +235,7 @@ void gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch)
 	/* Release: what the callbacks did, for barriers. Pairs with gr_rcu_is_running(). */
 	gr_store_release(&q->finished, batch);
 	gr_mutex_unlock(&q->lock);
+	gr_signals_restore(&saved);
 	gr_rcu_queue_announce(q);
 }
 

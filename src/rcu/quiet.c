@@ -34,10 +34,11 @@
 uint32_t gr_rcu_is_quiet;
 
 static struct {
-	struct gr_mutex lock;
-	unsigned depth;	    /* (l) */
-	uint32_t in_effect; /* (a) written under lock */
-	uint32_t ever;	    /* (a) */
+	struct gr_mutex lock;	 /* held with signals blocked: a handler that forks needs it */
+	struct gr_signals saved; /* (l) the holder's */
+	unsigned depth;		 /* (l) */
+	uint32_t in_effect;	 /* (a) written under lock */
+	uint32_t ever;		 /* (a) */
 } quiet = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_QUIET) };
 
 bool gr_rcu_quiet_in_effect(void)
@@ -51,32 +52,49 @@ uint32_t gr_rcu_quiet_grade(void)
 	return gr_load_acquire(&quiet.ever) != 0 ? GR_RCU_WARM : GR_RCU_HOT;
 }
 
+static void lock_quiet(void) GR_ACQUIRE(quiet.lock) GR_NO_TSA
+{
+	struct gr_signals saved;
+
+	gr_signals_block(&saved);
+	gr_mutex_lock(&quiet.lock);
+	quiet.saved = saved;
+}
+
+static void unlock_quiet(void) GR_RELEASE(quiet.lock) GR_NO_TSA
+{
+	struct gr_signals saved = quiet.saved;
+
+	gr_mutex_unlock(&quiet.lock);
+	gr_signals_restore(&saved);
+}
+
 void gr_rcu_quiet_begin(void)
 {
-	GR_MUTEX_GUARD(&quiet.lock);
-	if (quiet.depth++ > 0) {
-		return;
-	}
-	gr_store_relaxed(&quiet.ever, 1u);
-	gr_store_relaxed(&gr_rcu_is_quiet, 1u);
+	lock_quiet();
+	if (quiet.depth++ == 0) {
+		gr_store_relaxed(&quiet.ever, 1u);
+		gr_store_relaxed(&gr_rcu_is_quiet, 1u);
 #ifndef GR_MUTANT_RCU_QUIET_WITHOUT_FENCE
-	gr_heavy_fence(); /* Q1 */
+		gr_heavy_fence(); /* Q1 */
 #endif
-	gr_store_release(&quiet.in_effect, 1u);
+		gr_store_release(&quiet.in_effect, 1u);
+	}
+	unlock_quiet();
 }
 
 void gr_rcu_quiet_end(void)
 {
-	GR_MUTEX_GUARD(&quiet.lock);
+	lock_quiet();
 	if (quiet.depth == 0) {
 		gr_die("gr_rcu_quiet_end() without gr_rcu_quiet_begin()");
 	}
-	if (--quiet.depth > 0) {
-		return;
+	if (--quiet.depth == 0) {
+		gr_store_relaxed(&quiet.in_effect, 0u);
+		gr_fence(); /* Q2 */
+		gr_store_release(&gr_rcu_is_quiet, 0u);
 	}
-	gr_store_relaxed(&quiet.in_effect, 0u);
-	gr_fence(); /* Q2 */
-	gr_store_release(&gr_rcu_is_quiet, 0u);
+	unlock_quiet();
 }
 
 void gr_rcu_enter_quietly(struct gr_rcu_reader *r)
@@ -90,10 +108,10 @@ void gr_rcu_enter_quietly(struct gr_rcu_reader *r)
 
 void gr_rcu_quiet_before_fork(void) GR_NO_TSA
 {
-	gr_mutex_lock(&quiet.lock);
+	lock_quiet();
 }
 
 void gr_rcu_quiet_after_fork(void) GR_NO_TSA
 {
-	gr_mutex_unlock(&quiet.lock);
+	unlock_quiet();
 }

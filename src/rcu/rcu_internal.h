@@ -59,28 +59,33 @@ struct gr_rcu_stall {
 
 struct gr_rcu_domain {
 	/* Who drives. Only ever tried; protects the running of a grace period, nothing else. */
-	struct gr_mutex gp_lock;
+	struct gr_owned_mutex gp_lock;
 	gr_atomic_u64 seq GR_ALIGNED(GR_CACHE_LINE); /* (a) written under gp_lock; odd: one runs */
 	uint32_t driver_sleeps; /* (a) waiting for it takes longer than a spin */
 	uint32_t pending GR_ALIGNED(GR_CACHE_LINE); /* (a) requests not yet taken back; a futex */
 	uint32_t expedited;			    /* (a) how many wait and have no patience */
-	gr_atomic_u64 reports, reader_wakes;	    /* (a) readers' part of the statistics */
 	uint32_t word[2] GR_ALIGNED(GR_CACHE_LINE); /* (a) futexes of those who wait for a driver */
 	uint32_t waiters[2];			    /* (a) how many sleep, or are about to */
 	/*
 	 * Protects readers and the second line of each record, and keeps the records alive: a
 	 * reader cannot leave while it is held. Not ctr and need_qs. Never held across a wait,
-	 * a system call that may take long, or a callback.
+	 * a system call that may take long, or a callback. The list changes with
+	 * gr_rcu_lists_lock held as well.
 	 */
-	struct gr_mutex registry_lock GR_ALIGNED(GR_CACHE_LINE);
+	struct gr_owned_mutex registry_lock GR_ALIGNED(GR_CACHE_LINE);
 	struct gr_rcu_reader *readers; /* (l) */
 	/* Notifiers: the one that is being called, under registry_lock; see notifier.c. */
 	const struct gr_rcu_notifier *calling;
-	uint32_t calls;		   /* (a) bumped after each; futex of those who remove one */
-	uint32_t notifiers;	   /* (l) how many there are */
-	uint64_t round;		   /* (o) driver: rounds of calls made */
-	uint32_t no_reports;	   /* (o) driver: grace periods that do not wait for reports */
-	struct gr_rcu_stall stall; /* (o) driver; a note's end is its reader's */
+	uint32_t calls;	     /* (a) bumped after each; futex of those who remove one */
+	uint32_t notifiers;  /* (l) how many there are */
+	uint64_t round;	     /* (o) driver: rounds of calls made */
+	uint32_t no_reports; /* (o) driver: grace periods that do not wait for reports */
+	bool alone;	     /* (o) driver: it has forked, and this is the child */
+	struct {
+		uint32_t asked, claimed; /* requests, and those taken back by the driver */
+		bool last;		 /* the latter brought pending to 0 */
+	} now;				 /* (o) driver: this grace period's */
+	struct gr_rcu_stall stall;	 /* (o) driver; a note's end is its reader's */
 	struct gr_rcu_poll poll;
 	struct gr_rcu_stats stats;  /* (a) each; nothing in it is written by readers */
 	uint32_t queues;	    /* (a) callback queues that use this domain */
@@ -93,6 +98,13 @@ static inline struct gr_rcu_domain *gr_rcu_domain_or_default(struct gr_rcu_domai
 {
 	return d ? d : &gr_rcu_default;
 }
+
+/*
+ * Held, with signals blocked, for the few stores by which the list of domains or one of readers
+ * changes: all that fork() takes. A driver looks at the lists under registry_lock, signals open: a
+ * handler that interrupts it may fork, while others wait for that lock.
+ */
+extern struct gr_mutex gr_rcu_lists_lock;
 
 /*
  * Takes a registry's lock. A handler on a thread that is not registered would want the default
@@ -128,8 +140,8 @@ void gr_rcu_make_eager_for_test(struct gr_rcu_reader *r);
 
 /* One grace period, whatever it takes. */
 void gr_rcu_run_grace_period(struct gr_rcu_domain *d) GR_REQUIRES(d->gp_lock);
-/* One request taken back; whoever brings pending to 0 wakes the driver. */
-void gr_rcu_pending_down(struct gr_rcu_domain *d, bool by_reader);
+/* A reader has taken its request back. Who brings pending to 0 wakes the driver. */
+void gr_rcu_pending_down(struct gr_rcu_domain *d);
 /* As gr_rcu_report(); the section ended at site (code; NULL: not in anybody's). */
 void gr_rcu_report_from(struct gr_rcu_reader *r, const void *site);
 /* Asked to report, and has not. Under the registry's lock. */

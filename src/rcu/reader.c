@@ -40,12 +40,12 @@ void gr_rcu_registry_lock(struct gr_rcu_domain *d, struct gr_rcu_signals *saved)
 	if (saved->blocked) {
 		gr_signals_block(&saved->mask);
 	}
-	gr_mutex_lock(&d->registry_lock);
+	gr_owned_mutex_lock(&d->registry_lock);
 }
 
 void gr_rcu_registry_unlock(struct gr_rcu_domain *d, const struct gr_rcu_signals *saved) GR_NO_TSA
 {
-	gr_mutex_unlock(&d->registry_lock);
+	gr_owned_mutex_unlock(&d->registry_lock);
 	if (saved->blocked) {
 		gr_signals_restore(&saved->mask);
 	}
@@ -54,9 +54,10 @@ void gr_rcu_registry_unlock(struct gr_rcu_domain *d, const struct gr_rcu_signals
 void gr_rcu_reader_link(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32_t ctr)
 {
 	gr_store_relaxed(&r->tid, gr_thread_id());
-	gr_mutex_lock(&d->registry_lock);
+	gr_owned_mutex_lock(&d->registry_lock);
 	r->awaited = 0;
 	gr_store_relaxed(&r->stalled, 0u);
+	gr_mutex_lock(&gr_rcu_lists_lock);
 	r->next = d->readers;
 	r->pprev = &d->readers;
 	if (r->next) {
@@ -64,7 +65,8 @@ void gr_rcu_reader_link(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32
 	}
 	d->readers = r;
 	gr_store_relaxed(&r->ctr, ctr);
-	gr_mutex_unlock(&d->registry_lock);
+	gr_mutex_unlock(&gr_rcu_lists_lock);
+	gr_owned_mutex_unlock(&d->registry_lock);
 	/*
 	 * A driver that scans later finds the record. One that scanned before we took the lock
 	 * released it first, so our sections see what it saw unlinked. The fence is for ctr =
@@ -76,10 +78,12 @@ void gr_rcu_reader_link(struct gr_rcu_domain *d, struct gr_rcu_reader *r, uint32
 void gr_rcu_reader_unlink_locked(struct gr_rcu_domain *d, struct gr_rcu_reader *r)
 {
 	(void)d;
+	gr_mutex_lock(&gr_rcu_lists_lock);
 	*r->pprev = r->next;
 	if (r->next) {
 		r->next->pprev = r->pprev;
 	}
+	gr_mutex_unlock(&gr_rcu_lists_lock);
 	r->awaited = 0;
 	/* R1, as in unlock; and the lock orders it before the driver's next look. */
 	gr_store_release(&r->ctr, 0);
@@ -90,9 +94,9 @@ void gr_rcu_reader_unlink(struct gr_rcu_reader *r)
 {
 	struct gr_rcu_domain *d = gr_rcu_domain_or_default(r->domain);
 
-	gr_mutex_lock(&d->registry_lock);
+	gr_owned_mutex_lock(&d->registry_lock);
 	gr_rcu_reader_unlink_locked(d, r);
-	gr_mutex_unlock(&d->registry_lock);
+	gr_owned_mutex_unlock(&d->registry_lock);
 }
 
 /* A thread's own record leaves, outside any section. Returns false if that is not so. */
@@ -279,7 +283,7 @@ void gr_rcu_report_from(struct gr_rcu_reader *r, const void *site)
 	if (gr_xchg_acq_rel(&r->need_qs, 0u) == 1) {
 		gr_rcu_stall_note_end(r, site);
 		GR_TRACE2(rcu_reader_reported, r, gr_load_relaxed(&r->tid));
-		gr_rcu_pending_down(gr_rcu_domain_or_default(r->domain), true);
+		gr_rcu_pending_down(gr_rcu_domain_or_default(r->domain));
 	}
 }
 

@@ -102,9 +102,9 @@ static void unlock_and_hand_on(struct gr_rcu_domain *d, unsigned served) GR_RELE
 #ifdef GR_MUTANT_RCU_BUMP_BEFORE_UNLOCK
 	hand_on(d, served);
 	sched_yield(); /* makes the bad schedule likely */
-	gr_mutex_unlock(&d->gp_lock);
+	gr_owned_mutex_unlock(&d->gp_lock);
 #else
-	gr_mutex_unlock(&d->gp_lock);
+	gr_owned_mutex_unlock(&d->gp_lock);
 	hand_on(d, served);
 #endif
 }
@@ -122,7 +122,7 @@ static void wait_for_cookie(struct gr_rcu_domain *d, uint64_t cookie)
 			GR_RCU_COUNT_SHARED(d, merged, 1);
 			return;
 		}
-		if (!gr_mutex_trylock(&d->gp_lock)) {
+		if (!gr_owned_mutex_trylock(&d->gp_lock)) {
 			if (spin_end_ns == 0) {
 				spin_end_ns = gr_clock_ns() + SPIN_NS;
 			}
@@ -195,15 +195,21 @@ void gr_rcu_domain_synchronize(struct gr_rcu_domain *domain)
 	cond_synchronize(d, gr_rcu_domain_get_state(d), "gr_rcu_synchronize()");
 }
 
+/* (o) The domain whose grace period this thread has no patience for, for forks meanwhile. */
+static __thread struct gr_rcu_domain *impatient_for;
+
 void gr_rcu_domain_synchronize_expedited(struct gr_rcu_domain *domain)
 {
 	struct gr_rcu_domain *d = gr_rcu_domain_or_default(domain);
 
+	/* A handler that forks just before the addition makes the child impatient: no harm. */
+	impatient_for = d;
 	(void)gr_add_acq_rel(&d->expedited, 1u);
 	/* A driver that sleeps for somebody else, or for us, looks at it again. */
 	gr_rcu_nudge_driver(d);
 	cond_synchronize(d, gr_rcu_domain_get_state(d), "gr_rcu_synchronize_expedited()");
 	(void)gr_sub_acq_rel(&d->expedited, 1u);
+	impatient_for = NULL;
 }
 
 /* The default domain. */
@@ -247,16 +253,33 @@ void gr_rcu_seq_set_for_test(struct gr_rcu_domain *d, uint64_t seq)
 
 /*
  * In a fork child: a driver, if there was one, is gone with its thread. Nothing it began has
- * been announced, so the grace period goes back to not begun; cookies stay right.
+ * been announced, so the grace period goes back to not begun; cookies stay right. But if the driver
+ * itself has forked, in a notifier, a stall handler or a signal handler, it comes back to end its
+ * grace period: that runs on, with nobody left to wait for. Whatever it does to pending until
+ * it sees that it is alone, pending is far from 0, and with the flag no sleep begins.
  */
 void gr_rcu_synchronize_after_fork_in_child(struct gr_rcu_domain *d)
 {
-	gr_mutex_init(&d->gp_lock, GR_RANK_RCU_GP);
-	d->seq &= ~1ull;
-	d->driver_sleeps = 0;
-	d->pending = 0;
-	d->expedited = 0;
-	d->calling = NULL;
+#ifdef GR_MUTANT_RCU_FORK_FORGETS_DRIVER
+	bool drives = false;
+
+	gr_owned_mutex_init(&d->gp_lock, GR_RANK_RCU_GP);
+#else
+	bool drives = gr_owned_mutex_is_mine(&d->gp_lock);
+
+	gr_owned_mutex_after_fork_in_child(&d->gp_lock);
+#endif
+	if (drives) {
+		d->pending = GR_RCU_PENDING_COUNT / 2 | GR_RCU_PENDING_HURRY;
+		d->alone = true;
+	} else {
+		d->seq &= ~1ull;
+		d->driver_sleeps = 0;
+		d->pending = 0;
+		d->calling = NULL;
+		d->stats.reports = d->stats.requests - d->stats.claims; /* whom it asked is gone */
+	}
+	d->expedited = impatient_for == d;
 	d->stall.notes = 0;
 	for (unsigned i = 0; i < 2; i++) {
 		d->waiters[i] = 0;

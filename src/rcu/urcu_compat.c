@@ -29,25 +29,37 @@ static struct cpu_table {
 } * cpu_table;
 static __thread struct call_rcu_data *thread_data;
 
-static void lock_workers(void) GR_ACQUIRE(gr_urcu_workers.lock) GR_NO_TSA
+/* With signals blocked: a handler that forks needs the lock. */
+static void lock_workers(struct gr_signals *saved) GR_ACQUIRE(gr_urcu_workers.lock) GR_NO_TSA
 {
 	gr_once(&fork_once, gr_urcu_fork_install);
+	gr_signals_block(saved);
 	gr_mutex_lock(&gr_urcu_workers.lock);
+}
+
+static void unlock_workers(const struct gr_signals *saved)
+	GR_RELEASE(gr_urcu_workers.lock) GR_NO_TSA
+{
+	gr_mutex_unlock(&gr_urcu_workers.lock);
+	gr_signals_restore(saved);
 }
 
 void gr_urcu_get(struct call_rcu_data *d)
 {
-	lock_workers();
+	struct gr_signals saved;
+
+	lock_workers(&saved);
 	d->users++;
-	gr_mutex_unlock(&gr_urcu_workers.lock);
+	unlock_workers(&saved);
 }
 
 void gr_urcu_put(struct call_rcu_data *d)
 {
 	struct call_rcu_data **where = &gr_urcu_workers.first;
+	struct gr_signals saved;
 	bool last;
 
-	lock_workers();
+	lock_workers(&saved);
 	last = --d->users == 0;
 	if (last) {
 		while (*where != d) {
@@ -55,7 +67,7 @@ void gr_urcu_put(struct call_rcu_data *d)
 		}
 		*where = d->next;
 	}
-	gr_mutex_unlock(&gr_urcu_workers.lock);
+	unlock_workers(&saved);
 	if (last) {
 		gr_rcu_queue_free(d->queue);
 		free(d);
@@ -65,13 +77,14 @@ void gr_urcu_put(struct call_rcu_data *d)
 struct call_rcu_data *gr_urcu_next(struct call_rcu_data *d)
 {
 	struct call_rcu_data *next;
+	struct gr_signals saved;
 
-	lock_workers();
+	lock_workers(&saved);
 	next = d ? d->next : gr_urcu_workers.first;
 	if (next) {
 		next->users++;
 	}
-	gr_mutex_unlock(&gr_urcu_workers.lock);
+	unlock_workers(&saved);
 	if (d) {
 		gr_urcu_put(d);
 	}
@@ -181,6 +194,7 @@ struct call_rcu_data *gr_urcu_create_call_rcu_data(unsigned long flags, int cpu)
 		.cpu = cpu,
 	};
 	struct call_rcu_data *d;
+	struct gr_signals saved;
 	int ret = 0;
 
 	if ((flags & ~(unsigned long)URCU_CALL_RCU_RT) != 0) {
@@ -196,10 +210,10 @@ struct call_rcu_data *gr_urcu_create_call_rcu_data(unsigned long flags, int cpu)
 	d->users = 1;
 	gr_event_init(&d->is_held, false);
 	gr_event_init(&d->let_go, false);
-	lock_workers();
+	lock_workers(&saved);
 	d->next = gr_urcu_workers.first;
 	gr_urcu_workers.first = d;
-	gr_mutex_unlock(&gr_urcu_workers.lock);
+	unlock_workers(&saved);
 	return d;
 }
 

@@ -9,6 +9,7 @@
 
 #include "base/atomic.h"
 #include "base/mutex.h"
+#include "base/signals.h"
 #include "rcu/queue.h"
 #include <guestram/event.h>
 

@@ -13,15 +13,24 @@ static __thread bool has_fork_lock; /* (o) */
 static struct urcu_atfork *atfork;  /* fork_lock */
 static unsigned atfork_users;	    /* fork_lock */
 
+static struct gr_signals frozen_signals; /* of who forks, with the workers' lock */
+
 /* Any fork, with the hooks or without: the child finds the list whole. */
 static void freeze(void) GR_NO_TSA
 {
+	struct gr_signals saved;
+
+	gr_signals_block(&saved);
 	gr_mutex_lock(&gr_urcu_workers.lock);
+	frozen_signals = saved;
 }
 
 static void thaw_in_parent(void) GR_NO_TSA
 {
+	struct gr_signals saved = frozen_signals;
+
 	gr_mutex_unlock(&gr_urcu_workers.lock);
+	gr_signals_restore(&saved);
 }
 
 static void thaw_in_child(void) GR_NO_TSA
@@ -35,7 +44,7 @@ static void thaw_in_child(void) GR_NO_TSA
 		}
 		gr_mutex_init(&fork_lock, GR_RANK_URCU_FORK);
 	}
-	gr_mutex_unlock(&gr_urcu_workers.lock);
+	thaw_in_parent();
 }
 
 void gr_urcu_fork_install(void)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-#include "harness.h"
 #include "base/mutex.h"
+#include "harness.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -76,6 +76,82 @@ TEST(ranks_in_order_are_fine)
 	gr_mutex_unlock(&outer);
 	gr_mutex_unlock(&peer);
 	gr_mutex_unlock(&inner);
+}
+
+static struct gr_owned_mutex owned = GR_OWNED_MUTEX_INIT(GR_RANK_DIRTY);
+
+static void *count_owned(void *arg)
+{
+	(void)arg;
+	for (int i = 0; i < 20000; i++) {
+		ASSERT(!gr_owned_mutex_is_mine(&owned));
+		gr_owned_mutex_lock(&owned);
+		ASSERT(gr_owned_mutex_is_mine(&owned));
+		counter++;
+		gr_owned_mutex_unlock(&owned);
+	}
+	return NULL;
+}
+
+TEST(a_mutex_that_knows_its_owner_lets_one_thread_in_at_a_time)
+{
+	pthread_t t[4];
+
+	for (int i = 0; i < 4; i++) {
+		pthread_create(&t[i], NULL, count_owned, NULL);
+	}
+	for (int i = 0; i < 4; i++) {
+		pthread_join(t[i], NULL);
+	}
+	ASSERT_EQ(counter, 80000);
+	ASSERT(gr_owned_mutex_trylock(&owned));
+	ASSERT(!gr_owned_mutex_trylock(&owned));
+	gr_owned_mutex_unlock(&owned);
+}
+
+static void *hold_owned(void *arg)
+{
+	gr_owned_mutex_lock(&owned);
+	pthread_barrier_wait(arg);
+	pthread_barrier_wait(arg);
+	gr_owned_mutex_unlock(&owned);
+	return NULL;
+}
+
+static void in_child_of_fork(void *arg) GR_NO_TSA
+{
+	bool mine = arg == NULL;
+
+	gr_owned_mutex_after_fork_in_child(&owned);
+	ASSERT_EQ(gr_owned_mutex_is_mine(&owned), mine);
+	if (mine) {
+		gr_owned_mutex_unlock(&owned);
+	}
+	gr_owned_mutex_lock(&owned);
+}
+
+static int status_of_child(void *arg)
+{
+	char text[512];
+
+	return test_in_child(in_child_of_fork, arg, text, sizeof(text));
+}
+
+TEST(in_a_fork_child_it_stays_locked_if_the_forking_thread_has_it)
+{
+	pthread_barrier_t both;
+	pthread_t t;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	gr_owned_mutex_lock(&owned);
+	ASSERT_EQ(status_of_child(NULL), 0);
+	gr_owned_mutex_unlock(&owned);
+	pthread_barrier_init(&both, NULL, 2);
+	pthread_create(&t, NULL, hold_owned, &both);
+	pthread_barrier_wait(&both);
+	ASSERT_EQ(status_of_child(&both), 0);
+	pthread_barrier_wait(&both);
+	pthread_join(t, NULL);
 }
 
 static void out_of_order(void *arg) GR_NO_TSA

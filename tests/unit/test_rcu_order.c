@@ -5,6 +5,7 @@
  * worst they can.
  */
 #include "rcu_kit.h"
+#include <errno.h>
 #include <guestram/rcu_qs.h>
 #include <guestram/rcu_queue.h>
 #ifndef _WIN32
@@ -12,6 +13,7 @@
 #	include <sys/wait.h>
 #	include <unistd.h>
 #endif
+#include <stdlib.h>
 
 void gr_test_hook(const char *place); /* the library's, but for us */
 
@@ -20,6 +22,27 @@ static struct stop {
 	const char *place; /* (a) */
 	struct gr_event stopped, go_on;
 } at_ask, at_wait, at_take, at_fork;
+
+/* What to do once, at which place, in the thread that comes there. */
+static const char *do_at; /* (a) */
+static void (*do_what)(void);
+
+static void maybe_do(const char *place)
+{
+	const char *wanted = __atomic_load_n(&do_at, __ATOMIC_ACQUIRE);
+
+	if (wanted && strcmp(wanted, place) == 0 &&
+	    __atomic_compare_exchange_n(&do_at, &wanted, NULL, false, __ATOMIC_ACQ_REL,
+					__ATOMIC_RELAXED)) {
+		do_what();
+	}
+}
+
+static void do_once_at(const char *place, void (*what)(void))
+{
+	do_what = what;
+	__atomic_store_n(&do_at, place, __ATOMIC_RELEASE);
+}
 
 static void maybe_stop(struct stop *s, const char *place)
 {
@@ -47,6 +70,7 @@ void gr_test_hook(const char *place)
 	maybe_stop(&at_wait, place);
 	maybe_stop(&at_take, place);
 	maybe_stop(&at_fork, place);
+	maybe_do(place);
 }
 
 static void arm(struct stop *s, const char *place)
@@ -324,5 +348,173 @@ TEST(a_child_has_what_was_called_before_though_the_shard_runs_over_meanwhile)
 	}
 }
 #endif
+/* ---- handlers that fork ----------------------------------------------------------------------
+ */
+
+static pid_t forked = -1; /* by the handler */
+static struct gr_event has_forked = GR_EVENT_INIT(false);
+
+static void fork_in_handler(int sig)
+{
+	(void)sig;
+	forked = fork();
+	if (forked > 0) {
+		gr_event_set(&has_forked);
+	}
+}
+
+static void be_interrupted(void)
+{
+	(void)raise(SIGUSR1);
+}
+
+static void interrupt_at(const char *place)
+{
+	struct sigaction sa = { .sa_handler = fork_in_handler };
+
+	ASSERT_EQ(sigaction(SIGUSR1, &sa, NULL), 0);
+	do_once_at(place, be_interrupted);
+}
+
+static void wait_for_child(pid_t pid)
+{
+	int status;
+
+	ASSERT(pid > 0);
+	while (waitpid(pid, &status, 0) < 0) {
+		ASSERT_EQ(errno, EINTR);
+	}
+	ASSERT_EQ(status, 0);
+}
+
+static void *leave_when_forked(void *arg) GR_NO_TSA
+{
+	struct actor *a = arg;
+
+	gr_rcu_read_lock();
+	gr_event_set(&a->ready);
+	gr_event_wait(&has_forked);
+	gr_rcu_read_unlock();
+	return NULL;
+}
+
+static void *read_once(void *arg)
+{
+	gr_rcu_read_lock();
+	gr_rcu_read_unlock();
+	return arg;
+}
+
+/* Threads come and go, and each grace period waits for whom it shall. */
+static void check_grace_periods(void)
+{
+	struct actor reader;
+	uint64_t cookie;
+
+	pthread_join(spawn(read_once, NULL), NULL);
+	start(&reader, in_a_section);
+	cookie = gr_rcu_start_poll();
+	wait_until_asked(reader.reader);
+	ASSERT(!gr_rcu_poll_state(cookie));
+	finish(&reader);
+	gr_rcu_cond_synchronize(cookie);
+	gr_rcu_synchronize_expedited();
+}
+
+TEST(a_handler_may_fork_in_the_middle_of_its_threads_walk_over_the_readers)
+{
+	struct actor reader;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	gr_event_init(&reader.ready, false);
+	reader.thread = spawn(leave_when_forked, &reader);
+	gr_event_wait(&reader.ready);
+	gr_rcu_register_thread();
+	interrupt_at("ask: chosen");
+	gr_rcu_synchronize();
+	check_grace_periods();
+	if (forked == 0) {
+		_exit(0);
+	}
+	pthread_join(reader.thread, NULL);
+	wait_for_child(forked);
+}
+
+TEST(a_handler_that_interrupts_a_fork_may_fork)
+{
+	pid_t pid;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	interrupt_at("fork: locked");
+	pid = fork();
+	check_grace_periods();
+	if (pid == 0 || forked == 0) {
+		_exit(0);
+	}
+	wait_for_child(pid);
+	wait_for_child(forked);
+}
+
+/* ---- domains that go -------------------------------------------------------------------------
+ */
+
+static struct gr_rcu_domain *short_lived;
+
+static void *read_in_domain(void *arg)
+{
+	struct actor *a = arg;
+
+	gr_rcu_domain_read_lock(short_lived);
+	a->reader = gr_rcu_domain_reader(short_lived);
+	gr_event_set(&a->ready);
+	gr_event_wait(&a->go);
+	gr_rcu_domain_read_unlock(short_lived); /* stops where it has reported */
+	return NULL;
+}
+
+static void *synchronize_domain(void *arg)
+{
+	gr_rcu_domain_synchronize(short_lived);
+	return arg;
+}
+
+/* The statistics were touched there: AddressSanitizer sees it, others by what lies there then. */
+TEST(a_domain_may_go_as_soon_as_a_grace_period_has_waited_for_its_readers)
+{
+	enum { TRIES = 100 };
+	unsigned char *tried[TRIES];
+	struct actor reader;
+	pthread_t driver;
+
+	ASSERT_EQ(gr_rcu_domain_create(NULL, &short_lived, NULL), 0);
+	gr_event_init(&reader.ready, false);
+	gr_event_init(&reader.go, false);
+	reader.thread = spawn(read_in_domain, &reader);
+	gr_event_wait(&reader.ready);
+	driver = spawn(synchronize_domain, NULL);
+	wait_until_asked(reader.reader);
+	arm(&at_ask, "report: done");
+	gr_event_set(&reader.go);
+	gr_event_wait(&at_ask.stopped);
+	while (!gr_rcu_domain_poll_state(short_lived, 2)) {
+		/* Not woken yet: that is what the reader is about to do. */
+		gr_rcu_nudge_driver(short_lived);
+		sched_yield();
+	}
+	pthread_join(driver, NULL);
+	gr_rcu_domain_free(short_lived);
+	for (int i = 0; i < TRIES; i++) {
+		tried[i] = malloc(sizeof(struct gr_rcu_domain));
+		memset(tried[i], 0x5a, sizeof(struct gr_rcu_domain));
+	}
+	gr_event_set(&at_ask.go_on);
+	pthread_join(reader.thread, NULL);
+	for (int i = 0; i < TRIES; i++) {
+		for (size_t j = 0; j < sizeof(struct gr_rcu_domain); j++) {
+			ASSERT_EQ(tried[i][j], 0x5a);
+		}
+		free(tried[i]);
+	}
+}
 
 TEST_MAIN()

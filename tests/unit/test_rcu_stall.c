@@ -320,6 +320,91 @@ TEST(waiting_for_a_grace_period_in_the_handler_dies)
 	dies_saying(stall_and_wait_in_handler, "in a stall handler");
 }
 
+/* ---- what a handler may do ---------------------------------------------------------------- */
+
+static pid_t child = -1;
+
+static void fork_once(const struct gr_rcu_stall_report *r, void *opaque)
+{
+	(void)r;
+	(void)opaque;
+	if (child < 0) {
+		child = fork();
+	}
+	ADD(&reports, 1);
+}
+
+static uint64_t grace_periods(void)
+{
+	struct gr_rcu_stats s;
+
+	gr_rcu_stats_get(NULL, &s);
+	return s.grace_periods;
+}
+
+static void *synchronize(void *arg)
+{
+	gr_rcu_synchronize();
+	return arg;
+}
+
+/* One whose grace period has begun, and waits. */
+static pthread_t start_grace_period(void)
+{
+	uint64_t before = grace_periods();
+	pthread_t t = spawn(synchronize, NULL);
+
+	while (grace_periods() == before) {
+		sleep_ms(1);
+	}
+	return t;
+}
+
+/* A cookie is not served by the grace period that runs when it is taken. */
+static void check_cookies(void)
+{
+	struct gr_rcu_reader early, late;
+	pthread_t first, second;
+	uint64_t cookie;
+
+	gr_rcu_reader_init(&early, NULL, "early");
+	gr_rcu_reader_init(&late, NULL, "late");
+	gr_rcu_read_lock_on(&early);
+	first = start_grace_period();
+	gr_rcu_read_lock_on(&late);
+	cookie = gr_rcu_get_state();
+	gr_rcu_read_unlock_on(&early);
+	pthread_join(first, NULL);
+	second = start_grace_period();
+	ASSERT(!gr_rcu_poll_state(cookie));
+	gr_rcu_read_unlock_on(&late);
+	pthread_join(second, NULL);
+	ASSERT(gr_rcu_poll_state(cookie));
+	gr_rcu_reader_destroy(&early);
+	gr_rcu_reader_destroy(&late);
+}
+
+TEST(a_handler_may_fork_and_the_child_goes_on_with_its_grace_periods)
+{
+	int status;
+	pthread_t t;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	gr_rcu_set_stall_ns(SOON_MS * 1000000ull);
+	gr_rcu_set_stall_handler(fork_once, NULL);
+	t = spawn(slow_reader, (void *)1);
+	gr_event_wait(&inside);
+	gr_rcu_synchronize_expedited();
+	gr_rcu_set_stall_ns(0);
+	check_cookies();
+	if (child == 0) {
+		_exit(0);
+	}
+	pthread_join(t, NULL);
+	ASSERT_EQ(waitpid(child, &status, 0), child);
+	ASSERT_EQ(status, 0);
+}
+
 TEST(a_child_of_a_fork_is_reported_with_its_own_number)
 {
 	int status;
