@@ -17,8 +17,9 @@
  * the library's own is in order among itself.
  *
  * Limits: a queue over its soft limit stops gathering callbacks and hurries; over its hard limit
- * calls wait until the worker has caught up. A call that must not wait (inside a section, in a
- * callback, with the queue's lock held) never does, and no call waits longer than
+ * calls wait until the worker has caught up. A call that must not wait (inside a section, on a
+ * quiescent-state thread that is online, in a callback, with the queue's lock held) never does,
+ * and no call waits longer than
  * GR_RCU_LIMIT_WAIT_NS: an application that holds a lock which a callback or a reader needs
  * becomes slow, with a warning, and does not hang.
  *

@@ -125,6 +125,12 @@ struct rcu_flavor_struct {
 	bool (*update_poll_state_synchronize_rcu)(struct urcu_gp_poll_state state);
 };
 
+/**
+ * rcu_register_thread() of qsbr: as gr_rcu_qs_register_thread(). From now on callbacks run on
+ * threads that are registered and online, so that they may use sections of qsbr's, too.
+ * @context As gr_rcu_qs_register_thread().
+ */
+GR_EXPORT void gr_urcu_qsbr_register_thread(void);
 /** call_rcu(): as gr_rcu_call(), on the thread's, the CPU's or the default worker. */
 GR_EXPORT void gr_urcu_call(struct gr_rcu_head *head, void (*func)(struct gr_rcu_head *head));
 /** rcu_barrier(): gr_rcu_barrier() of all workers. */

@@ -41,7 +41,7 @@
 	V(f, unregister_thread, rcu_unregister_thread, (void), gr_rcu_unregister_thread, ())
 
 #define GR_URCU_QS_THREADS_(V, R, f)                                                               \
-	V(f, register_thread, rcu_register_thread, (void), gr_rcu_qs_register_thread, ())          \
+	V(f, register_thread, rcu_register_thread, (void), gr_urcu_qsbr_register_thread, ())       \
 	V(f, unregister_thread, rcu_unregister_thread, (void), gr_rcu_qs_unregister_thread, ())
 
 /* Bulletproof threads leave when they end. */

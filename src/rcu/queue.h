@@ -35,8 +35,8 @@
  * B1 comes after the acquires of take, which pair with S1 and S2: what a producer did before its
  * call (the unlinking) comes before the grace period. So a callback never runs before the
  * sections that were open when it was queued have ended. Who waited for an open batch's cookie
- * looks at it again, under the lock, before it closes the batch: a take that began to join before the
- * grace period did, and ended after, has set a later one.
+ * looks at it again, under the lock, before it closes the batch: a take that began to join before
+ * the grace period did, and ended after, has set a later one.
  *
  * ORDER. One thread's callbacks of one class on one queue run in the order of the calls. In a
  * batch `incoming` comes first, then shard by shard the ring's part, then what was `over`.
@@ -313,6 +313,11 @@ struct gr_rcu_budget {
 /* One at a time closes and runs. */
 GR_MUST_CHECK bool gr_rcu_queue_begin_running(struct gr_rcu_queue *q);
 void gr_rcu_queue_end_running(struct gr_rcu_queue *q);
+/*
+ * (a) Callbacks of queues without a lock run on a quiescent-state thread that is online: their
+ * program's sections are those of liburcu's qsbr.
+ */
+extern uint32_t gr_rcu_callbacks_are_qs;
 /* Runs the closed batch and finishes it; false: the budget was not enough. */
 bool gr_rcu_queue_run(struct gr_rcu_queue *q, struct gr_rcu_budget *budget);
 /* The first part of it: what needs no lock. If that is all, finishes the batch. */

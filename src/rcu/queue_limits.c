@@ -16,6 +16,7 @@
 #include "base/futex.h"
 #include "base/log.h"
 #include "rcu/queue.h"
+#include "rcu/stall.h"
 
 enum {
 	LOOK_NS = 10000000,
@@ -41,10 +42,17 @@ static bool is_over_hard(struct gr_rcu_queue *q)
 	return is_over(q, q->params.hard_count, q->params.hard_bytes);
 }
 
+/*
+ * A quiescent-state thread that is online counts as inside: only it knows whether it is, and to
+ * wait offline would be a quiescent state in the middle of a section.
+ */
 static bool may_wait(struct gr_rcu_queue *q)
 {
-	return !gr_rcu_in_section(NULL) && !gr_rcu_in_section(q->params.domain) &&
-	       !gr_rcu_in_notifier() && !gr_rcu_caller.callback_of &&
+#ifdef GR_MUTANT_RCU_LIMIT_WAITS_OFFLINE
+	return !gr_rcu_in_section(NULL);
+#endif
+	return !gr_rcu_read_ongoing() && !gr_rcu_in_section(q->params.domain) &&
+	       !gr_rcu_in_notifier() && !gr_rcu_in_stall_report() && !gr_rcu_caller.callback_of &&
 	       gr_load_relaxed(&q->runner) != gr_rcu_me() &&
 	       !(q->params.is_locked && q->params.is_locked(q->params.opaque));
 }
@@ -60,9 +68,11 @@ static void pass_over(struct gr_rcu_queue *q, const char *why)
 
 static void wait_for_room(struct gr_rcu_queue *q)
 {
-	struct gr_rcu_reader *qs =
-		gr_rcu_wait_begin(gr_rcu_domain_or_default(q->params.domain), "gr_rcu_call()");
 	uint64_t now = gr_clock_ns(), end = now + GR_RCU_LIMIT_WAIT_NS;
+
+#ifdef GR_MUTANT_RCU_LIMIT_WAITS_OFFLINE
+	struct gr_rcu_reader *qs = gr_rcu_wait_begin(&gr_rcu_default, "gr_rcu_call()");
+#endif
 
 	gr_add_relaxed(&q->stats.limit_waits, (uint64_t)1);
 	gr_rcu_park();
@@ -79,7 +89,9 @@ static void wait_for_room(struct gr_rcu_queue *q)
 		now = gr_clock_ns();
 	}
 	(void)gr_sub_acq_rel(&q->room_waiters, 1u);
+#ifdef GR_MUTANT_RCU_LIMIT_WAITS_OFFLINE
 	gr_rcu_wait_end(qs);
+#endif
 	if (now >= end) {
 		pass_over(q, "has waited in vain");
 	}

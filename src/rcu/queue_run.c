@@ -22,6 +22,7 @@ enum {
 };
 
 uint32_t gr_rcu_fork_door;
+uint32_t gr_rcu_callbacks_are_qs;
 
 /* ---- one callback -------------------------------------------------------------------------- */
 
@@ -346,10 +347,53 @@ static bool run_slices(struct gr_rcu_queue *q, struct gr_rcu_budget *budget)
 	return true;
 }
 
+/* As the worker of liburcu's qsbr, a registered thread; but of many callbacks it says where they end. */
+static bool run_online(struct gr_rcu_queue *q, struct gr_rcu_budget *budget)
+{
+	bool registers = !gr_rcu_self.is_qs, all;
+
+	if (registers) {
+		gr_rcu_qs_register_thread();
+	} else {
+		gr_rcu_thread_online();
+	}
+	for (;;) {
+		struct gr_rcu_budget slice = {
+			.left = GR_MIN(budget->left - budget->ran, (size_t)GR_RCU_SLICE_CALLBACKS),
+			.end_ns = budget->end_ns,
+		};
+
+		all = gr_rcu_queue_run_locked(q, &slice);
+		budget->ran += slice.ran;
+		if (all || is_spent(budget)) {
+			break;
+		}
+#ifndef GR_MUTANT_URCU_WORKER_SAYS_NOTHING
+		gr_rcu_quiescent_state(); /* between callbacks: none may end inside a section */
+#endif
+	}
+	if (registers) {
+		gr_rcu_qs_unregister_thread();
+	} else {
+		gr_rcu_thread_offline();
+	}
+	return all;
+}
+
+/* Who is online already stays so. The flag was set before the calls that it is for. */
+static bool shall_be_online(void)
+{
+#ifdef GR_MUTANT_URCU_CALLBACKS_OFFLINE
+	return false;
+#endif
+	return gr_load_relaxed(&gr_rcu_callbacks_are_qs) != 0 && !gr_rcu_read_ongoing() &&
+	       !gr_rcu_self.late;
+}
+
 bool gr_rcu_queue_run(struct gr_rcu_queue *q, struct gr_rcu_budget *budget)
 {
 	if (!q->params.lock) {
-		return gr_rcu_queue_run_locked(q, budget);
+		return shall_be_online() ? run_online(q, budget) : gr_rcu_queue_run_locked(q, budget);
 	}
 	if (!gr_rcu_queue_run_unlocked(q, budget)) {
 		return false;

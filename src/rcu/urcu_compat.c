@@ -159,6 +159,14 @@ void gr_urcu_call(struct gr_rcu_head *head, void (*func)(struct gr_rcu_head *hea
 	gr_rcu_read_unlock();
 }
 
+void gr_urcu_qsbr_register_thread(void)
+{
+	if (gr_load_relaxed(&gr_rcu_callbacks_are_qs) == 0) {
+		gr_store_relaxed(&gr_rcu_callbacks_are_qs, 1u); /* seen by whoever runs our calls */
+	}
+	gr_rcu_qs_register_thread();
+}
+
 void gr_urcu_barrier(void)
 {
 	for (struct call_rcu_data *d = gr_urcu_next(NULL); d; d = gr_urcu_next(d)) {
@@ -376,6 +384,8 @@ static void run_deferred(struct gr_rcu_head *head)
 
 void gr_urcu_defer(void (*fct)(void *p), void *p) GR_NO_TSA
 {
+	/* It may wait for room, which nobody does online. */
+	bool online = gr_load_relaxed(&gr_rcu_self.ctr) == (GR_RCU_QS | 1);
 	struct deferred *d = malloc(sizeof(*d));
 
 	if (!d) {
@@ -386,7 +396,13 @@ void gr_urcu_defer(void (*fct)(void *p), void *p) GR_NO_TSA
 	d->fct = fct;
 	d->p = p;
 	gr_once(&deferred_once, make_deferred_queue);
+	if (online) {
+		gr_rcu_thread_offline();
+	}
 	gr_rcu_call(deferred_queue, &d->head, run_deferred);
+	if (online) {
+		gr_rcu_thread_online();
+	}
 }
 
 void gr_urcu_defer_barrier(void)

@@ -61,9 +61,11 @@ void gr_urcu_fork_install(void)
 static void stand_here(struct gr_rcu_head *head)
 {
 	struct call_rcu_data *d = gr_container_of(head, struct call_rcu_data, hold);
+	struct gr_rcu_reader *qs = gr_rcu_wait_begin(&gr_rcu_default, "a fork");
 
 	gr_event_set(&d->is_held);
 	gr_event_wait(&d->let_go);
+	gr_rcu_wait_end(qs);
 	gr_store_release(&d->hold_queued, 0u); /* is_held and let_go may be used again */
 }
 

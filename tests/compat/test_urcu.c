@@ -319,6 +319,37 @@ TEST(deferred_calls_run_in_order_and_the_barriers_wait_for_them)
 	rcu_unregister_thread();
 }
 
+static struct reader in_callback;
+
+static void stop_in_section(struct rcu_head *head)
+{
+	(void)head;
+	rcu_read_lock();
+	stop_here(&in_callback);
+	rcu_read_unlock();
+}
+
+TEST(a_callback_is_a_reader_too)
+{
+	struct urcu_gp_poll_state state;
+	struct rcu_head head;
+
+	(void)sem_init(&in_callback.is_there, 0, 0);
+	(void)sem_init(&in_callback.go_on, 0, 0);
+	rcu_register_thread();
+	rcu_thread_offline();
+	call_rcu(&head, stop_in_section);
+	await(&in_callback.is_there);
+	state = start_poll_synchronize_rcu();
+	a_while();
+	ASSERT(!poll_state_synchronize_rcu(state));
+	(void)sem_post(&in_callback.go_on);
+	rcu_barrier();
+	synchronize_rcu();
+	ASSERT(poll_state_synchronize_rcu(state));
+	rcu_unregister_thread();
+}
+
 TEST(pointers_are_published_exchanged_and_compared)
 {
 	struct item *a = new_item(1), *b = new_item(2), *p = NULL;

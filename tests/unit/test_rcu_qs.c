@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /* Quiescent-state threads, beside ordinary readers. */
 #include "rcu_kit.h"
+#include "rcu/queue.h"
 #include <errno.h>
 #include <guestram/rcu_qs.h>
 #include <stdlib.h>
@@ -212,6 +213,110 @@ TEST(threads_that_are_online_may_all_wait_for_each_other)
 	}
 }
 
+/* ---- calls -----------------------------------------------------------------------------------
+ */
+
+static uint64_t freed;
+
+static void count_freed(struct gr_rcu_head *head)
+{
+	free(head);
+	ADD(&freed, 1);
+}
+
+/* Only the thread knows whether it is inside a section: to wait offline could end one. */
+TEST(a_call_over_the_hard_limit_is_no_quiescent_state)
+{
+	struct gr_rcu_queue_params params = { .size = sizeof(params), .hard_count = 2 };
+	struct gr_rcu_queue *q;
+	struct gr_error err;
+	uint64_t cookie;
+
+	ASSERT_EQ(gr_rcu_queue_create(&params, &q, &err), 0);
+	gr_rcu_qs_register_thread();
+	gr_rcu_qs_read_lock();
+	cookie = gr_rcu_start_poll();
+	for (int i = 0; i < 8; i++) {
+		gr_rcu_call(q, malloc(sizeof(struct gr_rcu_head)), count_freed);
+	}
+	sleep_ms(20);
+	ASSERT(!gr_rcu_poll_state(cookie));
+	ASSERT_EQ(LOAD(&freed), 0u);
+	gr_rcu_qs_read_unlock();
+	gr_rcu_qs_unregister_thread();
+	gr_rcu_queue_free(q);
+	ASSERT_EQ(freed, 8u);
+}
+
+static struct gr_rcu_reader *calls_back; /* who runs callbacks */
+static struct gr_event in_callback = GR_EVENT_INIT(false), go_on = GR_EVENT_INIT(false);
+
+static void stop_in_section(struct gr_rcu_head *head)
+{
+	gr_rcu_qs_read_lock();
+	calls_back = &gr_rcu_self;
+	gr_event_set(&in_callback);
+	gr_event_wait(&go_on);
+	gr_rcu_qs_read_unlock();
+	count_freed(head);
+}
+
+TEST(callbacks_of_a_program_of_qsbrs_are_readers)
+{
+	uint64_t cookie;
+
+	STORE(&gr_rcu_callbacks_are_qs, 1u);
+	gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)), stop_in_section);
+	gr_event_wait(&in_callback);
+	cookie = gr_rcu_start_poll();
+	while (LOAD(&calls_back->need_qs) == 0 && !gr_rcu_poll_state(cookie)) {
+		sched_yield();
+	}
+	ASSERT(!gr_rcu_poll_state(cookie));
+	gr_event_set(&go_on);
+	gr_rcu_barrier(NULL);
+	gr_rcu_synchronize();
+}
+
+static uint64_t callbacks_cookie;
+static bool has_ended; /* its grace period, before the last callback */
+
+static void ask_ourselves(struct gr_rcu_head *head)
+{
+	callbacks_cookie = gr_rcu_start_poll();
+	wait_until_asked(&gr_rcu_self);
+	count_freed(head);
+}
+
+static void wait_for_it(struct gr_rcu_head *head)
+{
+	uint64_t end = now_ns() + 15000000000u;
+
+	while (!gr_rcu_poll_state(callbacks_cookie) && now_ns() < end) {
+		sched_yield();
+	}
+	has_ended = gr_rcu_poll_state(callbacks_cookie);
+	count_freed(head);
+}
+
+TEST(many_callbacks_of_a_program_of_qsbrs_hold_up_nobody)
+{
+	enum { CALLS = 4 * GR_RCU_SLICE_CALLBACKS };
+
+	STORE(&gr_rcu_callbacks_are_qs, 1u);
+	gr_rcu_read_lock(); /* so that they come in one batch, but for the first */
+	for (int i = 0; i < CALLS; i++) {
+		gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)),
+			    i == GR_RCU_SLICE_CALLBACKS ? ask_ourselves
+			    : i == CALLS - 1		? wait_for_it
+							: count_freed);
+	}
+	gr_rcu_read_unlock();
+	gr_rcu_barrier(NULL);
+	ASSERT_EQ(freed, (uint64_t)CALLS);
+	ASSERT(has_ended);
+}
+
 /* ---- what it costs ----------------------------------------------------------------------------
  */
 
@@ -238,9 +343,9 @@ TEST(quiescent_state_threads_cost_no_process_wide_fence_and_each_answers_once)
 	for (int i = 0; i < 200; i++) {
 		gr_rcu_synchronize();
 	}
-	s = stats();
 	STORE(&stop, true);
 	pthread_join(t, NULL);
+	s = stats();
 	ASSERT_EQ(gr_heavy_fence_count(), fences);
 	ASSERT_EQ(s.requests, 200u);
 	ASSERT_EQ(s.reports, 200u);

@@ -322,6 +322,43 @@ TEST(waiting_for_a_grace_period_in_the_handler_dies)
 
 /* ---- what a handler may do ---------------------------------------------------------------- */
 
+static struct gr_rcu_queue *small_queue;
+static uint64_t ran;
+
+static void count_it(struct gr_rcu_head *head)
+{
+	free(head);
+	ADD(&ran, 1);
+}
+
+static void call_much(const struct gr_rcu_stall_report *r, void *opaque)
+{
+	(void)r;
+	(void)opaque;
+	for (int i = 0; i < 8; i++) {
+		gr_rcu_call(small_queue, malloc(sizeof(struct gr_rcu_head)), count_it);
+	}
+	ADD(&reports, 1);
+}
+
+TEST(a_handler_may_queue_callbacks_though_their_queue_is_full)
+{
+	struct gr_rcu_queue_params params = { .size = sizeof(params), .hard_count = 2 };
+	struct gr_error err;
+	pthread_t t;
+
+	ASSERT_EQ(gr_rcu_queue_create(&params, &small_queue, &err), 0);
+	gr_rcu_set_stall_ns(SOON_MS * 1000000ull);
+	gr_rcu_set_stall_handler(call_much, NULL);
+	t = spawn(slow_reader, (void *)1);
+	gr_event_wait(&inside);
+	gr_rcu_synchronize();
+	pthread_join(t, NULL);
+	gr_rcu_set_stall_ns(0);
+	gr_rcu_queue_free(small_queue);
+	ASSERT_EQ(ran, 8 * LOAD(&reports));
+}
+
 static pid_t child = -1;
 
 static void fork_once(const struct gr_rcu_stall_report *r, void *opaque)
