@@ -4,21 +4,23 @@
  * sections, so for every lock that a section takes; one that waits for callbacks waits for the
  * locks that callbacks take as well. Holding such a lock meanwhile is a deadlock once the two meet.
  * They need not meet to be found: each lock (by name) and domain remembers that it was taken inside
- * a section, or in a callback, and that it was held during a wait.
+ * a section and held during a grace period, each lock and queue that it was taken in a callback and
+ * held while waiting for callbacks. Whoever waits for callbacks waits for a grace period, too.
  */
 #include "base/atomic.h"
 #include "base/mutex.h"
 #include "base/signals.h"
 #include "rcu/checks.h"
+#include "rcu/queue.h"
 #include <guestram/rcu_check.h>
 #include <stdio.h>
 #include <string.h>
 
 enum how {
 	IN_SECTION, /* taken inside a section of the domain */
-	IN_CALLBACK,
+	IN_CALLBACK, /* ...in one of the queue */
 	IN_GP_WAIT, /* held while waiting for a grace period of the domain */
-	IN_BARRIER, /* held while waiting for callbacks too */
+	IN_BARRIER, /* ...for callbacks of the queue */
 	HOWS,
 };
 static const char *const how_text[HOWS] = {
@@ -31,7 +33,7 @@ static const char *const how_text[HOWS] = {
 enum { USES_MAX = 256, HELD_MAX = 6, DOMAINS_MAX = 8, NAME_BYTES = 32 };
 struct lock_use {
 	char name[NAME_BYTES];
-	struct gr_rcu_domain *domain;
+	const void *of; /* a domain, or a queue */
 	char where[HOWS][64]; /* "": never */
 	bool reported;
 };
@@ -48,20 +50,14 @@ static __thread struct {
 	const char *name[HELD_MAX]; /* NULL: its address */
 	unsigned n;
 } held;
-static __thread int in_callbacks;
-
-void gr_rcu_check_in_callback(int change)
-{
-	in_callbacks += change;
-}
 
 /* NULL when the table is full: then what is new goes unchecked. */
-static struct lock_use *find_use(const char *name, struct gr_rcu_domain *d) GR_REQUIRES(table.lock)
+static struct lock_use *find_use(const char *name, const void *of) GR_REQUIRES(table.lock)
 {
 	struct lock_use *u;
 
 	for (u = table.use; u < table.use + table.uses; u++) {
-		if (u->domain == d && strcmp(u->name, name) == 0) {
+		if (u->of == of && strcmp(u->name, name) == 0) {
 			return u;
 		}
 	}
@@ -69,8 +65,9 @@ static struct lock_use *find_use(const char *name, struct gr_rcu_domain *d) GR_R
 		return NULL;
 	}
 	table.uses++;
+	memset(u, 0, sizeof(*u));
 	(void)snprintf(u->name, sizeof(u->name), "%s", name);
-	u->domain = d;
+	u->of = of;
 	return u;
 }
 
@@ -78,7 +75,6 @@ static struct lock_use *find_use(const char *name, struct gr_rcu_domain *d) GR_R
 static bool is_deadlock(const struct lock_use *u, enum how *ret_taken, enum how *ret_held)
 {
 	static const enum how pairs[][2] = { { IN_SECTION, IN_GP_WAIT },
-					     { IN_SECTION, IN_BARRIER },
 					     { IN_CALLBACK, IN_BARRIER } };
 
 	for (size_t i = 0; i < GR_ARRAY_SIZE(pairs); i++) {
@@ -91,7 +87,7 @@ static bool is_deadlock(const struct lock_use *u, enum how *ret_taken, enum how 
 	return false;
 }
 
-static void note_use(const char *name, struct gr_rcu_domain *d, enum how how, const char *where)
+static void note_use(const char *name, const void *of, enum how how, const char *where)
 {
 	enum how taken = how, kept = how; /* not looked at unless we tell */
 	struct lock_use copy;
@@ -101,7 +97,7 @@ static void note_use(const char *name, struct gr_rcu_domain *d, enum how how, co
 
 	gr_signals_block(&saved); /* a handler may take locks, or fork */
 	gr_mutex_lock(&table.lock);
-	u = find_use(name, d);
+	u = find_use(name, of);
 	if (u && !u->where[how][0]) {
 		(void)snprintf(u->where[how], sizeof(u->where[how]), "%s", where);
 		tell = !u->reported && is_deadlock(u, &taken, &kept);
@@ -115,6 +111,23 @@ static void note_use(const char *name, struct gr_rcu_domain *d, enum how how, co
 				    copy.name, how_text[taken], copy.where[taken], how_text[kept],
 				    copy.where[kept]);
 	}
+}
+
+void gr_rcu_check_forget(const void *domain_or_queue)
+{
+	struct gr_signals saved;
+
+	gr_signals_block(&saved);
+	gr_mutex_lock(&table.lock);
+	for (unsigned i = 0; i < table.uses;) {
+		if (table.use[i].of == domain_or_queue) {
+			table.use[i] = table.use[--table.uses];
+		} else {
+			i++;
+		}
+	}
+	gr_mutex_unlock(&table.lock);
+	gr_signals_restore(&saved);
 }
 
 static const char *name_of(const void *lock, const char *name, char own[NAME_BYTES])
@@ -143,8 +156,8 @@ void gr_rcu_check_lock_acquired(const void *lock, const char *name, const char *
 	for (unsigned i = 0; i < n; i++) {
 		note_use(name, inside[i], IN_SECTION, where);
 	}
-	if (in_callbacks > 0) {
-		note_use(name, &gr_rcu_default, IN_CALLBACK, where);
+	if (gr_rcu_caller.callback_of) {
+		note_use(name, gr_rcu_caller.callback_of, IN_CALLBACK, where);
 	}
 }
 
@@ -162,17 +175,16 @@ void gr_rcu_check_lock_released(const void *lock)
 	}
 }
 
-void gr_rcu_check_wait(struct gr_rcu_domain *d, const char *who, bool for_callbacks)
+void gr_rcu_check_wait(struct gr_rcu_domain *d, struct gr_rcu_queue *q, const char *who)
 {
 	char own[NAME_BYTES];
 
 	for (unsigned i = 0; i < held.n; i++) {
 		const char *name = name_of(held.lock[i], held.name[i], own);
 
-		note_use(name, for_callbacks ? &gr_rcu_default : d,
-			 for_callbacks ? IN_BARRIER : IN_GP_WAIT, who);
-		if (for_callbacks) {
-			note_use(name, d, IN_GP_WAIT, who);
+		note_use(name, d, IN_GP_WAIT, who);
+		if (q) {
+			note_use(name, q, IN_BARRIER, who);
 		}
 	}
 }
@@ -180,13 +192,14 @@ void gr_rcu_check_wait(struct gr_rcu_domain *d, const char *who, bool for_callba
 void gr_rcu_checks_before_fork(void) GR_NO_TSA
 {
 	gr_mutex_lock(&table.lock);
+	gr_rcu_check_calls_before_fork();
 }
 
 void gr_rcu_checks_after_fork(bool in_child) GR_NO_TSA
 {
+	gr_rcu_check_calls_after_fork();
 	gr_mutex_unlock(&table.lock);
 	if (in_child) {
 		gr_rcu_check_thread_changed();
-		gr_rcu_check_calls_after_fork_in_child();
 	}
 }

@@ -11,10 +11,10 @@ void gr_rcu_check_failed(const char *fmt, ...) GR_PRINTF(1, 2);
 /* The domains that this thread has explicit readers inside of: how many went into domains. */
 unsigned gr_rcu_check_handles(struct gr_rcu_domain **domains, unsigned n);
 
-/* This thread waits for a grace period of d; for_callbacks: for callbacks too. */
-void gr_rcu_check_wait(struct gr_rcu_domain *d, const char *who, bool for_callbacks);
-/* It begins to run a callback (1), or has (-1). */
-void gr_rcu_check_in_callback(int change);
+/* This thread waits for a grace period of d, and for the callbacks of q, if that is not NULL. */
+void gr_rcu_check_wait(struct gr_rcu_domain *d, struct gr_rcu_queue *q, const char *who);
+/* A domain or a queue goes: what is known of it must not be taken for another's at its place. */
+void gr_rcu_check_forget(const void *domain_or_queue);
 /* In a fork child: it has another number. */
 void gr_rcu_check_thread_changed(void);
 
@@ -23,8 +23,9 @@ void gr_rcu_checks_before_fork(void);
 void gr_rcu_checks_after_fork(bool in_child);
 
 #ifdef GR_RCU_CHECKS
-/* In a fork child: nobody holds the set of heads. */
-void gr_rcu_check_calls_after_fork_in_child(void);
+/* fork(): the set of heads. */
+void gr_rcu_check_calls_before_fork(void);
+void gr_rcu_check_calls_after_fork(void);
 /* gr_rcu_call() at site queues head; dies if it is queued already. */
 void gr_rcu_check_queued(struct gr_rcu_head *head, void (*func)(struct gr_rcu_head *),
 			 const void *site);
@@ -33,7 +34,11 @@ uint64_t gr_rcu_check_started(struct gr_rcu_head *head, void (*func)(struct gr_r
 /* It has ended; head may be gone. */
 void gr_rcu_check_ran(const char *queue, void (*func)(struct gr_rcu_head *), uint64_t start_ns);
 #else
-static inline void gr_rcu_check_calls_after_fork_in_child(void)
+static inline void gr_rcu_check_calls_before_fork(void)
+{
+}
+
+static inline void gr_rcu_check_calls_after_fork(void)
 {
 }
 

@@ -12,7 +12,7 @@
 #include "base/atomic.h"
 #include "base/memory.h"
 #include "base/thread_info.h"
-#include "rcu/rcu_internal.h"
+#include "rcu/checks.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -241,6 +241,7 @@ void gr_rcu_domain_free(struct gr_rcu_domain *domain)
 	gr_mutex_unlock(&domains.lock);
 	gr_signals_restore(&saved);
 	gr_rcu_poll_stop(domain);
+	gr_rcu_check_forget(domain);
 	gr_aligned_free(domain);
 }
 

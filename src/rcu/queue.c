@@ -3,6 +3,7 @@
 #include "rcu/queue.h"
 #include "base/memory.h"
 #include "base/wake_fd.h"
+#include "rcu/checks.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -172,6 +173,7 @@ void gr_rcu_queue_free(struct gr_rcu_queue *queue)
 	let_shards_go(queue);
 	gr_mutex_unlock(&gr_rcu_queues.lock);
 	gr_signals_restore(&saved);
+	gr_rcu_check_forget(queue);
 	(void)gr_sub_acq_rel(&gr_rcu_domain_or_default(queue->params.domain)->queues, 1u);
 	if (queue->fd >= 0) {
 		gr_wake_fd_close(queue->fd, queue->fd);

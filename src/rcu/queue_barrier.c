@@ -93,7 +93,7 @@ void gr_rcu_barrier(struct gr_rcu_queue *queue)
 	struct gr_rcu_reader *qs = wait_begin(q, "gr_rcu_barrier()");
 	uint32_t batch;
 
-	gr_rcu_check_wait(gr_rcu_domain_or_default(q->params.domain), "gr_rcu_barrier()", true);
+	gr_rcu_check_wait(gr_rcu_domain_or_default(q->params.domain), q, "gr_rcu_barrier()");
 	if (holds_lock(q)) {
 		gr_die("gr_rcu_barrier() with the queue's lock held would never end");
 	}

@@ -178,7 +178,7 @@ static void cond_synchronize(struct gr_rcu_domain *d, uint64_t cookie, const cha
 {
 	struct gr_rcu_reader *qs = gr_rcu_wait_begin(d, who);
 
-	gr_rcu_check_wait(d, who, false);
+	gr_rcu_check_wait(d, NULL, who);
 	wait_for_cookie(d, cookie);
 	gr_rcu_wait_end(qs);
 }

@@ -306,6 +306,20 @@ static void lock_in_callback(struct gr_rcu_head *head)
 	unlock_big();
 }
 
+/* Another queue's callbacks are not waited for. */
+static void lock_in_callback_and_wait_for_others(void)
+{
+	struct gr_rcu_queue *q;
+
+	ASSERT_EQ(gr_rcu_queue_create(NULL, &q, NULL), 0);
+	gr_rcu_call(q, &twice, lock_in_callback);
+	gr_rcu_barrier(q);
+	lock_big("device");
+	gr_rcu_barrier(NULL);
+	unlock_big();
+	gr_rcu_queue_free(q);
+}
+
 static void lock_in_callback_and_wait(void *arg)
 {
 	(void)arg;
@@ -350,6 +364,32 @@ TEST(locks_that_cannot_meet_are_not_reported)
 	wait_with_lock("reader's"); /* said once */
 	ASSERT_EQ(reports, 1u);
 	gr_rcu_domain_free(d);
+	lock_in_callback_and_wait_for_others();
+	ASSERT_EQ(reports, 1u);
+}
+
+TEST(what_is_known_of_a_domain_goes_with_it)
+{
+	enum { TRIES = 64 };
+	struct gr_rcu_domain *d, *more[TRIES];
+
+	gr_rcu_set_check_handler(keep, reported);
+	ASSERT_EQ(gr_rcu_domain_create(NULL, &d, NULL), 0);
+	gr_rcu_domain_read_lock(d);
+	lock_big("device");
+	unlock_big();
+	gr_rcu_domain_read_unlock(d);
+	gr_rcu_domain_free(d);
+	for (int i = 0; i < TRIES; i++) { /* one of them may lie where it was */
+		ASSERT_EQ(gr_rcu_domain_create(NULL, &more[i], NULL), 0);
+		lock_big("device");
+		gr_rcu_domain_synchronize(more[i]);
+		unlock_big();
+	}
+	ASSERT_EQ(reports, 0u);
+	for (int i = 0; i < TRIES; i++) {
+		gr_rcu_domain_free(more[i]);
+	}
 }
 
 /* ---- as in other builds
@@ -404,6 +444,49 @@ TEST(many_threads_at_once_and_a_fork_find_nothing_to_report)
 	}
 	ASSERT_EQ(waitpid(pid, &status, 0), pid);
 	ASSERT_EQ(status, 0);
+}
+
+/* ---- handlers -------------------------------------------------------------------------------- */
+
+enum { FROM_HANDLERS = 20000 };
+static struct gr_rcu_head of_handlers[FROM_HANDLERS];
+static unsigned called;
+static bool stop;
+
+static void call_in_handler(int sig)
+{
+	(void)sig;
+	if (called < FROM_HANDLERS) {
+		gr_rcu_call(NULL, &of_handlers[called++], nothing);
+	}
+}
+
+static void *interrupt(void *arg)
+{
+	while (!LOAD(&stop)) {
+		(void)pthread_kill(*(pthread_t *)arg, SIGUSR1);
+		sched_yield();
+	}
+	return NULL;
+}
+
+TEST(handlers_may_call_in_the_middle_of_a_call_and_of_malloc)
+{
+	struct sigaction sa = { .sa_handler = call_in_handler, .sa_flags = SA_RESTART };
+	pthread_t me = pthread_self(), t;
+	uint64_t end = now_ns() + 2000000000u;
+
+	gr_rcu_set_check_handler(keep, reported);
+	ASSERT_EQ(sigaction(SIGUSR1, &sa, NULL), 0);
+	t = spawn(interrupt, &me);
+	while (LOAD(&called) < FROM_HANDLERS && now_ns() < end) {
+		gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)), free_head);
+	}
+	STORE(&stop, true);
+	pthread_join(t, NULL);
+	gr_rcu_barrier(NULL);
+	test_diag("%u calls by handlers", called);
+	ASSERT_EQ(reports, 0u);
 }
 
 /* ---- lists ----------------------------------------------------------------------------------- */
