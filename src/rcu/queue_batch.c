@@ -65,13 +65,11 @@ bool gr_rcu_queue_has_callbacks(struct gr_rcu_queue *q)
 	return any;
 }
 
-/* A stack, turned round and sorted behind what the lists have. Returns how many. */
-static size_t take_stack(struct gr_rcu_queue *q, struct gr_rcu_head **stack,
+/* What was a stack, turned round and sorted behind what the lists have. Returns how many. */
+static size_t sort_stack(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 			 struct gr_rcu_list *lists)
 {
 	struct gr_rcu_list chain[GR_RCU_CLASSES] = { { NULL, NULL }, { NULL, NULL } };
-	/* Acquire: the heads. Pairs with S2. */
-	struct gr_rcu_head *head = gr_xchg_acq_rel(stack, (struct gr_rcu_head *)NULL);
 	size_t most = gr_load_relaxed(&q->pushed) - q->taken, n = 0;
 
 	while (head) {
@@ -101,41 +99,65 @@ static bool has_open_over(const struct gr_rcu_shard *s)
 	return s->open_over[GR_RCU_LOCKED].first || s->open_over[GR_RCU_FREE].first;
 }
 
-/* Up to tail; what is over comes after it. */
-static size_t take_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *s, size_t tail, bool *ret_all)
+/* Acquire: the heads, over_at and the entries below it. Pairs with S2. */
+static struct gr_rcu_head *detach(struct gr_rcu_head **stack)
 {
-	size_t n = 0;
+	return gr_xchg_acq_rel(stack, (struct gr_rcu_head *)NULL);
+}
+
+/*
+ * Bytes are counted before their call can be seen, and read at once after the calls are: no call's
+ * are left behind, where a queue that is empty would be over its limit; and those of calls that come
+ * just now are all that a batch may have too many of.
+ */
+static void take_bytes(struct gr_rcu_batch *b, const size_t *counted, size_t *taken)
+{
+	size_t bytes = gr_load_relaxed(counted);
+
+	b->bytes += bytes - *taken;
+	*taken = bytes;
+}
+
+/* Up to tail; what is over comes after it. */
+static size_t take_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *s, size_t tail,
+			 struct gr_rcu_batch *b, bool *ret_all)
+{
+	struct gr_rcu_head *over = NULL;
+	size_t n;
 
 	if (has_open_over(s)) {
 		*ret_all = false; /* ORDER */
 		return 0;
 	}
-	/* Acquire: over_at, and the entries below it. Pairs with S2. */
 	if (GR_UNLIKELY(gr_load_acquire(&s->over) != NULL)) {
 		tail = gr_load_relaxed(&s->over_at);
-		n = take_stack(q, &s->over, s->open_over);
+		over = detach(&s->over);
 	}
-	n += tail - s->open;
+	take_bytes(b, &s->bytes, &s->open_bytes);
+	n = tail - s->open;
 	s->open = tail;
-	return n;
+	return n + sort_stack(q, over, s->open_over);
 }
 
 static size_t take_shards_and_incoming(struct gr_rcu_queue *q, struct gr_rcu_batch *b,
 				       bool *ret_all)
 {
-	size_t bytes, n = 0;
+	struct gr_rcu_head *incoming;
+	size_t n = 0;
 
 	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
-		n += take_shard(q, s, gr_load_acquire(&s->tail), ret_all); /* pairs with S1 */
-		bytes = gr_load_relaxed(&s->bytes);
-		b->bytes += bytes - s->open_bytes;
-		s->open_bytes = bytes;
+		n += take_shard(q, s, gr_load_acquire(&s->tail), b, ret_all); /* pairs with S1 */
 	}
-	n += take_stack(q, &q->incoming, b->list); /* after the tails: see ORDER */
-	bytes = gr_load_relaxed(&q->pushed_bytes);
-	b->bytes += bytes - q->taken_bytes;
-	q->taken_bytes = bytes;
+	incoming = detach(&q->incoming); /* after the tails: see ORDER */
+#ifdef GR_MUTANT_RCU_BYTES_AFTER_WALK
+	GR_HOOK("take: detached");
+	n += sort_stack(q, incoming, b->list);
+	take_bytes(b, &q->pushed_bytes, &q->taken_bytes);
 	return n;
+#endif
+	take_bytes(b, &q->pushed_bytes, &q->taken_bytes);
+	GR_HOOK("take: detached");
+	return n + sort_stack(q, incoming, b->list);
 }
 
 void gr_rcu_queue_open(struct gr_rcu_queue *q, uint64_t cookie)

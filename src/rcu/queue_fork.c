@@ -16,7 +16,9 @@
 
 static void note_what_is_queued(struct gr_rcu_queue *q)
 {
+	/* Bytes first: those without their call would be left behind in the child. */
 	for (struct gr_rcu_shard *s = q->shards; s; s = s->next) {
+		s->fork_bytes = gr_load_acquire(&s->bytes);
 		/*
 		 * First what is over, then tail. While something is over, tail stays: it is
 		 * over_at. If nothing was, what comes over after this look is behind all that tail
@@ -31,12 +33,11 @@ static void note_what_is_queued(struct gr_rcu_queue *q)
 		GR_HOOK("fork: half noted");
 		s->fork_tail = gr_load_acquire(&s->tail); /* S1 */
 #endif
-		s->fork_bytes = gr_load_relaxed(&s->bytes);
 		s->fork_put = gr_load_acquire(&s->put); /* the ring of fork_tail, or one after it */
 	}
+	q->fork_pushed_bytes = gr_load_acquire(&q->pushed_bytes);
 	q->fork_incoming = gr_load_acquire(&q->incoming); /* pairs with S2 */
 	q->fork_pushed = gr_load_relaxed(&q->pushed);
-	q->fork_pushed_bytes = gr_load_relaxed(&q->pushed_bytes);
 }
 
 /* Its own, if a handler forks in the middle of deciding: then nobody else is. */

@@ -10,6 +10,7 @@
  * time.
  */
 #include "base/heavy_fence.h"
+#include "base/hook.h"
 #include "base/memory.h"
 #include "base/thread_exit.h"
 #include "rcu/checks.h"
@@ -369,10 +370,17 @@ static inline size_t call_in_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *
 	}
 #endif
 	begin_call(q, s);
+#ifdef GR_MUTANT_RCU_BYTES_AFTER_CALL
 	put(q, s, e);
-	if (bytes != 0) {
+	GR_HOOK("call: put");
+#endif
+	if (bytes != 0) { /* S1, S2: before the call can be seen (see take_bytes()) */
 		gr_store_relaxed(&s->bytes, gr_load_relaxed(&s->bytes) + bytes);
 	}
+#ifndef GR_MUTANT_RCU_BYTES_AFTER_CALL
+	put(q, s, e);
+	GR_HOOK("call: put");
+#endif
 	n = due(q, s, ret_bytes);
 	end_call(q, s);
 	return n;

@@ -348,6 +348,84 @@ TEST(a_child_has_what_was_called_before_though_the_shard_runs_over_meanwhile)
 	}
 }
 #endif
+/* ---- bytes ------------------------------------------------------------------------------------
+ */
+
+enum { SMALL = 1000, LARGE = 1000000, BEFORE_SHARD = 40 };
+
+static uint64_t queued_bytes(void)
+{
+	struct gr_rcu_queue_stats s;
+
+	gr_rcu_queue_stats_get(queue, &s);
+	return s.bytes;
+}
+
+static void make_queue_without_thread(void)
+{
+	struct gr_rcu_queue_params params = {
+		.size = sizeof(params),
+		.flags = GR_RCU_QUEUE_NO_THREAD,
+	};
+
+	ASSERT_EQ(gr_rcu_queue_create(&params, &queue, NULL), 0);
+}
+
+static struct call large;
+
+static void *call_large(void *arg)
+{
+	gr_rcu_call_sized(queue, &large.head, run, LARGE);
+	return arg;
+}
+
+static void call_large_elsewhere(void)
+{
+	pthread_join(spawn(call_large, NULL), NULL);
+}
+
+TEST(bytes_are_taken_with_their_calls)
+{
+	static struct call small;
+
+	make_queue_without_thread();
+	gr_rcu_call_sized(queue, &small.head, run, SMALL);
+	do_once_at("take: detached", call_large_elsewhere);
+	(void)gr_rcu_queue_poll(queue, 0, 0);
+	gr_rcu_synchronize();
+	ASSERT_EQ(gr_rcu_queue_poll(queue, 1, 0), 1u);
+	ASSERT_EQ(LOAD(&small.ran), 1u);
+	ASSERT_EQ(LOAD(&large.ran), 0u);
+	ASSERT_EQ(queued_bytes(), LARGE);
+	gr_rcu_queue_free(queue);
+}
+
+static void *run_all(void *arg)
+{
+	gr_rcu_barrier(queue);
+	return arg;
+}
+
+static void run_all_elsewhere(void)
+{
+	pthread_join(spawn(run_all, NULL), NULL);
+}
+
+TEST(no_bytes_are_left_behind_when_their_call_has_run)
+{
+	static struct call before[BEFORE_SHARD], last;
+
+	make_queue_without_thread();
+	for (int i = 0; i < BEFORE_SHARD; i++) { /* until the thread has a shard of its own */
+		gr_rcu_call_sized(queue, &before[i].head, run, SMALL);
+	}
+	do_once_at("call: put", run_all_elsewhere);
+	gr_rcu_call_sized(queue, &last.head, run, LARGE);
+	ASSERT_EQ(LOAD(&last.ran), 1u);
+	ASSERT_EQ(queued_bytes(), 0u);
+	gr_rcu_queue_free(queue);
+}
+
 /* ---- handlers that fork ----------------------------------------------------------------------
  */
 
