@@ -62,11 +62,12 @@ GR_EXPORT void gr_rcu_set_deadline_ns(uint64_t ns);
 GR_EXPORT void gr_rcu_synchronize_expedited(void) GR_EXCLUDES(gr_rcu_section);
 
 /**
- * From here to the last gr_rcu_quiet_end() no grace period interrupts other CPUs. Counted.
- * This call itself may do so once. Readers that became HOT before the first quiet time of the
+ * From here to the last gr_rcu_quiet_end() no grace period interrupts other CPUs, not even one that
+ * was about to when this was called. Counted. This call itself may do so once. Readers that became HOT before the first quiet time of the
  * process are an exception until they park: so call it early, at least once (before threads
  * are busy); it may end right away.
- * @context Any thread, not in a signal handler. May take some microseconds.
+ * @context Any thread, not in a signal handler. Takes some microseconds, or as long as who is about
+ *          to fence has to wait for a CPU.
  */
 GR_EXPORT void gr_rcu_quiet_begin(void);
 

@@ -53,6 +53,8 @@ enum gr_lock_rank {
 	GR_RANK_RCU_LISTS = 105,
 	/* What the checking build knows about the caller's locks. Nothing is called with it held. */
 	GR_RANK_RCU_CHECKS = 110,
+	/* Who sets one of the application's handlers. Innermost: nothing is called with it held. */
+	GR_RANK_HANDLER = 120,
 };
 
 #endif

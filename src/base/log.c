@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "base/log.h"
-#include "base/atomic.h"
+#include "base/handler.h"
 #include <stdarg.h>
 #include <stdio.h>
 #include <unistd.h>
@@ -8,8 +8,7 @@
 #define GR_STR_(x) #x
 #define GR_STR(x)  GR_STR_(x)
 
-static gr_log_fn *log_fn;
-static void *log_opaque;
+static struct gr_handler handler = GR_HANDLER_INIT; /* gr_log_fn */
 
 const char *gr_version(void)
 {
@@ -18,14 +17,13 @@ const char *gr_version(void)
 
 void gr_log_set_handler(gr_log_fn *fn, void *opaque)
 {
-	gr_store_relaxed(&log_fn, (gr_log_fn *)NULL);
-	gr_store_release(&log_opaque, opaque);
-	gr_store_release(&log_fn, fn); /* pairs with the acquire in gr_log() */
+	gr_handler_set(&handler, (gr_handler_fn *)fn, opaque);
 }
 
 void gr_log(enum gr_log_level level, const char *fmt, ...)
 {
-	gr_log_fn *fn = gr_load_acquire(&log_fn);
+	struct gr_handler_slot to = gr_handler_get(&handler);
+	gr_log_fn *fn = (gr_log_fn *)to.fn;
 	char line[512];
 	va_list ap;
 
@@ -35,7 +33,12 @@ void gr_log(enum gr_log_level level, const char *fmt, ...)
 	va_start(ap, fmt);
 	(void)vsnprintf(line, sizeof(line), fmt, ap);
 	va_end(ap);
-	fn(level, line, gr_load_relaxed(&log_opaque));
+	fn(level, line, to.opaque);
+}
+
+void gr_log_after_fork_in_child(void)
+{
+	gr_handler_after_fork_in_child(&handler);
 }
 
 /* The two exceptions to "the library never prints": it is about to abort. */

@@ -7,4 +7,6 @@
 /* Formats a remark for the handler, if there is one. */
 void gr_log(enum gr_log_level level, const char *fmt, ...) GR_PRINTF(2, 3);
 
+void gr_log_after_fork_in_child(void);
+
 #endif

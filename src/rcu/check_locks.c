@@ -200,6 +200,6 @@ void gr_rcu_checks_after_fork(bool in_child) GR_NO_TSA
 	gr_rcu_check_calls_after_fork();
 	gr_mutex_unlock(&table.lock);
 	if (in_child) {
-		gr_rcu_check_thread_changed();
+		gr_rcu_check_after_fork_in_child();
 	}
 }

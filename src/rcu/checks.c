@@ -11,13 +11,13 @@
 #include "rcu/checks.h"
 #include "base/atomic.h"
 #include "base/clock.h"
+#include "base/handler.h"
 #include "base/thread_info.h"
 #include <guestram/rcu_check.h>
 #include <stdarg.h>
 #include <stdio.h>
 
-static gr_rcu_check_fn *handler; /* (a) */
-static void *handler_opaque;	 /* (a) */
+static struct gr_handler handler = GR_HANDLER_INIT; /* gr_rcu_check_fn */
 
 /* (o) */
 enum { HANDLES = 4 };
@@ -29,14 +29,13 @@ static __thread struct {
 
 void gr_rcu_set_check_handler(gr_rcu_check_fn *fn, void *opaque)
 {
-	gr_store_relaxed(&handler, (gr_rcu_check_fn *)NULL);
-	gr_store_release(&handler_opaque, opaque);
-	gr_store_release(&handler, fn); /* pairs with the acquire in gr_rcu_check_failed() */
+	gr_handler_set(&handler, (gr_handler_fn *)fn, opaque);
 }
 
 void gr_rcu_check_failed(const char *fmt, ...)
 {
-	gr_rcu_check_fn *fn = gr_load_acquire(&handler);
+	struct gr_handler_slot to = gr_handler_get(&handler);
+	gr_rcu_check_fn *fn = (gr_rcu_check_fn *)to.fn;
 	char text[448];
 	va_list ap;
 
@@ -46,7 +45,7 @@ void gr_rcu_check_failed(const char *fmt, ...)
 	if (!fn) {
 		gr_die("%s", text);
 	}
-	fn(text, gr_load_relaxed(&handler_opaque));
+	fn(text, to.opaque);
 }
 
 static uint32_t my_tid(void)
@@ -127,7 +126,8 @@ void gr_rcu_check_warn(const char *text, const char *file, int line)
 	gr_rcu_check_failed("%s, at %s:%d", text, file, line);
 }
 
-void gr_rcu_check_thread_changed(void)
+void gr_rcu_check_after_fork_in_child(void)
 {
-	here.tid = 0;
+	gr_handler_after_fork_in_child(&handler);
+	here.tid = 0; /* it has another number */
 }

@@ -15,8 +15,7 @@ unsigned gr_rcu_check_handles(struct gr_rcu_domain **domains, unsigned n);
 void gr_rcu_check_wait(struct gr_rcu_domain *d, struct gr_rcu_queue *q, const char *who);
 /* A domain or a queue goes: what is known of it must not be taken for another's at its place. */
 void gr_rcu_check_forget(const void *domain_or_queue);
-/* In a fork child: it has another number. */
-void gr_rcu_check_thread_changed(void);
+void gr_rcu_check_after_fork_in_child(void);
 
 /* fork(): the locks of the checks. */
 void gr_rcu_checks_before_fork(void);

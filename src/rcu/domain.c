@@ -10,6 +10,8 @@
  * written under the lock of the list of domains; a thread that ends takes it too.
  */
 #include "base/atomic.h"
+#include "base/futex.h"
+#include "base/hook.h"
 #include "base/memory.h"
 #include "base/thread_info.h"
 #include "rcu/checks.h"
@@ -243,6 +245,36 @@ void gr_rcu_domain_free(struct gr_rcu_domain *domain)
 	gr_rcu_poll_stop(domain);
 	gr_rcu_check_forget(domain);
 	gr_aligned_free(domain);
+}
+
+static void wait_for_fences_of(struct gr_rcu_domain *d)
+{
+	uint64_t first = 0, seq; /* odd, if fencing is set */
+
+	/* Acquire: seq, and the fence is over. Who has a later seq has seen the quiet time. */
+	while (gr_load_acquire(&d->fencing) != 0) {
+		seq = gr_load_acquire(&d->seq);
+		if (first != 0 && seq != first) {
+			return;
+		}
+		first = seq;
+		GR_HOOK("quiet: waits");
+		(void)gr_futex_wait(&d->fencing, 1, GR_RCU_FENCE_LOOK_NS);
+	}
+}
+
+void gr_rcu_domains_wait_for_fences(void)
+{
+	struct gr_signals saved;
+
+	gr_signals_block(&saved);
+	gr_mutex_lock(&domains.lock);
+	wait_for_fences_of(&gr_rcu_default);
+	for (struct gr_rcu_domain *d = domains.first; d; d = d->next) {
+		wait_for_fences_of(d);
+	}
+	gr_mutex_unlock(&domains.lock);
+	gr_signals_restore(&saved);
 }
 
 void gr_rcu_reader_init(struct gr_rcu_reader *r, struct gr_rcu_domain *domain, const char *name)

@@ -14,7 +14,9 @@
 #include "base/fork.h"
 #include "base/atomic.h"
 #include "base/hook.h"
+#include "base/log.h"
 #include "rcu/checks.h"
+#include "rcu/stall.h"
 
 /* (o) Of the forking thread; written only with all the locks held. */
 static struct gr_signals saved_signals;
@@ -46,7 +48,11 @@ static void after_fork(bool in_child)
 	gr_rcu_checks_after_fork(in_child);
 	gr_rcu_domains_after_fork(in_child);
 	gr_rcu_queues_after_fork(in_child);
-	gr_rcu_quiet_after_fork();
+	gr_rcu_quiet_after_fork(in_child);
+	if (in_child) {
+		gr_rcu_stall_after_fork_in_child();
+		gr_log_after_fork_in_child();
+	}
 	gr_signals_restore(&saved);
 }
 

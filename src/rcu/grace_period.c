@@ -398,7 +398,7 @@ static void sleep_for_reports(struct gr_rcu_domain *d, bool rescan, uint64_t sta
 }
 
 /* M2. Returns whether no reader that was asked can miss it now. */
-static bool fence_requests(struct gr_rcu_domain *d)
+static bool fence_if_allowed(struct gr_rcu_domain *d)
 {
 #ifdef GR_MUTANT_RCU_QUIET_FENCES_REQUESTS
 	bool allowed = gr_heavy_fence_available();
@@ -406,10 +406,6 @@ static bool fence_requests(struct gr_rcu_domain *d)
 	bool allowed = gr_heavy_fence_available() && !gr_rcu_quiet_in_effect();
 #endif
 
-	gr_fence(); /* O2: the requests, before the looks at ctr. Pairs with O1. */
-	if (!claim_requests(d)) {
-		return true;
-	}
 #ifndef GR_MUTANT_RCU_SKIP_M2
 	if (allowed) {
 		GR_RCU_COUNT(d, flag_fences, 1);
@@ -419,6 +415,17 @@ static bool fence_requests(struct gr_rcu_domain *d)
 	}
 #endif
 	return allowed;
+}
+
+static bool fence_requests(struct gr_rcu_domain *d)
+{
+	bool sure;
+
+	gr_store_release(&d->fencing, 1u);
+	gr_fence(); /* O2: the requests, before the looks at ctr. Pairs with O1. And with Q3. */
+	sure = !claim_requests(d) || fence_if_allowed(d);
+	gr_store_release(&d->fencing, 0u);
+	return sure;
 }
 
 static void wait_for_awaited(struct gr_rcu_domain *d, struct census w, uint64_t start_ns)
@@ -463,6 +470,8 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 	memset(&d->now, 0, sizeof(d->now));
 	d->alone = false;
 	GR_TRACE2(rcu_gp_start, d->name, d->seq);
+	/* Release: seq. Before the look at quiet times (in the census); pairs with Q3. */
+	gr_store_release(&d->fencing, 1u);
 	gr_fence(); /* F1 */
 #ifndef GR_MUTANT_RCU_SKIP_GRACE_PERIOD
 	/* Release: pairs with the acquire of whoever takes a request. */
@@ -479,6 +488,7 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 #		endif
 	}
 #	endif
+	gr_store_release(&d->fencing, 0u);
 	if (!all_reported(d)) {
 		(void)claim_requests(d);
 	}
@@ -490,6 +500,7 @@ void gr_rcu_run_grace_period(struct gr_rcu_domain *d)
 	}
 #else
 	(void)w;
+	gr_store_release(&d->fencing, 0u);
 #endif
 	end_ns = gr_clock_ns();
 	count(d, end_ns - start_ns);

@@ -83,10 +83,13 @@ static void sleep_until_work(struct gr_rcu_queue *q)
 	gr_rcu_park();
 	for (;;) {
 		/* W2 interrupts other CPUs: in quiet times the looks go on instead. */
-		bool last =
-			looks == GR_ARRAY_SIZE(looks_ns) && !(light && gr_rcu_quiet_in_effect());
+		bool last = looks == GR_ARRAY_SIZE(looks_ns) && (!light || gr_rcu_quiet_hold_off());
+		bool found = announce_and_look(q, light && last);
 
-		if (announce_and_look(q, light && last)) {
+		if (light && last) {
+			gr_rcu_quiet_let_go();
+		}
+		if (found) {
 			gr_store_relaxed(&q->sleeping, (uint32_t)GR_RCU_AWAKE);
 			return;
 		}

@@ -21,6 +21,11 @@
  *
  * Meanwhile M2 is not used either: a driver that sleeps looks again now and then.
  *
+ *  Whoever is about to fence when a quiet time begins has looked at in_effect before. So it says so
+ *     (fencing), fences (F1, O2), and only then looks; begin, after in_effect = 1, fences (Q3) and
+ *     waits for those who said so, until they have fenced or their grace period is over. Not
+ *     both can miss: nobody fences for a grace period after begin has returned.
+ *
  * Considered: asking HOT readers to become COLD at their next unlock. Not safe, since that unlock
  * may be a handler's, on top of somebody who is about to store HOT + 1; nor would an idle
  * reader ever answer.
@@ -28,6 +33,7 @@
  * Model: models/gp.pml (rows WARM).
  */
 #include "base/atomic.h"
+#include "base/futex.h"
 #include "base/heavy_fence.h"
 #include "rcu/rcu_internal.h"
 
@@ -39,6 +45,7 @@ static struct {
 	unsigned depth;		 /* (l) */
 	uint32_t in_effect;	 /* (a) written under lock */
 	uint32_t ever;		 /* (a) */
+	uint32_t held_off;	 /* (a) how many workers do; read as signed */
 } quiet = { .lock = GR_MUTEX_INIT(GR_RANK_RCU_QUIET) };
 
 bool gr_rcu_quiet_in_effect(void)
@@ -71,6 +78,8 @@ static void unlock_quiet(void) GR_RELEASE(quiet.lock) GR_NO_TSA
 
 void gr_rcu_quiet_begin(void)
 {
+	uint32_t held_off;
+
 	lock_quiet();
 	if (quiet.depth++ == 0) {
 		gr_store_relaxed(&quiet.ever, 1u);
@@ -81,6 +90,30 @@ void gr_rcu_quiet_begin(void)
 		gr_store_release(&quiet.in_effect, 1u);
 	}
 	unlock_quiet();
+#ifndef GR_MUTANT_RCU_QUIET_BEGINS_AT_ONCE
+	/* Others who begin too wait as well: the first may not be through. */
+	gr_fence(); /* Q3 */
+	while ((int32_t)(held_off = gr_load_acquire(&quiet.held_off)) > 0) {
+		(void)gr_futex_wait(&quiet.held_off, held_off, GR_RCU_FENCE_LOOK_NS);
+	}
+	gr_rcu_domains_wait_for_fences();
+#endif
+}
+
+bool gr_rcu_quiet_hold_off(void)
+{
+	(void)gr_add_acq_rel(&quiet.held_off, 1u);
+	gr_fence(); /* pairs with Q3 */
+	if (gr_rcu_quiet_in_effect()) {
+		gr_rcu_quiet_let_go();
+		return false;
+	}
+	return true;
+}
+
+void gr_rcu_quiet_let_go(void)
+{
+	(void)gr_sub_acq_rel(&quiet.held_off, 1u); /* release: after the fence */
 }
 
 void gr_rcu_quiet_end(void)
@@ -111,7 +144,10 @@ void gr_rcu_quiet_before_fork(void) GR_NO_TSA
 	lock_quiet();
 }
 
-void gr_rcu_quiet_after_fork(void) GR_NO_TSA
+void gr_rcu_quiet_after_fork(bool in_child) GR_NO_TSA
 {
+	if (in_child) {
+		quiet.held_off = 0;
+	}
 	unlock_quiet();
 }

@@ -79,6 +79,7 @@ struct gr_rcu_domain {
 	uint32_t calls;	     /* (a) bumped after each; futex of those who remove one */
 	uint32_t notifiers;  /* (l) how many there are */
 	uint64_t round;	     /* (o) driver: rounds of calls made */
+	uint32_t fencing;    /* (a) the driver's: it may fence process-wide; see quiet.c */
 	uint32_t no_reports; /* (o) driver: grace periods that do not wait for reports */
 	bool alone;	     /* (o) driver: it has forked, and this is the child */
 	struct {
@@ -165,6 +166,13 @@ bool gr_rcu_in_notifier(void);
 
 /* Quiet times: no process-wide fence but for readers that are HOT from before the first. */
 bool gr_rcu_quiet_in_effect(void);
+/* Around a look at it and the fence that it allows, of others than drivers. */
+bool gr_rcu_quiet_hold_off(void);
+void gr_rcu_quiet_let_go(void);
+/* Nobody wakes who waits for fences: they take microseconds. */
+#define GR_RCU_FENCE_LOOK_NS 50000u
+/* Until no driver fences any more that has not seen a quiet time. */
+void gr_rcu_domains_wait_for_fences(void);
 /* What a reader becomes that enters often: HOT, or WARM once there ever was a quiet time. */
 uint32_t gr_rcu_quiet_grade(void);
 
@@ -207,7 +215,7 @@ void gr_rcu_seq_set_for_test(struct gr_rcu_domain *d, uint64_t seq);
 
 /* fork(): each module freezes, thaws, or mends itself in the child. */
 void gr_rcu_quiet_before_fork(void);
-void gr_rcu_quiet_after_fork(void);
+void gr_rcu_quiet_after_fork(bool in_child);
 void gr_rcu_queues_before_fork(void);
 void gr_rcu_queues_after_fork(bool in_child);
 void gr_rcu_domains_before_fork(void);

@@ -12,6 +12,7 @@
 #include "rcu/stall.h"
 #include "base/atomic.h"
 #include "base/clock.h"
+#include "base/handler.h"
 #include "base/log.h"
 #include "base/thread_info.h"
 #include "rcu/trace.h"
@@ -20,8 +21,7 @@
 #include <string.h>
 
 static gr_atomic_u64 first_ns = GR_RCU_STALL_NS; /* (a) */
-static gr_rcu_stall_fn *handler;		 /* (a) */
-static void *handler_opaque;			 /* (a) */
+static struct gr_handler handler = GR_HANDLER_INIT; /* gr_rcu_stall_fn */
 
 /* (o) This thread is in a handler. */
 static __thread bool reporting;
@@ -33,9 +33,12 @@ void gr_rcu_set_stall_ns(uint64_t ns)
 
 void gr_rcu_set_stall_handler(gr_rcu_stall_fn *fn, void *opaque)
 {
-	gr_store_relaxed(&handler, (gr_rcu_stall_fn *)NULL);
-	gr_store_release(&handler_opaque, opaque);
-	gr_store_release(&handler, fn); /* pairs with the acquire in hand_over() */
+	gr_handler_set(&handler, (gr_handler_fn *)fn, opaque);
+}
+
+void gr_rcu_stall_after_fork_in_child(void)
+{
+	gr_handler_after_fork_in_child(&handler);
 }
 
 bool gr_rcu_in_stall_report(void)
@@ -109,11 +112,12 @@ static void look_round(struct gr_rcu_domain *d, struct gr_rcu_stall *s)
 
 static void hand_over(const struct gr_rcu_stall_report *report)
 {
-	gr_rcu_stall_fn *fn = gr_load_acquire(&handler);
+	struct gr_handler_slot to = gr_handler_get(&handler);
+	gr_rcu_stall_fn *fn = (gr_rcu_stall_fn *)to.fn;
 
 	reporting = true;
 	if (fn) {
-		fn(report, gr_load_relaxed(&handler_opaque));
+		fn(report, to.opaque);
 	} else {
 		gr_log(GR_LOG_WARN, "%s", report->text);
 	}

@@ -17,6 +17,8 @@ void gr_rcu_stall_end(struct gr_rcu_domain *d, struct gr_rcu_stall *s);
 /* By a reader that has taken its request back, before its pending_down: it ended at site. */
 void gr_rcu_stall_note_end(struct gr_rcu_reader *r, const void *site);
 
+void gr_rcu_stall_after_fork_in_child(void);
+
 /* Is this thread in a handler of reports? Then it may not wait for grace periods. */
 bool gr_rcu_in_stall_report(void);
 

@@ -275,6 +275,7 @@ void gr_rcu_synchronize_after_fork_in_child(struct gr_rcu_domain *d)
 	} else {
 		d->seq &= ~1ull;
 		d->driver_sleeps = 0;
+		d->fencing = 0;
 		d->pending = 0;
 		d->calling = NULL;
 		d->stats.reports = d->stats.requests - d->stats.claims; /* whom it asked is gone */

@@ -348,6 +348,56 @@ TEST(a_child_has_what_was_called_before_though_the_shard_runs_over_meanwhile)
 	}
 }
 #endif
+/* ---- quiet times ------------------------------------------------------------------------------
+ */
+
+static bool begun;
+
+static void *begin_quiet_time(void *arg)
+{
+	gr_rcu_quiet_begin();
+	STORE(&begun, true);
+	gr_event_set(&at_wait.stopped); /* if it has not waited */
+	return arg;
+}
+
+static void *idle_warm(void *arg)
+{
+	struct actor *a = arg;
+
+	become_hot();
+	report_ready(a);
+	return NULL;
+}
+
+TEST(a_quiet_time_begins_when_grace_periods_are_done_fencing)
+{
+	struct actor reader;
+	pthread_t driver, beginner;
+	bool early;
+
+	if (!gr_heavy_fence_available()) {
+		SKIP("no process-wide fence here");
+	}
+	gr_rcu_quiet_begin(); /* readers become WARM */
+	gr_rcu_quiet_end();
+	start(&reader, idle_warm);
+	arm(&at_ask, "grace period: M1 next");
+	driver = spawn(synchronizer, NULL);
+	gr_event_wait(&at_ask.stopped);
+	arm(&at_wait, "quiet: waits");
+	beginner = spawn(begin_quiet_time, NULL);
+	gr_event_wait(&at_wait.stopped);
+	early = LOAD(&begun);
+	gr_event_set(&at_wait.go_on);
+	gr_event_set(&at_ask.go_on);
+	pthread_join(beginner, NULL);
+	pthread_join(driver, NULL);
+	ASSERT(!early);
+	gr_rcu_quiet_end();
+	finish(&reader);
+}
+
 /* ---- bytes ------------------------------------------------------------------------------------
  */
 
@@ -426,6 +476,7 @@ TEST(no_bytes_are_left_behind_when_their_call_has_run)
 	gr_rcu_queue_free(queue);
 }
 
+#ifndef _WIN32
 /* ---- handlers that fork ----------------------------------------------------------------------
  */
 
@@ -532,6 +583,7 @@ TEST(a_handler_that_interrupts_a_fork_may_fork)
 	wait_for_child(pid);
 	wait_for_child(forked);
 }
+#endif
 
 /* ---- domains that go -------------------------------------------------------------------------
  */
