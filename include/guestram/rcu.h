@@ -42,8 +42,9 @@
  *   (gr_rcu_register_thread()) where handlers use RCU.
  * - A thread whose very first section is in the last round of its thread-specific-data
  *   destructors (the fourth, on glibc) must call gr_rcu_unregister_thread() itself.
- * - fork() may be called at any time, in a section too. The child has the forking thread's
- *   sections, and the queued callbacks run in both processes; one that another thread was in
+ * - fork() may be called at any time, in a section too, in a notifier and in a signal handler
+ *   (one that has interrupted no function of other parts of the library). The child has the
+ *   forking thread's sections, and the queued callbacks run in both processes; one that another thread was in
  *   the middle of does not run again in the child.
  *
  * Source: user-level RCU (Desnoyers, McKenney, Stern, Dagenais, Walpole: IEEE TPDS 23(2),

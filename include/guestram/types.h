@@ -64,8 +64,11 @@
 #define GR_EXCLUDES(...)	 GR_TSA(locks_excluded(__VA_ARGS__))
 #define GR_NO_TSA		 GR_TSA(no_thread_safety_analysis)
 
-/** A pointer that RCU publishes: only gr_rcu_dereference() may follow it (clang checks). */
-#if defined(__clang__) && !defined(__cplusplus)
+/**
+ * A pointer that RCU publishes: only gr_rcu_dereference() may follow it. For people, and for sparse;
+ * clang's noderef does not serve, because __typeof__ keeps it and right uses would be warned of.
+ */
+#ifdef __CHECKER__
 #define __gr_rcu __attribute__((noderef))
 #else
 #define __gr_rcu

@@ -69,6 +69,23 @@ report "each exported function has a docstring"
 report "the C in README and docs compiles"
 
 (
+	# The first thing that a newcomer copies.
+	{
+		printf '#include <guestram/rcu.h>\n#include <stdlib.h>\nstruct conf { int limit; };\n'
+		printf 'int read_limit(void);\nvoid replace(struct conf *new_conf);\n'
+		sed -n '/struct conf __gr_rcu/,/^ \*$/p; /int read_limit/,/^ \* More/p' include/guestram/rcu.h |
+			sed -n 's/^ \*     //p'
+	} > "$tmp/example.c"
+	status=0
+	for c in gcc clang; do
+		command -v $c > /dev/null || continue
+		$c -std=c17 -Wall -Wextra -Werror -fsyntax-only -Iinclude "$tmp/example.c" || status=1
+	done
+	grep -q free "$tmp/example.c" && exit $status
+) > "$tmp/out" 2>&1
+report "the example of rcu.h compiles, with clang too"
+
+(
 	grep -nE '\b(TODO|FIXME|XXX|HACK)\b' $sources include/guestram/*.h docs/*.md README.md && exit 1
 	exit 0
 ) > "$tmp/out" 2>&1
