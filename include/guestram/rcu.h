@@ -74,6 +74,7 @@ struct gr_rcu_notifier;
  *         COLD | depth   entering has a full fence; costs a grace period nothing
  *         QS   | depth   depth 1 between quiescent states, more in sections within
  *         LATE | depth   thread is ending: registered only while inside a section
+ *   and ENTERING           stored, and not fenced yet: a signal handler that comes now has to
  */
 #define GR_RCU_DEPTH 0x00ffffu
 #define GR_RCU_HOT   0x010000u
@@ -81,6 +82,17 @@ struct gr_rcu_notifier;
 #define GR_RCU_QS    0x040000u
 #define GR_RCU_LATE  0x080000u
 #define GR_RCU_WARM  0x100000u
+#define GR_RCU_ENTERING 0x200000u
+
+/*
+ * Private: does a handler find a store of the code that it interrupts in memory? x86 empties the
+ * store buffer at an interrupt. Elsewhere nobody promises it.
+ */
+#if (defined(__x86_64__) || defined(__i386__)) && !defined(GR_RCU_PORTABLE_ENTRY)
+#define GR_RCU_ENTERING_ 0u
+#else
+#define GR_RCU_ENTERING_ GR_RCU_ENTERING
+#endif
 
 /** A reader: each thread has one, and gr_rcu_reader_init() makes more. Contents private. */
 struct gr_rcu_reader {
@@ -144,13 +156,13 @@ extern GR_EXPORT struct gr_rcu_section_capability gr_rcu_section;
 /* Private: store to one's own ctr, then a full fence. */
 static inline void gr_rcu_store_ctr_fence(struct gr_rcu_reader *r, uint32_t v)
 {
-#if defined(__x86_64__) || defined(__i386__)
-	/* xchg is both, and ThreadSanitizer understands it. */
-	(void)__atomic_exchange_n(&r->ctr, v, __ATOMIC_SEQ_CST);
-#else
+	/* On x86 xchg is both, and ThreadSanitizer understands it. */
+	(void)__atomic_exchange_n(&r->ctr, v | GR_RCU_ENTERING_, __ATOMIC_SEQ_CST);
+#if GR_RCU_ENTERING_ != 0
 	/* Elsewhere an RMW is not a full fence, whatever its order says. */
-	(void)__atomic_exchange_n(&r->ctr, v, __ATOMIC_SEQ_CST);
 	__sync_synchronize();
+	/* Release: a handler's section may have come between, when we go outside (R1). */
+	__atomic_store_n(&r->ctr, v, __ATOMIC_RELEASE);
 #endif
 }
 
@@ -180,10 +192,11 @@ static inline void gr_rcu_read_lock_on(struct gr_rcu_reader *r)
 	GR_RCU_YIELD_POINT();
 	if (GR_LIKELY(v == GR_RCU_HOT)) {
 		__atomic_store_n(&r->ctr, GR_RCU_HOT + 1, __ATOMIC_RELAXED);
-	} else if ((v & GR_RCU_DEPTH) != 0 && (v & GR_RCU_DEPTH) != GR_RCU_DEPTH) {
+	} else if ((v & (GR_RCU_DEPTH | GR_RCU_ENTERING)) - 1 < GR_RCU_DEPTH - 1) {
+		/* Inside, not as deep as can be, and not in a handler before the fence. */
 		__atomic_store_n(&r->ctr, v + 1, __ATOMIC_RELAXED);
 	} else if (v == GR_RCU_WARM) {
-		__atomic_store_n(&r->ctr, GR_RCU_WARM + 1, __ATOMIC_RELAXED);
+		__atomic_store_n(&r->ctr, (GR_RCU_WARM + 1) | GR_RCU_ENTERING_, __ATOMIC_RELAXED);
 		/*
 		 * H3: "inside", before the look at the word; the fence of gr_rcu_quiet_begin() is
 		 * the other half. Acquire: a section that finds it quiet no more comes after the
@@ -193,6 +206,9 @@ static inline void gr_rcu_read_lock_on(struct gr_rcu_reader *r)
 		if (GR_UNLIKELY(__atomic_load_n(&gr_rcu_is_quiet, __ATOMIC_ACQUIRE) != 0)) {
 			gr_rcu_enter_quietly(r);
 		}
+#if GR_RCU_ENTERING_ != 0
+		__atomic_store_n(&r->ctr, GR_RCU_WARM + 1, __ATOMIC_RELAXED);
+#endif
 	} else if (v == GR_RCU_COLD &&
 		   (left = __atomic_load_n(&r->cold_left, __ATOMIC_RELAXED)) != 0) {
 		/* Not a decrement: a handler may use up what is left between test and store. */

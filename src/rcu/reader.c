@@ -9,7 +9,9 @@
  * the inline code. It leaves ctr as it found it, except that it may register the thread
  * (0 -> COLD, where the interrupted code goes to the slow path anyway, which looks again) or
  * make it HOT or WARM where the interrupted code then stores COLD + 1 with a fence: legal,
- * COLD needs less. Registering, and all that holds the registry's lock on an unregistered
+ * COLD needs less. If it comes between such a store and its fence it nests in a section that a driver
+ * may not see yet; so where an interrupt does not empty the store buffer that store says
+ * ENTERING, and the handler fences itself. Registering, and all that holds the registry's lock on an unregistered
  * thread, runs with signals blocked.
  *
  * At its end the thread's exit hook takes the record out. Destructors of other keys that run
@@ -245,6 +247,12 @@ void gr_rcu_read_lock_slow(struct gr_rcu_reader *r)
 
 	if ((v & GR_RCU_DEPTH) == GR_RCU_DEPTH) {
 		gr_die("gr_rcu_read_lock() is nested more than %u deep", GR_RCU_DEPTH);
+	}
+	if ((v & GR_RCU_ENTERING) != 0 && (v & GR_RCU_DEPTH) != 0) {
+		/* A handler between the store and the fence of the code that it interrupts. */
+		gr_fence(); /* that store, before what the handler reads. As C1 and H3. */
+		gr_store_relaxed(&r->ctr, v + 1);
+		return;
 	}
 	if (v == 0 && r->late) {
 		enter_late(r);

@@ -8,6 +8,7 @@
 #include "concurrent.h"
 #include <guestram/event.h>
 #include <guestram/rcu.h>
+#include <guestram/rcu_domain.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/time.h>
@@ -203,6 +204,35 @@ TEST(handlers_on_their_own_stack_interrupt_each_other_inside_sections)
 	}
 	test_diag("%" PRIu64 " handlers, %u grace periods", LOAD(&handled), n);
 	ASSERT_EQ(LOAD(&seen_bad), 0u);
+}
+
+/* ---- between a store and its fence ------------------------------------------------------------
+ */
+
+TEST(a_handler_before_the_fence_of_the_code_below_nests_and_leaves_its_mark)
+{
+	static const uint32_t grades[] = { GR_RCU_COLD, GR_RCU_WARM, GR_RCU_QS };
+	struct gr_rcu_reader r;
+
+	gr_rcu_reader_init(&r, NULL, "interrupted");
+	for (size_t i = 0; i < sizeof(grades) / sizeof(grades[0]); i++) {
+		uint32_t entering = (grades[i] + 1) | GR_RCU_ENTERING;
+
+		r.ctr = entering;
+		for (unsigned depth = 1; depth < 4; depth++) {
+			gr_rcu_read_lock_on(&r);
+			ASSERT_EQ(r.ctr, entering + depth);
+		}
+		for (unsigned depth = 3; depth > 0; depth--) {
+			gr_rcu_read_unlock_on(&r);
+		}
+		ASSERT_EQ(r.ctr, entering);
+	}
+	r.ctr = GR_RCU_COLD | GR_RCU_ENTERING; /* going offline: outside */
+	gr_rcu_read_lock_on(&r);
+	ASSERT_EQ(r.ctr, GR_RCU_COLD + 1);
+	gr_rcu_read_unlock_on(&r);
+	gr_rcu_reader_destroy(&r);
 }
 
 TEST_MAIN()
