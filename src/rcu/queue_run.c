@@ -67,10 +67,10 @@ static inline bool decide(struct gr_rcu_queue *q, const struct gr_rcu_budget *bu
 }
 
 /* What a batch's bytes are is known, not whose they are: they go down with its callbacks. */
-static GR_COLD void report_run(struct gr_rcu_queue *q)
+static GR_COLD void report_run(struct gr_rcu_queue *q, size_t n)
 {
 	struct gr_rcu_batch *b = &q->batch;
-	size_t n = q->unreported, bytes;
+	size_t bytes;
 
 	n = GR_MIN(n, b->count);
 	bytes = n == b->count ? b->bytes
@@ -106,7 +106,7 @@ static inline void run_one(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 	}
 	gr_rcu_check_ran(q->name, func, start_ns);
 	if (++q->unreported == REPORT_EVERY) {
-		report_run(q);
+		report_run(q, q->unreported);
 	}
 }
 
@@ -278,9 +278,12 @@ bool gr_rcu_queue_run_locked(struct gr_rcu_queue *q, struct gr_rcu_budget *budge
 	      run_shards(q, budget, run_shard) && run_list(q, &q->batch.after, budget);
 	gr_rcu_caller.callback_of = outer;
 	if (all) {
-		if (q->unreported != 0) {
-			report_run(q);
-		}
+#ifdef GR_MUTANT_RCU_FORK_KEEPS_COUNT
+		report_run(q, q->unreported);
+#else
+		/* All of it: in a fork child one may be lost that a thread of the parent's ran. */
+		report_run(q, q->batch.count);
+#endif
 		gr_rcu_queue_finish(q, q->closed);
 	}
 	return all;
@@ -361,11 +364,12 @@ static bool run_online(struct gr_rcu_queue *q, struct gr_rcu_budget *budget)
 		struct gr_rcu_budget slice = {
 			.left = GR_MIN(budget->left - budget->ran, (size_t)GR_RCU_SLICE_CALLBACKS),
 			.end_ns = budget->end_ns,
+			.no_wait = budget->no_wait,
 		};
 
 		all = gr_rcu_queue_run_locked(q, &slice);
 		budget->ran += slice.ran;
-		if (all || is_spent(budget)) {
+		if (all || is_spent(budget) || slice.ran < slice.left) { /* fork's door */
 			break;
 		}
 #ifndef GR_MUTANT_URCU_WORKER_SAYS_NOTHING

@@ -375,4 +375,41 @@ TEST(parent_and_child_each_have_an_fd_of_their_own)
 	gr_rcu_queue_free(queue);
 }
 
+/* ---- what is counted --------------------------------------------------------------------------
+ */
+
+static struct gr_event inside = GR_EVENT_INIT(false), go_on = GR_EVENT_INIT(false);
+
+static void stop_inside(struct gr_rcu_head *head)
+{
+	(void)head;
+	gr_event_set(&inside);
+	gr_event_wait(&go_on);
+}
+
+/* Its bytes would keep the child's queue over its limit for ever. */
+TEST(a_callback_that_a_child_has_lost_is_no_longer_counted)
+{
+	static struct gr_rcu_head head;
+	pid_t pid;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	ASSERT_EQ(gr_rcu_queue_create(NULL, &queue, NULL), 0);
+	gr_rcu_call_sized(queue, &head, stop_inside, 1 << 20);
+	gr_event_wait(&inside);
+	pid = fork();
+	if (pid == 0) {
+		gr_rcu_barrier(queue);
+		ASSERT_EQ(LOAD(&queue->count), 0);
+		ASSERT_EQ(LOAD(&queue->bytes), 0);
+		_exit(0);
+	}
+	gr_event_set(&go_on);
+	wait_for_child(pid);
+	gr_rcu_barrier(queue);
+	ASSERT_EQ(LOAD(&queue->count), 0);
+	ASSERT_EQ(LOAD(&queue->bytes), 0);
+	gr_rcu_queue_free(queue);
+}
+
 TEST_MAIN()
