@@ -478,6 +478,8 @@ TEST(handlers_may_call_in_the_middle_of_a_call_and_of_malloc)
 
 	gr_rcu_set_check_handler(keep, reported);
 	ASSERT_EQ(sigaction(SIGUSR1, &sa, NULL), 0);
+	gr_rcu_call(NULL, &twice, nothing);
+	gr_rcu_barrier(NULL); /* there is a worker */
 	t = spawn(interrupt, &me);
 	while (LOAD(&called) < FROM_HANDLERS && now_ns() < end) {
 		gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)), free_head);
