@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
-#include "base/mutex.h"
 #include "harness.h"
+#include "base/mutex.h"
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>
@@ -109,6 +109,7 @@ TEST(a_mutex_that_knows_its_owner_lets_one_thread_in_at_a_time)
 	gr_owned_mutex_unlock(&owned);
 }
 
+#ifndef _WIN32
 static void *hold_owned(void *arg)
 {
 	gr_owned_mutex_lock(&owned);
@@ -153,6 +154,8 @@ TEST(in_a_fork_child_it_stays_locked_if_the_forking_thread_has_it)
 	pthread_barrier_wait(&both);
 	pthread_join(t, NULL);
 }
+
+#endif
 
 static void out_of_order(void *arg) GR_NO_TSA
 {
