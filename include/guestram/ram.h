@@ -52,14 +52,61 @@ struct gr_ram;
 /** Where a block's memory comes from. */
 enum gr_ram_backing {
 	GR_RAM_MEMFD,     /**< a sealed memfd: has an fd for other processes (the default) */
-	GR_RAM_ANONYMOUS, /**< private anonymous memory */
+	GR_RAM_ANONYMOUS, /**< memory without a file */
 	GR_RAM_CALLER,    /**< the caller's memory, given back by release() */
+	GR_RAM_FILE,      /**< the file at `path`, or a nameless one in that directory */
+	GR_RAM_FD,        /**< a file or memfd that the caller has open */
 };
 
-/** Properties of a block. */
+/**
+ * Properties of a block. What the system cannot do is refused, never left out silently:
+ * gr_ram_block_add() then says -ENOTSUP and what.
+ */
 enum gr_ram_block_flags {
 	GR_RAM_READONLY = 1 << 0,     /**< the guest may not write it (ROM) */
 	GR_RAM_NO_MIGRATE = 1 << 1,   /**< not part of a migration */
+	/** Stores reach the file and all who map it; ANONYMOUS: children of fork() see them.
+	 *  MEMFD, FILE and FD are shared anyway unless PRIVATE is set. */
+	GR_RAM_SHARED = 1 << 2,
+	/** FILE, FD: stores stay in this process, the file never changes. CALLER: a promise that
+	 *  host is private memory without a file, which gr_ram_discard() then may throw away. */
+	GR_RAM_PRIVATE = 1 << 3,
+	/** Swap space is not set aside: more memory may be promised than there is. With huge pages, a
+	 *  store may find none left and end the process, so use it with PREALLOC only. */
+	GR_RAM_NO_RESERVE = 1 << 4,
+	/** FILE, FD: mapped without write permission here too, and the file is opened for reading
+	 *  only. Implies READONLY; takes no part in migrations, so set NO_MIGRATE as well. */
+	GR_RAM_HOST_READONLY = 1 << 5,
+	GR_RAM_PREALLOC = 1 << 6,     /**< all memory is there before the block is: see prealloc */
+	GR_RAM_THP = 1 << 7,          /**< transparent huge pages where they fit */
+	GR_RAM_NO_DUMP = 1 << 8,      /**< not in core files */
+	GR_RAM_NO_FORK = 1 << 9,      /**< not in children of fork() */
+	GR_RAM_MERGE = 1 << 10,       /**< pages of equal content may become one (KSM) */
+	GR_RAM_LOCK = 1 << 11,        /**< all of it in memory, never swapped out */
+	/** FILE, FD: the file is on persistent memory, which is mapped itself (MAP_SYNC):
+	 *  gr_ram_sync() then costs no I/O. */
+	GR_RAM_PERSISTENT = 1 << 12,
+};
+
+/** Which NUMA nodes a block's memory is taken from. */
+enum gr_ram_numa {
+	GR_RAM_NUMA_DEFAULT,    /**< the thread's own policy */
+	GR_RAM_NUMA_PREFERRED,  /**< the node, others when it is full */
+	GR_RAM_NUMA_BIND,       /**< the nodes and no others */
+	GR_RAM_NUMA_INTERLEAVE, /**< the nodes in turn, page by page */
+};
+
+/** How memory is put behind a new block (GR_RAM_PREALLOC). Zero means the default. */
+struct gr_ram_prealloc {
+	/** How many threads work on it, the calling one among them. They run where the caller may
+	 *  run (its CPU affinity). 0: one for each CPU, at most 16, each with 64 MiB or more. */
+	unsigned int threads;
+	/**
+	 * Called by the adding thread between its pieces of work, and at the end with done ==
+	 * total. A negative errno stops the work, and gr_ram_block_add() fails with it. May be NULL.
+	 */
+	int (*progress)(uint64_t done_bytes, uint64_t total_bytes, void *opaque);
+	void *opaque;               /**< for progress() */
 };
 
 /**
@@ -75,12 +122,24 @@ struct gr_ram_block_desc {
 	bool mapped;                /**< also add a region that maps the whole block at gpa */
 	gr_gpa_t gpa;               /**< where, if mapped */
 	void *host;                 /**< GR_RAM_CALLER: page-aligned, max_bytes long */
-	int fd;                     /**< GR_RAM_CALLER: fd behind host, or -1 if none; not taken */
-	uint64_t fd_offset;         /**< GR_RAM_CALLER: where host starts in fd, bytes */
+	/** GR_RAM_FD: the file; a duplicate is kept. GR_RAM_CALLER: fd behind host, or -1 if none;
+	 *  not taken. Whoever makes the file shorter while it is in use ends this process by
+	 *  SIGBUS: give files that only you can change, or sealed ones. */
+	int fd;
+	uint64_t fd_offset;         /**< FILE, FD, CALLER: where it starts in the file, bytes */
 	uint64_t incarnation;       /**< 0: a fresh one is made (the normal case) */
 	/** GR_RAM_CALLER: called once, when nothing in the library uses host any more. */
 	void (*release)(void *host, uint64_t max_bytes, void *opaque);
 	void *opaque;               /**< for release() */
+	/** GR_RAM_FILE: a file, made with mode 0600 if there is none and made max_bytes long if it
+	 *  is empty (both are undone when adding fails); or a directory. Copied. */
+	const char *path;
+	uint64_t page_bytes;        /**< MEMFD, ANONYMOUS: size of huge pages; 0: ordinary pages */
+	uint64_t align_bytes;       /**< the host address is a multiple of this power of two; 0: of
+				     *   2 MiB if it is as long, of the page size otherwise */
+	enum gr_ram_numa numa_policy;
+	uint64_t numa_nodes;        /**< bit n is node n; 0 with NUMA_DEFAULT */
+	struct gr_ram_prealloc prealloc;
 };
 
 /**
@@ -93,7 +152,7 @@ struct gr_ram_block {
 	gr_atomic_u64 used_bytes_atomic; /**< (a) read through gr_ram_block_used_bytes() */
 	uint8_t *host;              /**< (c) where this process has it mapped */
 	struct gr_ram *ram;         /**< (c) the machine */
-	int fd;                     /**< (c) fd behind it, or -1 */
+	int fd;                     /**< (c) fd behind it, or -1; the block's own, do not close */
 	unsigned int flags;         /**< (c) enum gr_ram_block_flags */
 	uint64_t fd_offset;         /**< (c) where the block starts in fd, bytes */
 	uint64_t incarnation;       /**< (c) never the same for two blocks, even with one id */
@@ -163,9 +222,13 @@ GR_EXPORT uint64_t gr_ram_version(const struct gr_ram *ram);
  *                  grace period.
  * @param err       May be NULL.
  * @return 0 or a negative errno; on failure nothing has changed.
- * @errors  -EINVAL sizes zero, not page multiples or overflowing, id empty or too long;
- *          -EEXIST the id is taken or the guest addresses overlap another region;
- *          -ENOSPC too many blocks; -ENOMEM; what a listener's veto returned.
+ * @errors  -EINVAL sizes zero, not page multiples or overflowing, id empty or too long, a
+ *          flag or field that the backing does not have, a file that is too short; -EEXIST the
+ *          id is taken or the guest addresses overlap another region; -ENOSPC too many blocks,
+ *          or no space left in the file system (GR_RAM_PREALLOC); -ENOMEM no memory, address
+ *          space or huge pages; -ENOTSUP the system cannot do what a flag asks for; -EPERM,
+ *          -ENOMEM GR_RAM_LOCK beyond RLIMIT_MEMLOCK; what open(2), mmap(2) or mbind(2) says;
+ *          what a listener's veto or prealloc.progress() returned.
  * @context Any thread, outside a read-side section. Takes the list mutex. Sleeps.
  * @source  QEMU 7.2 ram_block_add(); find_ram_offset(): best fit.
  */

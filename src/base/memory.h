@@ -7,28 +7,89 @@
 
 /* Bytes of a page of this host: 4 KiB to 64 KiB. */
 size_t gr_page_bytes(void);
+/* How many processors run threads: 1 where that cannot be told. */
+unsigned int gr_cpus(void);
 
 /* Zeroes that cost address space only, until they are touched. NULL: none left. */
 void *gr_pages_alloc(size_t bytes);
 void gr_pages_free(void *pages, size_t bytes);
 
+/* What a mapping is like. */
+enum gr_memory_flags {
+	GR_MEMORY_SHARED = 1 << 0,     /* stores reach the file, or children of fork() */
+	GR_MEMORY_READONLY = 1 << 1,   /* a store faults */
+	GR_MEMORY_NO_RESERVE = 1 << 2, /* nobody promises that there is memory behind it */
+	GR_MEMORY_SYNC = 1 << 3,       /* the file is persistent memory, and it is mapped itself */
+};
+
+struct gr_memory {
+	uint8_t *host;	    /* where; gr_memory_map() sets it */
+	size_t bytes;	    /* whole pages */
+	size_t guard;	    /* bytes behind the end that nobody can touch */
+	size_t align;	    /* the start is a multiple of this */
+	size_t page_bytes;  /* of its pages; above the host's: huge ones */
+	int fd;		    /* the file, or -1: zeroes */
+	uint64_t offset;    /* where it starts in the file, whole pages */
+	unsigned int flags; /* enum gr_memory_flags */
+};
+
+/* Maps it. 0 or a negative errno; -ENOTSUP where the system does not have its like. */
+int gr_memory_map(struct gr_memory *m);
+void gr_memory_unmap(const struct gr_memory *m);
+
+/* Does the system let GR_MEMORY_NO_RESERVE have its way? `path` is that of Linux's setting. */
+bool gr_memory_may_overcommit(const char *path);
+
+/* Wishes for a range of memory: 0 or a negative errno, -ENOTSUP where the system knows none. */
+enum gr_memory_advice {
+	GR_MEMORY_THP,	   /* huge pages where they fit */
+	GR_MEMORY_NO_DUMP, /* not in a core file */
+	GR_MEMORY_NO_FORK, /* not in children */
+	GR_MEMORY_MERGE,   /* pages of equal content may become one */
+	GR_MEMORY_LOCK,	   /* in memory, now and always */
+};
+int gr_memory_advise(void *host, size_t bytes, enum gr_memory_advice advice);
+/* `policy` is one of enum gr_ram_numa of guestram/ram.h by value; `nodes` has bit n for node n. */
+int gr_memory_bind(void *host, size_t bytes, unsigned int policy, uint64_t nodes);
+
 /*
- * bytes (whole pages) of private zeroes or, if fd is not -1, of that file, shared; the start is
- * aligned, and behind the end are `guard` bytes that nobody can touch. NULL with errno.
+ * Puts memory behind a piece of a mapping; its bytes stay what they are. No lack of memory or
+ * space raises a signal: it is -ENOMEM or -ENOSPC.
  */
-void *gr_memory_map(size_t bytes, size_t guard, size_t align, int fd);
-/* bytes: guard included. */
-void gr_memory_unmap(void *memory, size_t bytes);
+int gr_memory_populate(const struct gr_memory *m, size_t offset, size_t bytes);
+/* The same, for kernels that have no call for it. */
+int gr_memory_populate_by_copy(const struct gr_memory *m, size_t offset, size_t bytes);
+
+/*
+ * Gives the memory behind a piece back: it reads as zeroes from now on, or, if the mapping is
+ * private and has a file, as that. `locked`: GR_MEMORY_LOCK was asked for.
+ */
+int gr_memory_discard(const struct gr_memory *m, size_t offset, size_t bytes, bool locked);
+/* What was stored is in the file when this returns. */
+int gr_memory_write_back(void *host, size_t bytes);
 
 /*
  * A new file of `bytes` zeroes in memory, closed on exec, whose length nobody can change: no
- * process that has it can make us fault. The fd or a negative errno; -ENOTSUP where the system
- * has none.
+ * process that has it can make us fault. page_bytes as above. The fd or a negative errno;
+ * -ENOTSUP where the system has none.
  */
-int gr_memory_file(const char *name, uint64_t bytes);
+int gr_memory_file(const char *name, uint64_t bytes, size_t page_bytes);
 /* Bytes of a page of the memory or file that fd is; a negative errno if it is neither. */
 int64_t gr_memory_file_page_bytes(int fd);
 void gr_memory_file_close(int fd);
+
+/*
+ * Opens the file at path, which is made if there is none (*ret_made). If it is a directory,
+ * makes a file in it that has no name. The fd or a negative errno.
+ */
+int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made);
+void gr_file_remove(const char *path);
+/* Another fd for the same file, closed on exec. Or a negative errno. */
+int gr_file_duplicate(int fd);
+int64_t gr_file_bytes(int fd);
+int gr_file_set_bytes(int fd, uint64_t bytes);
+/* All that was stored, through whatever mapping, is in the file when this returns. */
+int gr_file_write_back(int fd);
 
 /* For gr_aligned_free() only. bytes is a multiple of align. NULL: no memory. */
 void *gr_aligned_alloc(size_t align, size_t bytes);

@@ -15,6 +15,15 @@
 #define GR_MEMBARRIER_CMD_PRIVATE_EXPEDITED		(1 << 3)
 #define GR_MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED	(1 << 4)
 
+/* madvise(2): asm-generic/mman-common.h */
+#define GR_MADV_POPULATE_READ	22 /* 5.14 */
+#define GR_MADV_POPULATE_WRITE	23 /* 5.14 */
+#define GR_MADV_DONTNEED_LOCKED 24 /* 5.18 */
+
+/* mbind(2): linux/mempolicy.h */
+#define GR_MPOL_MF_STRICT (1u << 0)
+#define GR_MPOL_MF_MOVE	  (1u << 1)
+
 /* userfaultfd: linux/userfaultfd.h */
 #define GR_UFFD_USER_MODE_ONLY		      1		  /* 5.11 */
 #define GR_UFFD_FEATURE_PAGEFAULT_FLAG_WP     (1ull << 0) /* 5.7, anonymous memory */

@@ -22,7 +22,7 @@ static void copy_block(struct gr_source_block *e, const struct gr_ram_block *blo
 	e->incarnation = block->incarnation;
 	e->gpa = UINT64_MAX;
 	e->page_bytes = (uint32_t)block->page_bytes;
-	e->flags = block->flags;
+	e->flags = block->flags & (GR_RAM_READONLY | GR_RAM_NO_MIGRATE);
 	e->wire_index = wire_index;
 	memcpy(e->id, block->id, sizeof(e->id));
 }

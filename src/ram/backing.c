@@ -4,44 +4,76 @@
  * a device that runs over the end of guest memory faults here instead of writing into the
  * next thing; blocks of 2 MiB and more start at a multiple of that, for huge pages.
  */
-#include "base/memory.h"
 #include "ram/ram.h"
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
 
-#define HUGE_BYTES ((size_t)2 << 20)
+#define HUGE_BYTES	 ((size_t)2 << 20)
+#define OVERCOMMIT_PATH	 "/proc/sys/vm/overcommit_memory"
 
-static int map_own(struct gr_block *block, bool file, struct gr_error *err)
+static int open_memfd(struct gr_block *block, const struct gr_ram_block_desc *desc,
+		      struct gr_error *err)
 {
-	size_t guard = gr_page_bytes(), bytes = GR_ROUND_UP((size_t)block->pub.max_bytes, guard);
-	size_t align = bytes >= HUGE_BYTES ? HUGE_BYTES : guard;
-	const char *id = block->pub.id;
+	uint64_t bytes = GR_ROUND_UP(block->pub.max_bytes, block->pub.page_bytes);
 	char name[64];
-	int fd = -1, ret;
-	uint8_t *host;
+	int fd;
 
-	if (file) {
-		(void)snprintf(name, sizeof(name), "guestram:%.40s", id);
-		fd = gr_memory_file(name, bytes);
-		if (fd < 0) {
-			return gr_error_set(err, fd, "block '%s': no memfd of %zu bytes: %s", id,
-					    bytes, strerror(-fd));
-		}
+	(void)snprintf(name, sizeof(name), "guestram:%.40s", desc->id);
+	fd = gr_memory_file(name, bytes, (size_t)block->pub.page_bytes);
+	if (fd < 0) {
+		return gr_error_set(err, fd,
+				    "block '%s': no memfd of %llu bytes in pages of %llu: %s", desc->id,
+				    (unsigned long long)bytes,
+				    (unsigned long long)block->pub.page_bytes, strerror(-fd));
 	}
-	host = gr_memory_map(bytes, guard, align, fd);
-	if (!host) {
-		ret = gr_error_set(err, -ENOMEM, "block '%s': cannot map %zu bytes: %s", id, bytes,
-				   strerror(errno));
-		if (fd >= 0) {
-			gr_memory_file_close(fd);
-		}
-		return ret;
-	}
-	block->pub.host = host;
 	block->pub.fd = fd;
-	block->pub.page_bytes = guard;
-	block->map_bytes = bytes + guard;
+	return 0;
+}
+
+static unsigned int memory_flags(const struct gr_ram_block_desc *desc)
+{
+	bool shared = desc->backing == GR_RAM_ANONYMOUS ? desc->flags & GR_RAM_SHARED :
+							  !(desc->flags & GR_RAM_PRIVATE);
+
+	return (shared ? GR_MEMORY_SHARED : 0u) |
+	       ((desc->flags & GR_RAM_NO_RESERVE) ? GR_MEMORY_NO_RESERVE : 0u) |
+	       ((desc->flags & GR_RAM_HOST_READONLY) ? GR_MEMORY_READONLY : 0u) |
+	       ((desc->flags & GR_RAM_PERSISTENT) ? GR_MEMORY_SYNC : 0u);
+}
+
+static int map(struct gr_block *block, const struct gr_ram_block_desc *desc, struct gr_error *err)
+{
+	size_t page = (size_t)block->pub.page_bytes;
+	size_t bytes = GR_ROUND_UP((size_t)block->pub.max_bytes, page);
+	size_t align = GR_MAX(page, (size_t)desc->align_bytes);
+	struct gr_memory *m = &block->memory;
+	int ret;
+
+	*m = (struct gr_memory){
+		.bytes = bytes, .guard = gr_page_bytes(), .page_bytes = page,
+		.align = GR_MAX(align, bytes >= HUGE_BYTES ? HUGE_BYTES : page),
+		.fd = block->pub.fd, .offset = block->pub.fd_offset, .flags = memory_flags(desc),
+	};
+	/* Files in memory are counted by the page, huge pages by themselves: neither by the mode. */
+	if ((m->flags & GR_MEMORY_NO_RESERVE) && m->fd < 0 && page == gr_page_bytes() &&
+	    !gr_memory_may_overcommit(OVERCOMMIT_PATH)) {
+		return gr_error_set(err, -ENOTSUP,
+				    "block '%s': GR_RAM_NO_RESERVE, but this system reserves all memory "
+				    "(" OVERCOMMIT_PATH ")",
+				    desc->id);
+	}
+	ret = gr_memory_map(m);
+	if (ret < 0) {
+		return gr_error_set(err, ret, "block '%s': cannot map %zu bytes in pages of %zu: %s%s",
+				    desc->id, bytes, page, strerror(-ret),
+				    page > gr_page_bytes() ? " (are so many huge pages free?)" :
+				    (m->flags & GR_MEMORY_SYNC) && ret == -EOPNOTSUPP ?
+							     " (not on persistent memory)" :
+							     "");
+	}
+	block->own_memory = true;
+	block->pub.host = m->host;
 	return 0;
 }
 
@@ -72,37 +104,78 @@ static int take_callers(struct gr_block *block, const struct gr_ram_block_desc *
 	block->pub.host = desc->host;
 	block->pub.fd = desc->fd >= 0 ? desc->fd : -1;
 	block->pub.fd_offset = desc->fd >= 0 ? desc->fd_offset : 0;
-	block->release = desc->release;
-	block->opaque = desc->opaque;
+	block->memory = (struct gr_memory){
+		.host = desc->host, .bytes = (size_t)block->pub.max_bytes,
+		.page_bytes = (size_t)page, .fd = block->pub.fd, .offset = block->pub.fd_offset,
+		.flags = block->pub.fd >= 0 && !(desc->flags & GR_RAM_PRIVATE) ? GR_MEMORY_SHARED : 0u,
+	};
 	return 0;
+}
+
+static int make(struct gr_block *block, const struct gr_ram_block_desc *desc, struct gr_error *err)
+{
+	int ret = 0;
+
+	if (desc->backing == GR_RAM_CALLER) {
+		return take_callers(block, desc, err);
+	}
+	block->pub.page_bytes = desc->page_bytes ? desc->page_bytes : gr_page_bytes();
+	if (desc->backing == GR_RAM_MEMFD) {
+		ret = open_memfd(block, desc, err);
+	} else if (desc->backing != GR_RAM_ANONYMOUS) {
+		ret = gr_backing_open(block, desc, err);
+	}
+	return ret < 0 ? ret : map(block, desc, err);
 }
 
 int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
 		   struct gr_error *err)
 {
+	int ret;
+
 	block->pub.fd = -1;
 	block->pub.backing = desc->backing;
-	switch (desc->backing) {
-	case GR_RAM_MEMFD:
-		return map_own(block, true, err);
-	case GR_RAM_ANONYMOUS:
-		return map_own(block, false, err);
-	case GR_RAM_CALLER:
-		return take_callers(block, desc, err);
-	default:
-		return gr_error_set(err, -EINVAL, "block '%s': unknown backing %d", block->pub.id,
-				    (int)desc->backing);
+	ret = make(block, desc, err);
+	if (ret == 0) {
+		ret = gr_policy_apply(block, desc, err);
 	}
+	if (ret < 0) {
+		gr_backing_undo(block);
+		gr_backing_unmap(block);
+		return ret;
+	}
+	block->release = desc->release;
+	block->opaque = desc->opaque;
+	return 0;
+}
+
+void gr_backing_undo(struct gr_block *block)
+{
+	if (block->made_path) {
+		gr_file_remove(block->made_path);
+	}
+	if (block->made_longer) {
+		(void)gr_file_set_bytes(block->pub.fd, 0);
+	}
+}
+
+void gr_backing_keep(struct gr_block *block)
+{
+	free(block->made_path);
+	block->made_path = NULL;
+	block->made_longer = false;
 }
 
 void gr_backing_unmap(struct gr_block *block)
 {
-	if (block->map_bytes != 0) {
-		gr_memory_unmap(block->pub.host, block->map_bytes);
-		if (block->pub.fd >= 0) {
-			gr_memory_file_close(block->pub.fd);
-		}
-	} else if (block->release) {
+	free(block->made_path);
+	if (block->own_memory) {
+		gr_memory_unmap(&block->memory);
+	}
+	if (block->pub.fd >= 0 && block->pub.backing != GR_RAM_CALLER) {
+		gr_memory_file_close(block->pub.fd);
+	}
+	if (block->release) {
 		block->release(block->pub.host, block->pub.max_bytes, block->opaque);
 	}
 }

@@ -34,7 +34,6 @@ static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *
 		      struct gr_error *err)
 {
 	uint64_t max = desc->max_bytes ? desc->max_bytes : desc->used_bytes;
-	unsigned int known = GR_RAM_READONLY | GR_RAM_NO_MIGRATE;
 
 	if (desc->size != sizeof(*desc)) {
 		return gr_error_set(err, -EINVAL, "block description of %zu bytes, not %zu",
@@ -63,15 +62,11 @@ static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *
 				    desc->id, (unsigned long long)max,
 				    (unsigned long long)gr_ram_addr_max(ram));
 	}
-	if (desc->flags & ~known) {
-		return gr_error_set(err, -EINVAL, "block '%s': unknown flags %#x", desc->id,
-				    desc->flags & ~known);
-	}
 	if (max > SIZE_MAX / 2) {
 		return gr_error_set(err, -ENOMEM, "block '%s': this process cannot map %llu bytes",
 				    desc->id, (unsigned long long)max);
 	}
-	return 0;
+	return gr_policy_check(desc, err);
 }
 
 int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *desc,

@@ -219,9 +219,13 @@ int gr_ram_block_add(struct gr_ram *ram, const struct gr_ram_block_desc *desc,
 	if (ret == 0 && ret_block) {
 		*ret_block = &block->pub;
 	}
+	if (ret == 0) {
+		gr_backing_keep(block); /* before anybody else can remove the block again */
+	}
 	gr_mutex_unlock(&ram->lock);
 	if (ret < 0) {
 		block->release = NULL; /* on failure the caller's memory stays the caller's */
+		gr_backing_undo(block);
 		gr_ram_block_put(&block->pub);
 	}
 	return ret;

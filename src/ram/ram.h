@@ -9,6 +9,7 @@
 #ifndef GR_RAM_RAM_H
 #define GR_RAM_RAM_H
 
+#include "base/memory.h"
 #include "base/mutex.h"
 #include "ram/index.h"
 #include <guestram/ram.h>
@@ -35,7 +36,10 @@ struct gr_block {
 	bool listed;		       /* (a) changes under the list mutex */
 	struct gr_rcu_list_node node;  /* (r) ram->blocks */
 	struct gr_rcu_head rcu;
-	size_t map_bytes;	       /* (c) ours: what is mapped at host, guard page included */
+	struct gr_memory memory;       /* (c) what is mapped at host, by us unless release() is set */
+	bool own_memory;	       /* (c) we mapped it */
+	char *made_path;	       /* the file that came with it; until the block is on the list */
+	bool made_longer;	       /* its file was empty; as above */
 	void (*release)(void *host, uint64_t max_bytes, void *opaque); /* (c) */
 	void *opaque;		       /* (c) */
 };
@@ -51,10 +55,26 @@ int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *desc,
 /* Gives one reference back after a grace period: the list's own. */
 void gr_block_put_later(struct gr_block *block);
 
-/* backing.c: fills host, fd, fd_offset, page_bytes and map_bytes; the reverse. */
+/* backing.c: fills host, fd, fd_offset, page_bytes and memory; the reverse. */
 int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
 		   struct gr_error *err);
 void gr_backing_unmap(struct gr_block *block);
+/* The block is not to be: files are as they were before it. Before gr_backing_unmap(). */
+void gr_backing_undo(struct gr_block *block);
+/* It is on the list: files stay. */
+void gr_backing_keep(struct gr_block *block);
+
+/* backing_file.c: the fd of a block of GR_RAM_FILE or GR_RAM_FD, long enough, or an error. */
+int gr_backing_open(struct gr_block *block, const struct gr_ram_block_desc *desc,
+		    struct gr_error *err);
+
+/* policy.c: what the flags ask for beyond the mapping itself. */
+int gr_policy_check(const struct gr_ram_block_desc *desc, struct gr_error *err);
+int gr_policy_apply(struct gr_block *block, const struct gr_ram_block_desc *desc,
+		    struct gr_error *err);
+
+/* prealloc.c */
+int gr_prealloc(struct gr_block *block, const struct gr_ram_prealloc *how, struct gr_error *err);
 
 /* place.c: the smallest gap of the index that fits. */
 int gr_ram_place(const struct gr_ram *ram, const struct gr_ram_index *index, uint64_t bytes,

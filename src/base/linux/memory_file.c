@@ -8,9 +8,11 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
-int gr_memory_file(const char *name, uint64_t bytes)
+int gr_memory_file(const char *name, uint64_t bytes, size_t page_bytes)
 {
-	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING);
+	unsigned int huge = page_bytes <= gr_page_bytes() ? 0 :
+			    MFD_HUGETLB | (unsigned int)__builtin_ctzll(page_bytes) << 26;
+	int fd = memfd_create(name, MFD_CLOEXEC | MFD_ALLOW_SEALING | huge);
 
 	if (fd < 0) {
 		return -errno;

@@ -3,6 +3,9 @@
 #include <errno.h>
 #include <sys/mman.h>
 #include <unistd.h>
+#ifdef GR_PLATFORM_LINUX
+#	include <linux/mman.h> /* MAP_HUGE_SHIFT, MAP_SYNC */
+#endif
 
 #ifndef MAP_NORESERVE
 #	define MAP_NORESERVE 0
@@ -11,6 +14,13 @@
 size_t gr_page_bytes(void)
 {
 	return (size_t)sysconf(_SC_PAGESIZE);
+}
+
+unsigned int gr_cpus(void)
+{
+	long n = sysconf(_SC_NPROCESSORS_ONLN);
+
+	return n > 0 ? (unsigned int)n : 1;
 }
 
 #if GR_ASAN
@@ -70,25 +80,62 @@ static uint8_t *reserve(size_t bytes, size_t align)
 	return p + front;
 }
 
-void *gr_memory_map(size_t bytes, size_t guard, size_t align, int fd)
+/* Of memory that has no file, or of one where this makes a difference. */
+static int map_flags(const struct gr_memory *m)
 {
-	int flags = fd >= 0 ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS;
-	uint8_t *p = reserve(bytes + guard, align);
+	int flags = (m->flags & GR_MEMORY_SHARED) ? MAP_SHARED : MAP_PRIVATE;
 
-	if (p && mmap(p, bytes, PROT_READ | PROT_WRITE, flags | MAP_FIXED | MAP_NORESERVE, fd, 0) ==
-			 MAP_FAILED) {
-		int saved_errno = errno;
-
-		(void)munmap(p, bytes + guard);
-		errno = saved_errno;
-		return NULL;
+	if (m->fd < 0) {
+		flags |= MAP_ANONYMOUS;
 	}
-	return p;
+	if (m->flags & GR_MEMORY_NO_RESERVE) {
+		flags |= MAP_NORESERVE;
+	}
+#ifdef GR_PLATFORM_LINUX
+	if (m->fd < 0 && m->page_bytes > gr_page_bytes()) {
+		flags |= MAP_HUGETLB | __builtin_ctzll(m->page_bytes) << MAP_HUGE_SHIFT;
+	}
+	if (m->flags & GR_MEMORY_SYNC) {
+		/* Older kernels take the bits of MAP_SHARED_VALIDATE for those of MAP_SHARED. */
+		flags = (flags & ~MAP_SHARED) | MAP_SHARED_VALIDATE | MAP_SYNC;
+	}
+#endif
+	return flags;
 }
 
-void gr_memory_unmap(void *memory, size_t bytes)
+int gr_memory_map(struct gr_memory *m)
 {
-	(void)munmap(memory, bytes);
+	int prot = PROT_READ | ((m->flags & GR_MEMORY_READONLY) ? 0 : PROT_WRITE);
+	uint8_t *p;
+
+#ifndef GR_PLATFORM_LINUX
+	if (m->page_bytes > gr_page_bytes() || (m->flags & GR_MEMORY_SYNC)) {
+		return -ENOTSUP;
+	}
+#endif
+	p = reserve(m->bytes + m->guard, m->align);
+	if (!p) {
+		return -ENOMEM;
+	}
+	if (mmap(p, m->bytes, prot, map_flags(m) | MAP_FIXED, m->fd, (off_t)m->offset) ==
+	    MAP_FAILED) {
+		int code = -errno;
+
+		(void)munmap(p, m->bytes + m->guard);
+		return code;
+	}
+	m->host = p;
+	return 0;
+}
+
+void gr_memory_unmap(const struct gr_memory *m)
+{
+	(void)munmap(m->host, m->bytes + m->guard);
+}
+
+int gr_memory_write_back(void *host, size_t bytes)
+{
+	return msync(host, bytes, MS_SYNC) == 0 ? 0 : -errno;
 }
 
 void *gr_aligned_alloc(size_t align, size_t bytes)

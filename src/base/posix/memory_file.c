@@ -5,10 +5,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-int gr_memory_file(const char *name, uint64_t bytes)
+int gr_memory_file(const char *name, uint64_t bytes, size_t page_bytes)
 {
 	(void)name;
 	(void)bytes;
+	(void)page_bytes;
 	return -ENOTSUP;
 }
 

@@ -16,6 +16,14 @@ size_t gr_page_bytes(void)
 	return info.dwPageSize;
 }
 
+unsigned int gr_cpus(void)
+{
+	SYSTEM_INFO info;
+
+	GetSystemInfo(&info);
+	return info.dwNumberOfProcessors;
+}
+
 void *gr_pages_alloc(size_t bytes)
 {
 	return VirtualAlloc(NULL, bytes, MEM_RESERVE | MEM_COMMIT, PAGE_READWRITE);
@@ -27,36 +35,129 @@ void gr_pages_free(void *pages, size_t bytes)
 	(void)VirtualFree(pages, 0, MEM_RELEASE);
 }
 
-void *gr_memory_map(size_t bytes, size_t guard, size_t align, int fd)
+int gr_memory_map(struct gr_memory *m)
 {
 	uint8_t *p;
 
-	(void)align; /* for huge pages, which Windows gives to privileged processes only */
-	if (fd >= 0) {
-		errno = ENOTSUP;
-		return NULL;
+	/* Huge pages are for privileged processes only, so the alignment is of no use. */
+	if (m->fd >= 0 || m->page_bytes > gr_page_bytes() ||
+	    (m->flags & ~(unsigned int)GR_MEMORY_NO_RESERVE)) {
+		return -ENOTSUP;
 	}
 	/* Reserved and not committed: nobody can touch the end. */
-	p = VirtualAlloc(NULL, bytes + guard, MEM_RESERVE, PAGE_NOACCESS);
-	if (p && !VirtualAlloc(p, bytes, MEM_COMMIT, PAGE_READWRITE)) {
+	p = VirtualAlloc(NULL, m->bytes + m->guard, MEM_RESERVE, PAGE_NOACCESS);
+	if (p && !VirtualAlloc(p, m->bytes, MEM_COMMIT, PAGE_READWRITE)) {
 		(void)VirtualFree(p, 0, MEM_RELEASE);
 		p = NULL;
 	}
-	if (!p) {
-		errno = ENOMEM;
-	}
-	return p;
+	m->host = p;
+	return p ? 0 : -ENOMEM;
 }
 
-void gr_memory_unmap(void *memory, size_t bytes)
+void gr_memory_unmap(const struct gr_memory *m)
 {
-	gr_pages_free(memory, bytes);
+	gr_pages_free(m->host, m->bytes);
 }
 
-int gr_memory_file(const char *name, uint64_t bytes)
+bool gr_memory_may_overcommit(const char *path)
+{
+	(void)path;
+	return false;
+}
+
+int gr_memory_advise(void *host, size_t bytes, enum gr_memory_advice advice)
+{
+	(void)host;
+	(void)bytes;
+	(void)advice;
+	return -ENOTSUP;
+}
+
+int gr_memory_bind(void *host, size_t bytes, unsigned int policy, uint64_t nodes)
+{
+	(void)host;
+	(void)bytes;
+	(void)policy;
+	(void)nodes;
+	return -ENOTSUP;
+}
+
+int gr_memory_populate(const struct gr_memory *m, size_t offset, size_t bytes)
+{
+	return gr_memory_populate_by_copy(m, offset, bytes);
+}
+
+/* Committed memory is there: a touch only makes it be there now. */
+int gr_memory_populate_by_copy(const struct gr_memory *m, size_t offset, size_t bytes)
+{
+	for (size_t at = 0; at < bytes; at += m->page_bytes) {
+		volatile uint8_t *p = m->host + offset + at;
+
+		*p = *p;
+	}
+	return 0;
+}
+
+int gr_memory_discard(const struct gr_memory *m, size_t offset, size_t bytes, bool locked)
+{
+	(void)m;
+	(void)offset;
+	(void)bytes;
+	(void)locked;
+	return -ENOTSUP;
+}
+
+int gr_memory_write_back(void *host, size_t bytes)
+{
+	(void)host;
+	(void)bytes;
+	return -ENOTSUP;
+}
+
+int gr_memory_file(const char *name, uint64_t bytes, size_t page_bytes)
 {
 	(void)name;
 	(void)bytes;
+	(void)page_bytes;
+	return -ENOTSUP;
+}
+
+int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made)
+{
+	(void)path;
+	(void)name;
+	(void)readonly;
+	(void)ret_made;
+	return -ENOTSUP;
+}
+
+void gr_file_remove(const char *path)
+{
+	(void)path;
+}
+
+int gr_file_duplicate(int fd)
+{
+	(void)fd;
+	return -ENOTSUP;
+}
+
+int64_t gr_file_bytes(int fd)
+{
+	(void)fd;
+	return -ENOTSUP;
+}
+
+int gr_file_set_bytes(int fd, uint64_t bytes)
+{
+	(void)fd;
+	(void)bytes;
+	return -ENOTSUP;
+}
+
+int gr_file_write_back(int fd)
+{
+	(void)fd;
 	return -ENOTSUP;
 }
 

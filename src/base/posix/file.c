@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: MIT */
+#include "base/memory.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* How often others may make and remove the file between our looks. */
+enum { TRIES_MAX = 1000 };
+
+/* A file in a directory, without a name as soon as it is there. */
+static int open_in(const char *directory, const char *name)
+{
+	char path[PATH_MAX], clean[64];
+	int fd, n;
+
+	(void)snprintf(clean, sizeof(clean), "%s", name);
+	for (char *p = clean; (p = strchr(p, '/'));) {
+		*p = '_';
+	}
+	n = snprintf(path, sizeof(path), "%s/guestram.%s.XXXXXX", directory, clean);
+	if (n < 0 || (size_t)n >= sizeof(path)) {
+		return -ENAMETOOLONG;
+	}
+	fd = mkostemp(path, O_CLOEXEC);
+	if (fd < 0) {
+		return -errno;
+	}
+	(void)unlink(path);
+	return fd;
+}
+
+int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made)
+{
+	int flags = O_CLOEXEC | (readonly ? O_RDONLY : O_RDWR);
+	struct stat st;
+	int fd = -1;
+
+	*ret_made = false;
+	for (int tries = 0; fd < 0 && tries < TRIES_MAX; tries++) {
+		if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+			return readonly ? -EISDIR : open_in(path, name);
+		}
+		fd = open(path, flags);
+		if (fd < 0 && errno == ENOENT && !readonly) {
+			/* Ours only if nobody else makes it meanwhile: then that one is opened. */
+			fd = open(path, flags | O_CREAT | O_EXCL, 0600);
+			*ret_made = fd >= 0;
+		}
+		if (fd < 0 && errno != EINTR && errno != EEXIST) {
+			return -errno;
+		}
+	}
+	return fd >= 0 ? fd : -EAGAIN;
+}
+
+void gr_file_remove(const char *path)
+{
+	(void)unlink(path);
+}
+
+int gr_file_duplicate(int fd)
+{
+	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);
+
+	return copy >= 0 ? copy : -errno;
+}
+
+int64_t gr_file_bytes(int fd)
+{
+	struct stat st;
+
+	return fstat(fd, &st) == 0 ? (int64_t)st.st_size : -errno;
+}
+
+int gr_file_set_bytes(int fd, uint64_t bytes)
+{
+	while (ftruncate(fd, (off_t)bytes) != 0) {
+		if (errno != EINTR) {
+			return -errno;
+		}
+	}
+	return 0;
+}
+
+int gr_file_write_back(int fd)
+{
+	while (fdatasync(fd) != 0) {
+		if (errno != EINTR) {
+			return -errno;
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: MIT */
+/* Files that guest memory is in. */
+#include "ram/ram.h"
+#include <errno.h>
+#include <string.h>
+
+static int open_path(struct gr_block *block, const struct gr_ram_block_desc *desc, int *ret_fd,
+		     struct gr_error *err)
+{
+	bool made = false;
+	int fd;
+
+	if (!desc->path || desc->path[0] == '\0') {
+		return gr_error_set(err, -EINVAL, "block '%s': GR_RAM_FILE without a path", desc->id);
+	}
+	fd = gr_file_open(desc->path, desc->id, desc->flags & GR_RAM_HOST_READONLY, &made);
+	if (fd < 0) {
+		return gr_error_set(err, fd, "block '%s': cannot open '%s': %s", desc->id,
+				    desc->path, strerror(-fd));
+	}
+	*ret_fd = fd;
+	if (made) {
+		block->made_path = strdup(desc->path);
+		if (!block->made_path) {
+			gr_file_remove(desc->path);
+			gr_memory_file_close(fd);
+			return gr_error_set(err, -ENOMEM, "block '%s': no memory", desc->id);
+		}
+	}
+	return 0;
+}
+
+/* An empty file gets its length; any other one must have it. */
+static int make_room(struct gr_block *block, const struct gr_ram_block_desc *desc, int fd,
+		     struct gr_error *err)
+{
+	int64_t page = gr_memory_file_page_bytes(fd), bytes = gr_file_bytes(fd);
+	uint64_t need;
+	int ret;
+
+	if (page < 0 || bytes < 0) {
+		return gr_error_set(err, -EINVAL, "block '%s': not a file of bytes or memory",
+				    desc->id);
+	}
+	if (desc->fd_offset % (uint64_t)page != 0 ||
+	    __builtin_add_overflow(GR_ROUND_UP(block->pub.max_bytes, (uint64_t)page),
+				   desc->fd_offset, &need) ||
+	    need > INT64_MAX) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': offset %llu in its file is no multiple of %llu, or too "
+				    "high",
+				    desc->id, (unsigned long long)desc->fd_offset,
+				    (unsigned long long)page);
+	}
+	block->pub.page_bytes = (uint64_t)page;
+	if (bytes == 0 && !(desc->flags & GR_RAM_HOST_READONLY)) {
+		ret = gr_file_set_bytes(fd, need);
+		if (ret < 0) {
+			return gr_error_set(err, ret, "block '%s': making its file %llu bytes long: %s",
+					    desc->id, (unsigned long long)need, strerror(-ret));
+		}
+		block->made_longer = true;
+	} else if ((uint64_t)bytes < desc->fd_offset + block->pub.max_bytes) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': its file has %llu bytes, less than offset %llu and %llu "
+				    "bytes",
+				    desc->id, (unsigned long long)bytes,
+				    (unsigned long long)desc->fd_offset,
+				    (unsigned long long)block->pub.max_bytes);
+	}
+	return 0;
+}
+
+int gr_backing_open(struct gr_block *block, const struct gr_ram_block_desc *desc,
+		    struct gr_error *err)
+{
+	int fd = -1, ret = 0;
+
+	if (desc->backing == GR_RAM_FILE) {
+		ret = open_path(block, desc, &fd, err);
+	} else {
+		fd = gr_file_duplicate(desc->fd);
+		if (fd < 0) {
+			ret = gr_error_set(err, fd, "block '%s': fd %d: %s", desc->id, desc->fd,
+					   strerror(-fd));
+		}
+	}
+	if (ret < 0) {
+		return ret;
+	}
+	block->pub.fd = fd;
+	block->pub.fd_offset = desc->fd_offset;
+	return make_room(block, desc, fd, err);
+}
