@@ -13,6 +13,7 @@
 #include <guestram/loop.h>
 #include <guestram/migrate.h>
 #include <guestram/ram.h>
+#include <guestram/ram_change.h>
 #include <guestram/rcu.h>
 #include <guestram/rcu_check.h>
 #include <guestram/rcu_control.h>

@@ -114,7 +114,8 @@ struct gr_ram_prealloc {
  */
 struct gr_ram_block_desc {
 	size_t size;                /**< sizeof(struct gr_ram_block_desc) */
-	const char *id;             /**< unique, 1 to 255 bytes; copied */
+	/** Unique, 1 to 255 bytes; copied. NULL or "" with GR_RAM_NO_MIGRATE: none for now. */
+	const char *id;
 	uint64_t used_bytes;        /**< length now, a multiple of the page size, above 0 */
 	uint64_t max_bytes;         /**< room to grow to; 0 means used_bytes */
 	enum gr_ram_backing backing;
@@ -140,11 +141,15 @@ struct gr_ram_block_desc {
 	enum gr_ram_numa numa_policy;
 	uint64_t numa_nodes;        /**< bit n is node n; 0 with NUMA_DEFAULT */
 	struct gr_ram_prealloc prealloc;
+	/** In what pieces gr_ram_populate() works: divides max_bytes, a multiple of the page sizes, a
+	 *  power of two. 0: as small as can be. */
+	uint64_t granule_bytes;
 };
 
 /**
- * A block, as readers see it. Everything here is constant while the block exists, but
- * used_bytes, which is read with gr_ram_block_used_bytes().
+ * A block, as readers see it. Everything here is constant while the block exists, but its id,
+ * its length (gr_ram_block_used_bytes()) and its flags (gr_ram_block_flags()); see
+ * guestram/ram_change.h.
  */
 struct gr_ram_block {
 	gr_ram_addr_t offset;       /**< (c) start in RAM address space, a multiple of 64 pages */
@@ -153,18 +158,26 @@ struct gr_ram_block {
 	uint8_t *host;              /**< (c) where this process has it mapped */
 	struct gr_ram *ram;         /**< (c) the machine */
 	int fd;                     /**< (c) fd behind it, or -1; the block's own, do not close */
-	unsigned int flags;         /**< (c) enum gr_ram_block_flags */
+	unsigned int flags_atomic;  /**< (a) read through gr_ram_block_flags() */
 	uint64_t fd_offset;         /**< (c) where the block starts in fd, bytes */
 	uint64_t incarnation;       /**< (c) never the same for two blocks, even with one id */
 	uint64_t page_bytes;        /**< (c) page size of the host memory behind it */
+	uint64_t granule_bytes;     /**< (c) in what pieces it is plugged and unplugged */
 	enum gr_ram_backing backing; /**< (c) */
-	char id[GR_RAM_ID_BYTES_MAX + 1]; /**< (c) */
+	/** (r) "" if it has none. What was read stays readable as long as the block. */
+	const char *id;
 };
 
 /** @param block A block. @return Its length now, in bytes. @context Any. */
 static inline uint64_t gr_ram_block_used_bytes(const struct gr_ram_block *block)
 {
 	return __atomic_load_n(&block->used_bytes_atomic, __ATOMIC_ACQUIRE);
+}
+
+/** @param block A block. @return Its enum gr_ram_block_flags now. @context Any. */
+static inline unsigned int gr_ram_block_flags(const struct gr_ram_block *block)
+{
+	return __atomic_load_n(&block->flags_atomic, __ATOMIC_ACQUIRE);
 }
 
 /** What gr_ram_create() shall make. Zero what you do not set. */
@@ -457,12 +470,15 @@ GR_EXPORT bool gr_ram_region_next_rcu(struct gr_ram *ram, gr_gpa_t gpa,
 /**
  * Who wants to know of blocks and regions: KVM's memory slots, a tracker, vhost-user. All
  * callbacks run under the list mutex in the order of the changes; they may not add or
- * remove blocks, regions or listeners. Any may be NULL. An _add may refuse (negative
+ * remove blocks, regions or listeners. Any may be NULL. An _add or _resize may refuse (negative
  * errno): the change is then taken back everywhere and the caller gets the error.
  */
 struct gr_ram_listener {
 	int (*block_add)(void *opaque, struct gr_ram_block *block, struct gr_error *err);
 	void (*block_del)(void *opaque, struct gr_ram_block *block);
+	/** The block's length is about to change, or not after all (the reverse of what was said). */
+	int (*block_resize)(void *opaque, struct gr_ram_block *block, uint64_t old_bytes,
+			    uint64_t new_bytes, struct gr_error *err);
 	int (*region_add)(void *opaque, const struct gr_ram_region *region, struct gr_error *err);
 	void (*region_del)(void *opaque, const struct gr_ram_region *region);
 	void *opaque;

@@ -19,6 +19,8 @@ enum gr_lock_rank {
 	GR_RANK_TRACK_REPORT = 25,
 	/* The writers of a RAM list. Readers take nothing; block memory is not covered. */
 	GR_RANK_RAM = 30,
+	/* Discards of one machine, what forbids them and who listens. Held while they are called. */
+	GR_RANK_RAM_DISCARD = 35,
 	/* The list of RAM listeners, held while they are called. */
 	GR_RANK_LISTENER = 40,
 	/* A tracker driver's array of blocks. Not the blocks. */

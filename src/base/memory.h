@@ -35,6 +35,8 @@ struct gr_memory {
 
 /* Maps it. 0 or a negative errno; -ENOTSUP where the system does not have its like. */
 int gr_memory_map(struct gr_memory *m);
+/* Maps a piece of it once more in its place, without what was registered or asked for there. */
+int gr_memory_map_again(const struct gr_memory *m, size_t offset, size_t bytes);
 void gr_memory_unmap(const struct gr_memory *m);
 
 /* Does the system let GR_MEMORY_NO_RESERVE have its way? `path` is that of Linux's setting. */

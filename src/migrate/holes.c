@@ -153,7 +153,7 @@ bool gr_holes_next(struct gr_holes *h, const struct gr_ram_block *block, uint64_
 	case GR_RAM_MEMFD:
 		return next_by_seek(h, block, offset, end, ret_end);
 	case GR_RAM_ANONYMOUS:
-		if (block->flags & GR_RAM_SHARED) {
+		if (gr_ram_block_flags(block) & GR_RAM_SHARED) {
 			break; /* absent from our page table, and yet a child may have filled it */
 		}
 		return next_by_map(h, block, offset, end, ret_end);

@@ -225,7 +225,7 @@ static int check_block(const struct gr_ram_block *block, const struct gr_stream_
 				    (unsigned long long)entry->used_bytes,
 				    (unsigned long long)gr_ram_block_used_bytes(block));
 	}
-	if ((block->flags & GR_RAM_NO_MIGRATE) != 0) {
+	if ((gr_ram_block_flags(block) & GR_RAM_NO_MIGRATE) != 0) {
 		return gr_error_set(err, -EINVAL, "block '%s' takes no part in migrations here",
 				    entry->id);
 	}

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate/source_blocks.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -22,9 +23,9 @@ static void copy_block(struct gr_source_block *e, const struct gr_ram_block *blo
 	e->incarnation = block->incarnation;
 	e->gpa = UINT64_MAX;
 	e->page_bytes = (uint32_t)block->page_bytes;
-	e->flags = block->flags & (GR_RAM_READONLY | GR_RAM_NO_MIGRATE);
+	e->flags = gr_ram_block_flags(block) & (GR_RAM_READONLY | GR_RAM_NO_MIGRATE);
 	e->wire_index = wire_index;
-	memcpy(e->id, block->id, sizeof(e->id));
+	(void)snprintf(e->id, sizeof(e->id), "%s", block->id);
 }
 
 /* One walk in one section; counts on when there is no more room. */
@@ -38,7 +39,7 @@ static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_secti
 	t->version = gr_ram_version(ram);
 	gr_section_enter(watch);
 	gr_ram_for_each_block_rcu(block, ram) {
-		if ((block->flags & GR_RAM_NO_MIGRATE) != 0) {
+		if ((gr_ram_block_flags(block) & GR_RAM_NO_MIGRATE) != 0) {
 			continue;
 		}
 		if (t->count < t->capacity) {

@@ -39,10 +39,13 @@ static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *
 		return gr_error_set(err, -EINVAL, "block description of %zu bytes, not %zu",
 				    desc->size, sizeof(*desc));
 	}
-	if (!desc->id || desc->id[0] == '\0' ||
-	    strnlen(desc->id, GR_RAM_ID_BYTES_MAX + 1) > GR_RAM_ID_BYTES_MAX) {
-		return gr_error_set(err, -EINVAL, "block id must have 1 to %d bytes",
-				    GR_RAM_ID_BYTES_MAX);
+	/* What takes no part in migrations needs none. */
+	if (!(desc->flags & GR_RAM_NO_MIGRATE) || desc->id[0] != '\0') {
+		int ret = gr_block_id_check(desc->id, err);
+
+		if (ret < 0) {
+			return ret;
+		}
 	}
 	if (desc->used_bytes == 0 || desc->used_bytes > max) {
 		return gr_error_set(err, -EINVAL,
@@ -66,31 +69,88 @@ static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *
 		return gr_error_set(err, -ENOMEM, "block '%s': this process cannot map %llu bytes",
 				    desc->id, (unsigned long long)max);
 	}
+	if (desc->granule_bytes != 0 &&
+	    (!GR_IS_POWER_OF_TWO(desc->granule_bytes) || max % desc->granule_bytes != 0)) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': pieces of %llu bytes are no power of two that divides "
+				    "%llu",
+				    desc->id, (unsigned long long)desc->granule_bytes,
+				    (unsigned long long)max);
+	}
 	return gr_policy_check(desc, err);
 }
 
-int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *desc,
+/* The size of its pieces is known when that of its pages is. */
+static int set_granule(struct gr_block *b, const struct gr_ram_block_desc *desc,
+		       struct gr_error *err)
+{
+	uint64_t least = GR_MAX(b->pub.page_bytes, (uint64_t)b->pub.ram->page_bytes);
+
+	b->pub.granule_bytes = desc->granule_bytes ? desc->granule_bytes : least;
+	if (b->pub.granule_bytes < least) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': pieces of %llu bytes are smaller than pages of %llu",
+				    desc->id, (unsigned long long)desc->granule_bytes,
+				    (unsigned long long)least);
+	}
+	return 0;
+}
+
+static int block_fill(struct gr_block *b, const struct gr_ram_block_desc *desc,
+		      struct gr_error *err)
+{
+	unsigned int flags = desc->flags;
+	int ret;
+
+	if (flags & GR_RAM_HOST_READONLY) {
+		flags |= GR_RAM_READONLY;
+	}
+	b->pub.id = gr_block_id_keep(b, desc->id);
+	if (!b->pub.id) {
+		return gr_error_set(err, -ENOMEM, "block '%s': no memory", desc->id);
+	}
+	b->pub.used_bytes_atomic = desc->used_bytes;
+	b->pub.max_bytes = desc->max_bytes ? desc->max_bytes : desc->used_bytes;
+	b->pub.flags_atomic = flags;
+	b->pub.incarnation = desc->incarnation ? desc->incarnation : make_incarnation();
+	b->numa_policy = desc->numa_policy;
+	b->numa_nodes = desc->numa_nodes;
+	b->refs = 1;
+	ret = gr_backing_map(b, desc, err);
+	if (ret < 0) {
+		return ret;
+	}
+	ret = set_granule(b, desc, err);
+	if (ret < 0) {
+		b->release = NULL; /* the caller's memory stays the caller's */
+		gr_backing_undo(b);
+		gr_backing_unmap(b);
+	}
+	return ret;
+}
+
+int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *from,
 		    struct gr_block **ret_block, struct gr_error *err)
 {
-	int ret = check_desc(ram, desc, err);
+	struct gr_ram_block_desc desc = *from;
 	struct gr_block *b;
+	int ret;
 
+	if (from->size == sizeof(desc) && !desc.id) {
+		desc.id = "";
+	}
+	ret = check_desc(ram, &desc, err);
 	if (ret < 0) {
 		return ret;
 	}
 	b = calloc(1, sizeof(*b));
 	if (!b) {
-		return gr_error_set(err, -ENOMEM, "block '%s': no memory", desc->id);
+		return gr_error_set(err, -ENOMEM, "block '%s': no memory", desc.id);
 	}
-	memcpy(b->pub.id, desc->id, strlen(desc->id));
 	b->pub.ram = ram;
-	b->pub.used_bytes_atomic = desc->used_bytes;
-	b->pub.max_bytes = desc->max_bytes ? desc->max_bytes : desc->used_bytes;
-	b->pub.flags = desc->flags;
-	b->pub.incarnation = desc->incarnation ? desc->incarnation : make_incarnation();
-	b->refs = 1;
-	ret = gr_backing_map(b, desc, err);
+	ret = block_fill(b, &desc, err);
 	if (ret < 0) {
+		gr_block_ids_free(b);
 		free(b);
 		return ret;
 	}
@@ -105,6 +165,8 @@ static void block_free(struct gr_block *b)
 	uint32_t *alive = &b->pub.ram->blocks_alive;
 
 	gr_backing_unmap(b);
+	gr_block_gone_free(b);
+	gr_block_ids_free(b);
 	free(b);
 	/* Pairs with the acquire in gr_ram_free(): the machine may be gone after this. */
 	if (gr_sub_acq_rel(alive, 1) == 1) {

@@ -12,7 +12,7 @@ static struct gr_ram_index *index_alloc(unsigned int blocks, unsigned int region
 	}
 	x->by_offset = calloc((size_t)blocks + 1, sizeof(x->by_offset[0]));
 	x->by_host = calloc((size_t)blocks + 1, sizeof(x->by_host[0]));
-	x->by_id = calloc((size_t)blocks + 1, sizeof(struct gr_ram_block *));
+	x->by_id = calloc((size_t)blocks + 1, sizeof(x->by_id[0]));
 	x->region = calloc((size_t)regions + 1, sizeof(x->region[0]));
 	if (!x->by_offset || !x->by_host || !x->by_id || !x->region) {
 		gr_ram_index_free(x);
@@ -50,21 +50,33 @@ static void edit_spans(struct gr_ram_span *to, const struct gr_ram_span *from, u
 	}
 }
 
-static void edit_ids(struct gr_ram_block **to, struct gr_ram_block *const *from, unsigned int n,
-		     const struct gr_ram_block *del, struct gr_ram_block *add)
+/* The same by id. Returns how many there are afterwards. */
+static unsigned int edit_ids(struct gr_ram_named *to, const struct gr_ram_index *old,
+			     const struct gr_ram_edit *edit)
 {
-	for (unsigned int i = 0; i < n; i++) {
-		if (add && strcmp(add->id, from[i]->id) < 0) {
-			*to++ = add;
-			add = NULL;
+	const struct gr_ram_block *del = edit->rename ? edit->rename : edit->del_block;
+	struct gr_ram_named add = { edit->id, edit->rename };
+	unsigned int n = 0;
+
+	if (edit->add_block) {
+		add = (struct gr_ram_named){ edit->add_block->id, edit->add_block };
+	}
+	if (add.id && add.id[0] == '\0') {
+		add.block = NULL;
+	}
+	for (unsigned int i = 0; old && i < old->ids; i++) {
+		if (add.block && strcmp(add.id, old->by_id[i].id) < 0) {
+			to[n++] = add;
+			add.block = NULL;
 		}
-		if (from[i] != del) {
-			*to++ = from[i];
+		if (old->by_id[i].block != del) {
+			to[n++] = old->by_id[i];
 		}
 	}
-	if (add) {
-		*to = add;
+	if (add.block) {
+		to[n++] = add;
 	}
+	return n;
 }
 
 /* Returns how many regions there are afterwards. */
@@ -110,7 +122,7 @@ struct gr_ram_index *gr_ram_index_edit(const struct gr_ram_index *old,
 		   add ? &at_offset : NULL);
 	edit_spans(x->by_host, old ? old->by_host : NULL, blocks, edit->del_block,
 		   add ? &at_host : NULL);
-	edit_ids(x->by_id, old ? old->by_id : NULL, blocks, edit->del_block, add);
+	x->ids = edit_ids(x->by_id, old, edit);
 	x->blocks = blocks + (add ? 1 : 0) - (edit->del_block ? 1 : 0);
 	x->regions = edit_regions(x->region, old, edit);
 	return x;
@@ -155,14 +167,14 @@ const struct gr_ram_region *gr_ram_index_region_from(const struct gr_ram_index *
 
 struct gr_ram_block *gr_ram_index_by_id(const struct gr_ram_index *index, const char *id)
 {
-	unsigned int lo = 0, hi = index->blocks;
+	unsigned int lo = 0, hi = index->ids;
 
 	while (lo < hi) {
 		unsigned int mid = lo + (hi - lo) / 2;
-		int order = strcmp(id, index->by_id[mid]->id);
+		int order = strcmp(id, index->by_id[mid].id);
 
 		if (order == 0) {
-			return index->by_id[mid];
+			return index->by_id[mid].block;
 		}
 		if (order < 0) {
 			hi = mid;

@@ -9,13 +9,20 @@
 
 #include <guestram/ram.h>
 
+/* An id as it was when the index was made. */
+struct gr_ram_named {
+	const char *id;
+	struct gr_ram_block *block;
+};
+
 struct gr_ram_index {
 	struct gr_rcu_head rcu;
 	struct gr_ram_span *by_offset;	/* RAM address space */
 	unsigned int blocks;
+	unsigned int ids;
 	unsigned int regions;
 	struct gr_ram_span *by_host;	/* this process's address space */
-	struct gr_ram_block **by_id;	/* as strcmp() orders them */
+	struct gr_ram_named *by_id;	/* as strcmp() orders them; those that have one */
 	struct gr_ram_region *region;	/* guest physical address space */
 };
 
@@ -25,6 +32,8 @@ struct gr_ram_edit {
 	const struct gr_ram_region *add_region;
 	const struct gr_ram_block *del_block;
 	const struct gr_ram_region *del_region; /* one of the old index */
+	struct gr_ram_block *rename;		/* gets `id` instead of the one it has */
+	const char *id;				/* "": none */
 };
 
 /* The old index (may be NULL) with one change made. NULL when out of memory. */

@@ -53,6 +53,7 @@ int gr_ram_create(const struct gr_ram_params *params, struct gr_ram **ret_ram,
 	ram->page_bytes = page_bytes;
 	ram->queue = params ? params->queue : NULL;
 	gr_mutex_init(&ram->lock, GR_RANK_RAM);
+	gr_mutex_init(&ram->discard_lock, GR_RANK_RAM_DISCARD);
 	gr_rcu_list_init(&ram->blocks);
 	gr_rcu_assign_pointer(ram->index, index);
 	*ret_ram = ram;
@@ -108,14 +109,12 @@ static void publish_block_locked(struct gr_ram *ram, struct gr_block *block,
 	GR_HOOK("block add: published");
 }
 
-/* For every consumer, by chunks, so that no section gets long. After publication (O3). */
-static void mark_all(struct gr_ram_block *block)
+void gr_ram_mark_sliced(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 {
 	uint64_t slice = (uint64_t)GR_BITS_CHUNK_PAGES * gr_ram_page_bytes(block->ram);
-	uint64_t used = gr_ram_block_used_bytes(block);
 
-	for (uint64_t at = 0; at < used; at += slice) {
-		gr_ram_mark(block, at, GR_MIN(slice, used - at));
+	for (uint64_t at = 0; at < bytes; at += slice) {
+		gr_ram_mark(block, offset + at, GR_MIN(slice, bytes - at));
 	}
 }
 
@@ -144,7 +143,7 @@ static int check_free_locked(struct gr_ram *ram, const struct gr_ram_index *inde
 		return gr_error_set(err, -ENOSPC, "block '%s': there are %d blocks already",
 				    block->id, GR_RAM_BLOCKS_MAX);
 	}
-	if (gr_ram_index_by_id(index, block->id)) {
+	if (block->id[0] != '\0' && gr_ram_index_by_id(index, block->id)) {
 		return gr_error_set(err, -EEXIST, "block '%s': there is one of this id already",
 				    block->id);
 	}
@@ -199,7 +198,8 @@ static int block_add_locked(struct gr_ram *ram, const struct gr_ram_block_desc *
 	ret = grow_dirty(ram, &block->pub, err);
 #endif
 #ifndef GR_MUTANT_ADD_STARTS_CLEAN
-	mark_all(&block->pub);
+	/* For every consumer; after publication (O3). */
+	gr_ram_mark_sliced(&block->pub, 0, gr_ram_block_used_bytes(&block->pub));
 #endif
 	return 0;
 }
@@ -349,6 +349,7 @@ void gr_ram_free(struct gr_ram *ram)
 	}
 	gr_dirty_free(ram->dirty);
 	gr_ram_index_free(gr_rcu_dereference_protected(ram->index));
+	gr_mutex_destroy(&ram->discard_lock);
 	gr_mutex_destroy(&ram->lock);
 	free(ram);
 }

@@ -51,6 +51,31 @@ int gr_ram_notify_add_locked(struct gr_ram *ram, struct gr_ram_block *block,
 	return 0;
 }
 
+static int tell_resize(struct gr_ram_listener *l, struct gr_ram_block *block, uint64_t old,
+		       uint64_t used, struct gr_error *err)
+{
+	int ret = l->block_resize ? l->block_resize(l->opaque, block, old, used, err) : 0;
+
+	return GR_MIN(ret, 0);
+}
+
+int gr_ram_notify_resize_locked(struct gr_ram *ram, struct gr_ram_block *block, uint64_t old,
+				uint64_t used, struct gr_error *err)
+{
+	for (struct gr_ram_listener *l = ram->listeners; l; l = l->next) {
+		int ret = tell_resize(l, block, old, used, err);
+
+		if (ret < 0) {
+			/* Who has followed goes back; that cannot be refused. */
+			for (struct gr_ram_listener *u = ram->listeners; u != l; u = u->next) {
+				(void)tell_resize(u, block, used, old, NULL);
+			}
+			return ret;
+		}
+	}
+	return 0;
+}
+
 void gr_ram_notify_block_del_locked(struct gr_ram *ram, struct gr_ram_block *block,
 				    const struct gr_ram_index *old)
 {

@@ -104,18 +104,18 @@ int gr_policy_check(const struct gr_ram_block_desc *desc, struct gr_error *err)
 	return 0;
 }
 
-static int advise(struct gr_block *block, enum gr_memory_advice advice, const char *what,
-		  struct gr_error *err)
+static int advise(const struct gr_block *block, size_t offset, size_t bytes,
+		  enum gr_memory_advice advice, const char *what, struct gr_error *err)
 {
-	int ret = gr_memory_advise(block->memory.host, block->memory.bytes, advice);
+	int ret = gr_memory_advise(block->memory.host + offset, bytes, advice);
 
 	return ret == 0 ? 0 :
 			  gr_error_set(err, ret, "block '%s': %s %zu bytes: %s", block->pub.id, what,
-				       block->memory.bytes, strerror(-ret));
+				       bytes, strerror(-ret));
 }
 
 /* Before the first page is there, so that it comes from the right node and has the right size. */
-static int apply_early(struct gr_block *block, const struct gr_ram_block_desc *desc,
+static int apply_early(const struct gr_block *block, size_t offset, size_t bytes,
 		       struct gr_error *err)
 {
 	static const struct {
@@ -128,38 +128,52 @@ static int apply_early(struct gr_block *block, const struct gr_ram_block_desc *d
 		{ GR_RAM_NO_FORK, GR_MEMORY_NO_FORK, "excluding from children" },
 		{ GR_RAM_MERGE, GR_MEMORY_MERGE, "merging equal pages of" },
 	};
+	unsigned int flags = gr_ram_block_flags(&block->pub);
 	int ret;
 
 	for (size_t i = 0; i < GR_ARRAY_SIZE(wishes); i++) {
-		if (desc->flags & wishes[i].flag) {
-			ret = advise(block, wishes[i].advice, wishes[i].what, err);
+		if (flags & wishes[i].flag) {
+			ret = advise(block, offset, bytes, wishes[i].advice, wishes[i].what, err);
 			if (ret < 0) {
 				return ret;
 			}
 		}
 	}
-	if (desc->numa_policy == GR_RAM_NUMA_DEFAULT) {
+	if (block->numa_policy == GR_RAM_NUMA_DEFAULT) {
 		return 0;
 	}
-	ret = gr_memory_bind(block->memory.host, block->memory.bytes,
-			     (unsigned int)desc->numa_policy, desc->numa_nodes);
+	ret = gr_memory_bind(block->memory.host + offset, bytes, (unsigned int)block->numa_policy,
+			     block->numa_nodes);
 	return ret == 0 ? 0 :
 			  gr_error_set(err, ret, "block '%s': binding to NUMA nodes %#llx: %s",
-				       block->pub.id, (unsigned long long)desc->numa_nodes,
+				       block->pub.id, (unsigned long long)block->numa_nodes,
 				       strerror(-ret));
+}
+
+/* Last: it brings in what is not there yet, with one thread and without progress. */
+static int apply_lock(const struct gr_block *block, size_t offset, size_t bytes,
+		      struct gr_error *err)
+{
+	if (!(gr_ram_block_flags(&block->pub) & GR_RAM_LOCK)) {
+		return 0;
+	}
+	return advise(block, offset, bytes, GR_MEMORY_LOCK, "locking", err);
 }
 
 int gr_policy_apply(struct gr_block *block, const struct gr_ram_block_desc *desc,
 		    struct gr_error *err)
 {
-	int ret = apply_early(block, desc, err);
+	int ret = apply_early(block, 0, block->memory.bytes, err);
 
 	if (ret == 0 && (desc->flags & GR_RAM_PREALLOC)) {
 		ret = gr_prealloc(block, &desc->prealloc, err);
 	}
-	/* Last: it brings in what is not there yet, with one thread and without progress. */
-	if (ret == 0 && (desc->flags & GR_RAM_LOCK)) {
-		ret = advise(block, GR_MEMORY_LOCK, "locking", err);
-	}
-	return ret;
+	return ret < 0 ? ret : apply_lock(block, 0, block->memory.bytes, err);
+}
+
+int gr_policy_again(struct gr_block *block, size_t offset, size_t bytes, struct gr_error *err)
+{
+	int ret = apply_early(block, offset, bytes, err);
+
+	return ret < 0 ? ret : apply_lock(block, offset, bytes, err);
 }

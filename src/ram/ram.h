@@ -12,7 +12,7 @@
 #include "base/memory.h"
 #include "base/mutex.h"
 #include "ram/index.h"
-#include <guestram/ram.h>
+#include <guestram/ram_change.h>
 #include <guestram/rculist.h>
 
 struct gr_ram {
@@ -27,6 +27,8 @@ struct gr_ram {
 	struct gr_ram_listener *listeners;   /* (l) in the order they came */
 	unsigned int frozen;		     /* (l) */
 	const char *frozen_why;		     /* (l) of the last freeze */
+	struct gr_mutex discard_lock;	     /* memory that goes while its block stays */
+	unsigned int discard_holds[GR_RAM_DISCARD_HOLDS]; /* (discard_lock) how many of each */
 };
 
 /* A block with what only the library sees. */
@@ -40,6 +42,11 @@ struct gr_block {
 	bool own_memory;	       /* (c) we mapped it */
 	char *made_path;	       /* the file that came with it; until the block is on the list */
 	bool made_longer;	       /* its file was empty; as above */
+	struct gr_block_id *ids;       /* (l) the texts of all ids it ever had */
+	enum gr_ram_numa numa_policy;  /* (c) */
+	uint64_t numa_nodes;	       /* (c) */
+	uint64_t *gone;		       /* (discard_lock) bit set: granule unplugged; NULL: none ever was */
+	struct gr_ram_populate_listener *populate_listeners; /* (discard_lock) in the order they came */
 	void (*release)(void *host, uint64_t max_bytes, void *opaque); /* (c) */
 	void *opaque;		       /* (c) */
 };
@@ -76,6 +83,31 @@ int gr_policy_apply(struct gr_block *block, const struct gr_ram_block_desc *desc
 /* prealloc.c */
 int gr_prealloc(struct gr_block *block, const struct gr_ram_prealloc *how, struct gr_error *err);
 
+/* Those of them that a new mapping of a piece needs again. */
+int gr_policy_again(struct gr_block *block, size_t offset, size_t bytes, struct gr_error *err);
+
+/* name.c: is it one? A copy that lives as long as the block, NULL: no memory. */
+int gr_block_id_check(const char *id, struct gr_error *err);
+const char *gr_block_id_keep(struct gr_block *block, const char *id);
+void gr_block_ids_free(struct gr_block *block);
+/* Is the block on the list, and the list not frozen? */
+int gr_ram_changeable_locked(const struct gr_ram *ram, const struct gr_ram_block *block,
+			     struct gr_error *err) GR_REQUIRES(ram->lock);
+
+/* list.c: gr_ram_mark() by chunks, so that no section gets long. */
+void gr_ram_mark_sliced(struct gr_ram_block *block, uint64_t offset, uint64_t bytes);
+
+/* discard.c: whole units within the block? May memory be given back, whichever holds forbid it? */
+int gr_ram_range_check(const struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+		       uint64_t unit, struct gr_error *err);
+int gr_ram_discard_allowed_locked(const struct gr_ram_block *block, unsigned int forbidding,
+				  struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
+/* Gives it back and marks it. */
+int gr_ram_throw_away_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+			     struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
+/* populate.c */
+void gr_block_gone_free(struct gr_block *block);
+
 /* place.c: the smallest gap of the index that fits. */
 int gr_ram_place(const struct gr_ram *ram, const struct gr_ram_index *index, uint64_t bytes,
 		 gr_ram_addr_t *ret_offset, struct gr_error *err);
@@ -90,6 +122,8 @@ int gr_ram_region_check(const struct gr_ram *ram, const struct gr_ram_index *ind
 int gr_ram_notify_add_locked(struct gr_ram *ram, struct gr_ram_block *block,
 			     const struct gr_ram_region *region, struct gr_error *err)
 	GR_REQUIRES(ram->lock);
+int gr_ram_notify_resize_locked(struct gr_ram *ram, struct gr_ram_block *block, uint64_t old,
+				uint64_t used, struct gr_error *err) GR_REQUIRES(ram->lock);
 /* The regions of the index that show the block, then the block. */
 void gr_ram_notify_block_del_locked(struct gr_ram *ram, struct gr_ram_block *block,
 				    const struct gr_ram_index *old) GR_REQUIRES(ram->lock);

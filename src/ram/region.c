@@ -41,8 +41,7 @@ int gr_ram_region_check(const struct gr_ram *ram, const struct gr_ram_index *ind
 				    block->id, bytes, gpa, other->block->id,
 				    (unsigned long long)other->gpa.v);
 	}
-	region->readonly =
-		region->readonly || (block->flags & (GR_RAM_READONLY | GR_RAM_HOST_READONLY));
+	region->readonly = region->readonly || (gr_ram_block_flags(block) & GR_RAM_READONLY);
 	return 0;
 }
 

@@ -103,9 +103,13 @@ static int map_flags(const struct gr_memory *m)
 	return flags;
 }
 
+static int protection(const struct gr_memory *m)
+{
+	return PROT_READ | ((m->flags & GR_MEMORY_READONLY) ? 0 : PROT_WRITE);
+}
+
 int gr_memory_map(struct gr_memory *m)
 {
-	int prot = PROT_READ | ((m->flags & GR_MEMORY_READONLY) ? 0 : PROT_WRITE);
 	uint8_t *p;
 
 #ifndef GR_PLATFORM_LINUX
@@ -117,7 +121,7 @@ int gr_memory_map(struct gr_memory *m)
 	if (!p) {
 		return -ENOMEM;
 	}
-	if (mmap(p, m->bytes, prot, map_flags(m) | MAP_FIXED, m->fd, (off_t)m->offset) ==
+	if (mmap(p, m->bytes, protection(m), map_flags(m) | MAP_FIXED, m->fd, (off_t)m->offset) ==
 	    MAP_FAILED) {
 		int code = -errno;
 
@@ -126,6 +130,20 @@ int gr_memory_map(struct gr_memory *m)
 	}
 	m->host = p;
 	return 0;
+}
+
+int gr_memory_map_again(const struct gr_memory *m, size_t offset, size_t bytes)
+{
+#ifdef GR_MUTANT_REMAP_FROM_ZERO
+	uint64_t in_file = offset;
+#else
+	uint64_t in_file = m->offset + offset;
+#endif
+
+	return mmap(m->host + offset, bytes, protection(m), map_flags(m) | MAP_FIXED, m->fd,
+		    m->fd >= 0 ? (off_t)in_file : 0) == MAP_FAILED ?
+		       -errno :
+		       0;
 }
 
 void gr_memory_unmap(const struct gr_memory *m)

@@ -54,6 +54,16 @@ int gr_memory_map(struct gr_memory *m)
 	return p ? 0 : -ENOMEM;
 }
 
+int gr_memory_map_again(const struct gr_memory *m, size_t offset, size_t bytes)
+{
+	/* Decommitted and committed again: other pages, of zeroes. */
+	if (!VirtualFree(m->host + offset, bytes, MEM_DECOMMIT) ||
+	    !VirtualAlloc(m->host + offset, bytes, MEM_COMMIT, PAGE_READWRITE)) {
+		return -ENOMEM;
+	}
+	return 0;
+}
+
 void gr_memory_unmap(const struct gr_memory *m)
 {
 	gr_pages_free(m->host, m->bytes);
