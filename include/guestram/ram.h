@@ -56,6 +56,11 @@ enum gr_ram_backing {
 	GR_RAM_CALLER,    /**< the caller's memory, given back by release() */
 	GR_RAM_FILE,      /**< the file at `path`, or a nameless one in that directory */
 	GR_RAM_FD,        /**< a file or memfd that the caller has open */
+	/** A file (`path`, or `fd` if path is NULL) of which only what is in use is mapped, in windows:
+	 *  for a guest that is larger than the address space to spend on it. Its host address is NULL:
+	 *  use gr_ram_read(), gr_ram_write(), gr_ram_translate() or iovecs. KVM cannot run on it and a
+	 *  migration cannot read it, so set GR_RAM_NO_MIGRATE. */
+	GR_RAM_ON_DEMAND,
 };
 
 /**
@@ -144,6 +149,11 @@ struct gr_ram_block_desc {
 	/** In what pieces gr_ram_populate() works: divides max_bytes, a multiple of the page sizes, a
 	 *  power of two. 0: as small as can be. */
 	uint64_t granule_bytes;
+	/** ON_DEMAND: length of a window, a power of two, whole pages; 0: 2 MiB. */
+	uint64_t window_bytes;
+	/** ON_DEMAND: how many are mapped at most; 0: 64. Those in use (iovecs that were taken) stay;
+	 *  of the others the one that was used longest ago makes room. */
+	unsigned int windows_max;
 };
 
 /**
@@ -155,7 +165,7 @@ struct gr_ram_block {
 	gr_ram_addr_t offset;       /**< (c) start in RAM address space, a multiple of 64 pages */
 	uint64_t max_bytes;         /**< (c) room in RAM address space */
 	gr_atomic_u64 used_bytes_atomic; /**< (a) read through gr_ram_block_used_bytes() */
-	uint8_t *host;              /**< (c) where this process has it mapped */
+	uint8_t *host;              /**< (c) where this process has it mapped; NULL: ON_DEMAND */
 	struct gr_ram *ram;         /**< (c) the machine */
 	int fd;                     /**< (c) fd behind it, or -1; the block's own, do not close */
 	unsigned int flags_atomic;  /**< (a) read through gr_ram_block_flags() */
@@ -418,6 +428,43 @@ GR_EXPORT struct gr_ram_block *gr_ram_block_next_rcu(struct gr_ram *ram,
 	for ((block) = gr_ram_block_next_rcu((ram), NULL); (block);                                \
 	     (block) = gr_ram_block_next_rcu((ram), (block)))
 
+/** How the windows of a GR_RAM_ON_DEMAND block are used. */
+struct gr_ram_window_stats {
+	unsigned int mapped;        /**< mapped now */
+	unsigned int pinned;        /**< of these in use now */
+	uint64_t hits;              /**< uses that found their window mapped */
+	uint64_t misses;            /**< those that did not */
+	uint64_t evictions;         /**< windows that made room for others */
+};
+
+/**
+ * @param block A block.
+ * @param stats Filled; zeroes if it is not GR_RAM_ON_DEMAND.
+ * @context In the section it was found in, or with a reference held.
+ */
+GR_EXPORT void gr_ram_window_stats(struct gr_ram_block *block, struct gr_ram_window_stats *stats);
+
+/** Sums over all blocks. */
+struct gr_ram_totals {
+	unsigned int blocks;        /**< how many blocks */
+	unsigned int regions;       /**< and regions */
+	uint64_t used_bytes;        /**< their lengths */
+	uint64_t max_bytes;         /**< what they may become */
+	uint64_t migratable_bytes;  /**< lengths of those that take part in migrations */
+	uint64_t end;               /**< the first RAM address behind all of them */
+	uint64_t page_bytes_min;    /**< smallest page of the host's behind one; 0: no blocks */
+	uint64_t page_bytes_max;    /**< and the largest */
+};
+
+/**
+ * Sum the blocks up.
+ * @param ram    The machine's RAM.
+ * @param totals Filled: one moment's blocks.
+ * @context In a read-side section.
+ */
+GR_EXPORT void gr_ram_totals_rcu(struct gr_ram *ram, struct gr_ram_totals *totals)
+	GR_REQUIRES_SHARED(gr_rcu_section);
+
 /** A piece of guest physical address space that shows a piece of a block. */
 struct gr_ram_region {
 	gr_gpa_t gpa;               /**< where the guest sees it */
@@ -525,8 +572,9 @@ GR_EXPORT void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t
  * @param bytes How many; 0 is allowed.
  * @param err   May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EFAULT some address is not mapped; what was read before it is in buf, the
- *          message names the address.
+ * @errors  -EFAULT some address is not mapped; -EBUSY all windows of an ON_DEMAND block are in
+ *          use, or another errno of mmap(2) for it. What was read before it is in buf, the message
+ *          names the address.
  * @context Any thread; enters a read-side section. Concurrent guest stores may be seen in
  *          part, as on hardware.
  */
@@ -542,11 +590,46 @@ GR_EXPORT int gr_ram_read(struct gr_ram *ram, gr_gpa_t gpa, void *buf, size_t by
  * @param bytes How many; 0 is allowed.
  * @param err   May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EFAULT some address is not mapped, -EROFS it is read-only; nothing was written.
+ * @errors  -EFAULT some address is not mapped, -EROFS it is read-only; nothing was written. -EBUSY
+ *          as gr_ram_read(): what lies before the address that the message names was written and
+ *          marked.
  * @context Any thread; enters a read-side section.
  */
 GR_EXPORT int gr_ram_write(struct gr_ram *ram, gr_gpa_t gpa, const void *buf, size_t bytes,
 			   struct gr_error *err);
+
+/**
+ * Fill guest memory with one byte, across region and block borders, and mark it.
+ * @param ram   The machine's RAM.
+ * @param gpa   From where on.
+ * @param byte  With what.
+ * @param bytes How many; 0 is allowed.
+ * @param err   May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  As gr_ram_write().
+ * @context Any thread; enters a read-side section.
+ */
+GR_EXPORT int gr_ram_fill(struct gr_ram *ram, gr_gpa_t gpa, uint8_t byte, uint64_t bytes,
+			  struct gr_error *err);
+
+/**
+ * Compare guest memory with what is expected and, if it is that, exchange it, in one step that
+ * the guest's own atomic instructions respect; a full fence either way. Marks it if it changed.
+ *
+ * @param ram         The machine's RAM.
+ * @param gpa         Where; a multiple of bytes.
+ * @param expected    The bytes that must be there; on return those that were.
+ * @param desired     The new ones.
+ * @param bytes       1, 2, 4 or 8.
+ * @param ret_swapped Set on success: whether it was exchanged.
+ * @param err         May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EINVAL such a length or address; else as gr_ram_write().
+ * @context Any thread; enters a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_cmpxchg(struct gr_ram *ram, gr_gpa_t gpa, void *expected,
+					   const void *desired, size_t bytes, bool *ret_swapped,
+					   struct gr_error *err);
 
 /** A piece of guest memory lent for I/O. */
 struct gr_ram_iov {
@@ -554,6 +637,7 @@ struct gr_ram_iov {
 	struct gr_ram_block *block; /**< kept alive until put back */
 	uint64_t offset;            /**< where iov starts in the block */
 	bool write;                 /**< will be marked when put back */
+	void *window;               /**< the library's */
 };
 
 /**
@@ -564,17 +648,34 @@ struct gr_ram_iov {
  * @param gpa     From where.
  * @param bytes   How many.
  * @param write   Whether the I/O writes guest memory.
- * @param iov     Filled, one entry per region crossed.
+ * @param iov     Filled, one entry per region crossed (and per window of an ON_DEMAND block).
  * @param iov_max How many entries it has room for.
  * @param ret_iov Set on success: entries filled.
  * @param err     May be NULL.
  * @return 0 or a negative errno; on failure nothing was taken.
- * @errors  -EFAULT, -EROFS as gr_ram_write(); -ENOSPC more than iov_max pieces.
+ * @errors  -EFAULT, -EROFS, -EBUSY as gr_ram_write(); -ENOSPC more than iov_max pieces.
  * @context Any thread; enters a read-side section.
  */
 GR_EXPORT GR_MUST_CHECK int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes,
 					   bool write, struct gr_ram_iov *iov, unsigned int iov_max,
 					   unsigned int *ret_iov, struct gr_error *err);
+
+/**
+ * Take one piece of guest memory: as much as lies in one piece in this process too.
+ *
+ * @param ram   The machine's RAM.
+ * @param gpa   From where.
+ * @param bytes How many at most, above 0.
+ * @param write Whether it is for writing.
+ * @param iov   Set on success; iov->iov.iov_len says how many bytes it is. gr_ram_iov_put() it.
+ * @param err   May be NULL.
+ * @return 0 or a negative errno; on failure nothing was taken.
+ * @errors  As gr_ram_iov_get(); -EINVAL bytes is 0.
+ * @context Any thread; enters a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_ram_translate(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes,
+					     bool write, struct gr_ram_iov *iov,
+					     struct gr_error *err);
 
 /**
  * Put iovecs back. What was written is marked now, not when it was taken (O1).

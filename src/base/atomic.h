@@ -36,6 +36,10 @@
 #define gr_cas_acq_rel(p, expected, v)                                                             \
 	__atomic_compare_exchange_n(GR_ATOMIC(p), (expected), (v), false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 
+/* For memory that a guest uses as well: its atomic instructions are fences. */
+#define gr_cas_seq_cst(p, expected, v)                                                             \
+	__atomic_compare_exchange_n(GR_ATOMIC(p), (expected), (v), false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)
+
 /* Full fence. On x86 a locked add on the stack is several times cheaper than mfence. */
 static inline void gr_fence(void)
 {

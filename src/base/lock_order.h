@@ -27,6 +27,8 @@ enum gr_lock_rank {
 	GR_RANK_TRACK_BLOCKS = 45,
 	/* One tracker's own state. Not the dirty memory. */
 	GR_RANK_TRACKER = 50,
+	/* The windows of one block that is mapped on demand. Held over a mapping call, not over copies. */
+	GR_RANK_RAM_WINDOWS = 54,
 	/* The list of all dirty memories, for fork. Not their content. */
 	GR_RANK_DIRTY_LIST = 55,
 	/* Growth, consumers and epochs of one dirty memory. Markers take nothing. */

@@ -64,9 +64,10 @@ int gr_memory_populate_by_copy(const struct gr_memory *m, size_t offset, size_t 
 
 /*
  * Gives the memory behind a piece back: it reads as zeroes from now on, or, if the mapping is
- * private and has a file, as that. `locked`: GR_MEMORY_LOCK was asked for.
+ * private and has a file, as that. `locked`: GR_MEMORY_LOCK was asked for. What is shared and has a
+ * file need not be mapped.
  */
-int gr_memory_discard(const struct gr_memory *m, size_t offset, size_t bytes, bool locked);
+int gr_memory_discard(const struct gr_memory *m, uint64_t offset, uint64_t bytes, bool locked);
 /* What was stored is in the file when this returns. */
 int gr_memory_write_back(void *host, size_t bytes);
 

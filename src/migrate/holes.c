@@ -167,6 +167,7 @@ bool gr_holes_next(struct gr_holes *h, const struct gr_ram_block *block, uint64_
 			return false;
 		}
 		break;
+	case GR_RAM_ON_DEMAND: /* not for migrations */
 	default:
 		break;
 	}

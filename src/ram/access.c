@@ -7,15 +7,8 @@
 #include "base/atomic.h"
 #include "base/hook.h"
 #include "ram/copy.h"
-#include "ram/ram.h"
+#include "ram/piece.h"
 #include <errno.h>
-
-static int fault(int code, gr_gpa_t gpa, struct gr_error *err)
-{
-	return gr_error_set(err, code, code == -EROFS ? "guest address %#llx is read-only" :
-							"guest address %#llx is not mapped",
-			    (unsigned long long)gpa.v);
-}
 
 void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 {
@@ -35,163 +28,124 @@ void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 	gr_rcu_read_unlock();
 }
 
-/* The region at gpa and how much of it lies in front; NULL if nothing is mapped there. */
-static const struct gr_ram_region *piece_at(const struct gr_ram_index *index, gr_gpa_t gpa,
-					    uint64_t bytes, size_t *ret_bytes)
-	GR_REQUIRES_SHARED(gr_rcu_section);
-static const struct gr_ram_region *piece_at(const struct gr_ram_index *index, gr_gpa_t gpa,
-					    uint64_t bytes, size_t *ret_bytes)
-{
-	const struct gr_ram_region *r = gr_ram_region_at_rcu(index, gpa);
+/* What is done to guest memory, and the caller's side of it, which moves on. */
+struct access {
+	void (*step)(struct access *a, uint8_t *host, size_t bytes);
+	void *to;
+	const void *from;
+	uint8_t byte;
+};
 
-	if (r) {
-		/* What is mapped fits in a size_t. */
-		*ret_bytes = (size_t)GR_MIN(bytes, r->bytes - (gpa.v - r->gpa.v));
-	}
-	return r;
+static void read_step(struct access *a, uint8_t *host, size_t bytes)
+{
+	gr_copy_from_guest(a->to, host, bytes);
+	a->to = (uint8_t *)a->to + bytes;
 }
 
-/* Is all of it mapped, and writable if asked? Counts the pieces. */
-static int check_range(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t bytes, bool write,
-		       unsigned int *ret_pieces, struct gr_error *err)
-	GR_REQUIRES_SHARED(gr_rcu_section);
-static int check_range(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t bytes, bool write,
-		       unsigned int *ret_pieces, struct gr_error *err)
+static void write_step(struct access *a, uint8_t *host, size_t bytes)
 {
-	unsigned int pieces = 0;
-
-	/* No region reaches the last byte of the address space: an address cannot wrap. */
-	while (bytes != 0) {
-		size_t n = 0;
-		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
-
-		if (!r) {
-			return fault(-EFAULT, gpa, err);
-		}
-		if (write && r->readonly) {
-			return fault(-EROFS, gpa, err);
-		}
-		gpa.v += n;
-		bytes -= n;
-		pieces++;
-	}
-	*ret_pieces = pieces;
-	return 0;
+	gr_copy_to_guest(host, a->from, bytes);
+	a->from = (const uint8_t *)a->from + bytes;
 }
 
-static uint8_t *host_of(const struct gr_ram_region *r, gr_gpa_t gpa)
+static void fill_step(struct access *a, uint8_t *host, size_t bytes)
 {
-	return r->block->host + r->block_offset + (gpa.v - r->gpa.v);
+	gr_fill_guest(host, a->byte, bytes);
+}
+
+static void do_piece(struct access *a, const struct gr_piece *p, bool write)
+{
+	struct gr_ram_block *block = p->region->block;
+
+	if (!write) {
+		a->step(a, p->host, p->bytes);
+		return;
+	}
+#ifdef GR_MUTANT_WRITE_MARKS_FIRST
+	gr_ram_mark(block, p->offset, p->bytes);
+	GR_HOOK("write: between");
+	a->step(a, p->host, p->bytes);
+#else
+	a->step(a, p->host, p->bytes);
+	GR_HOOK("write: between");
+	gr_ram_mark(block, p->offset, p->bytes); /* O1 */
+#endif
+}
+
+static int do_access(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write, struct access *a,
+		     struct gr_error *err)
+{
+	GR_RCU_READ_GUARD();
+	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
+	unsigned int pieces;
+	struct gr_piece p;
+	int ret = write ? gr_pieces_check_rcu(index, gpa, bytes, true, &pieces, err) : 0;
+
+	while (ret == 0 && bytes != 0) {
+		if (!gr_piece_at_rcu(index, gpa, bytes, &p)) {
+			return gr_piece_fault(-EFAULT, gpa, err); /* writes: checked above */
+		}
+		ret = gr_piece_open(&p, gpa, err);
+		if (ret == 0) {
+			do_piece(a, &p, write);
+			gr_piece_close(&p);
+		}
+		gpa.v += p.bytes;
+		bytes -= p.bytes;
+	}
+	return ret;
 }
 
 int gr_ram_read(struct gr_ram *ram, gr_gpa_t gpa, void *buf, size_t bytes, struct gr_error *err)
 {
-	GR_RCU_READ_GUARD();
-	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	uint8_t *to = buf;
+	struct access a = { .step = read_step, .to = buf };
 
-	while (bytes != 0) {
-		size_t n = 0;
-		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
-
-		if (!r) {
-			return fault(-EFAULT, gpa, err);
-		}
-		gr_copy_from_guest(to, host_of(r, gpa), n);
-		to += n;
-		gpa.v += n;
-		bytes -= n;
-	}
-	return 0;
+	return do_access(ram, gpa, bytes, false, &a, err);
 }
 
 int gr_ram_write(struct gr_ram *ram, gr_gpa_t gpa, const void *buf, size_t bytes,
 		 struct gr_error *err)
 {
-	GR_RCU_READ_GUARD();
-	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	const uint8_t *from = buf;
-	unsigned int pieces;
-	int ret = check_range(index, gpa, bytes, true, &pieces, err);
+	struct access a = { .step = write_step, .from = buf };
 
-	if (ret < 0) {
-		return ret;
-	}
-	while (bytes != 0) {
-		size_t n = 0;
-		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
-
-		GR_ASSERT(r); /* checked above, in the same index */
-#ifdef GR_MUTANT_WRITE_MARKS_FIRST
-		gr_ram_mark(r->block, r->block_offset + (gpa.v - r->gpa.v), n);
-		GR_HOOK("write: between");
-		gr_copy_to_guest(host_of(r, gpa), from, n);
-#else
-		gr_copy_to_guest(host_of(r, gpa), from, n);
-		GR_HOOK("write: between");
-		gr_ram_mark(r->block, r->block_offset + (gpa.v - r->gpa.v), n); /* O1 */
-#endif
-		from += n;
-		gpa.v += n;
-		bytes -= n;
-	}
-	return 0;
+	return do_access(ram, gpa, bytes, true, &a, err);
 }
 
-int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
-		   struct gr_ram_iov *iov, unsigned int iov_max, unsigned int *ret_iov,
-		   struct gr_error *err)
+int gr_ram_fill(struct gr_ram *ram, gr_gpa_t gpa, uint8_t byte, uint64_t bytes,
+		struct gr_error *err)
+{
+	struct access a = { .step = fill_step, .byte = byte };
+
+	return do_access(ram, gpa, bytes, true, &a, err);
+}
+
+int gr_ram_cmpxchg(struct gr_ram *ram, gr_gpa_t gpa, void *expected, const void *desired,
+		   size_t bytes, bool *ret_swapped, struct gr_error *err)
 {
 	GR_RCU_READ_GUARD();
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	unsigned int pieces = 0;
-	int ret = check_range(index, gpa, bytes, write, &pieces, err);
+	struct gr_piece p;
+	int ret;
 
+	/* Aligned, it is in one piece: all borders are multiples of the page size. */
+	if (!GR_IS_POWER_OF_TWO(bytes) || bytes > 8 || gpa.v % bytes != 0) {
+		return gr_error_set(err, -EINVAL, "no exchange of %zu bytes at guest address %#llx",
+				    bytes, (unsigned long long)gpa.v);
+	}
+	if (!gr_piece_at_rcu(index, gpa, bytes, &p)) {
+		return gr_piece_fault(-EFAULT, gpa, err);
+	}
+	if (p.region->readonly) {
+		return gr_piece_fault(-EROFS, gpa, err);
+	}
+	ret = gr_piece_open(&p, gpa, err);
 	if (ret < 0) {
 		return ret;
 	}
-	if (pieces > iov_max) {
-		return gr_error_set(err, -ENOSPC,
-				    "%#llx bytes at guest address %#llx are in %u pieces, more than %u",
-				    (unsigned long long)bytes, (unsigned long long)gpa.v, pieces,
-				    iov_max);
+	*ret_swapped = gr_cmpxchg_guest(p.host, expected, desired, bytes);
+	if (*ret_swapped) {
+		gr_ram_mark(p.region->block, p.offset, bytes); /* O1 */
 	}
-	for (unsigned int i = 0; i < pieces; i++) {
-		size_t n = 0;
-		const struct gr_ram_region *r = piece_at(index, gpa, bytes, &n);
-
-		GR_ASSERT(r); /* checked above, in the same index */
-		gr_ram_block_get(r->block);
-		iov[i].iov.iov_base = host_of(r, gpa);
-		iov[i].iov.iov_len = n;
-		iov[i].block = r->block;
-		iov[i].offset = r->block_offset + (gpa.v - r->gpa.v);
-		iov[i].write = write;
-#ifdef GR_MUTANT_IOV_MARKS_WHEN_TAKEN
-		if (write) {
-			gr_ram_mark(r->block, iov[i].offset, n);
-		}
-#endif
-		gpa.v += n;
-		bytes -= n;
-	}
-	*ret_iov = pieces;
+	gr_piece_close(&p);
 	return 0;
-}
-
-void gr_ram_iov_put(struct gr_ram_iov *iov, unsigned int entries, uint64_t bytes_done)
-{
-	for (unsigned int i = 0; i < entries; i++) {
-		uint64_t n = GR_MIN(bytes_done, (uint64_t)iov[i].iov.iov_len);
-
-#ifndef GR_MUTANT_IOV_MARKS_WHEN_TAKEN
-		if (iov[i].write) {
-			gr_ram_mark(iov[i].block, iov[i].offset, n); /* O1: with the bytes done */
-		}
-#endif
-		bytes_done -= n;
-		gr_ram_block_put(iov[i].block);
-		iov[i].block = NULL; /* a second put of this entry does nothing */
-		iov[i].write = false;
-	}
 }

@@ -112,6 +112,30 @@ static int take_callers(struct gr_block *block, const struct gr_ram_block_desc *
 	return 0;
 }
 
+enum { WINDOWS_BY_DEFAULT = 64, WINDOWS_MAX = 1 << 20 };
+
+static int make_windows(struct gr_block *block, const struct gr_ram_block_desc *desc,
+			struct gr_error *err)
+{
+	uint64_t page = block->pub.page_bytes;
+	uint64_t bytes = desc->window_bytes ? desc->window_bytes : GR_MAX(HUGE_BYTES, page);
+	unsigned int n = desc->windows_max ? desc->windows_max : WINDOWS_BY_DEFAULT;
+
+	if (!GR_IS_POWER_OF_TWO(bytes) || bytes < page || bytes > SIZE_MAX / 4 || n > WINDOWS_MAX) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': %u windows of %llu bytes: not whole pages of %llu, no "
+				    "power of two, or too many",
+				    desc->id, n, (unsigned long long)bytes, (unsigned long long)page);
+	}
+	block->memory = (struct gr_memory){
+		.page_bytes = (size_t)page, .align = (size_t)page, .fd = block->pub.fd,
+		.offset = block->pub.fd_offset, .flags = memory_flags(desc),
+	};
+	block->windows = gr_windows_create(&block->memory, GR_ROUND_UP(block->pub.max_bytes, page),
+					   (size_t)bytes, n);
+	return block->windows ? 0 : gr_error_set(err, -ENOMEM, "block '%s': no memory", desc->id);
+}
+
 static int make(struct gr_block *block, const struct gr_ram_block_desc *desc, struct gr_error *err)
 {
 	int ret = 0;
@@ -125,7 +149,11 @@ static int make(struct gr_block *block, const struct gr_ram_block_desc *desc, st
 	} else if (desc->backing != GR_RAM_ANONYMOUS) {
 		ret = gr_backing_open(block, desc, err);
 	}
-	return ret < 0 ? ret : map(block, desc, err);
+	if (ret < 0) {
+		return ret;
+	}
+	return desc->backing == GR_RAM_ON_DEMAND ? make_windows(block, desc, err) :
+						   map(block, desc, err);
 }
 
 int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
@@ -136,7 +164,7 @@ int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
 	block->pub.fd = -1;
 	block->pub.backing = desc->backing;
 	ret = make(block, desc, err);
-	if (ret == 0) {
+	if (ret == 0 && block->pub.host) {
 		ret = gr_policy_apply(block, desc, err);
 	}
 	if (ret < 0) {
@@ -169,6 +197,7 @@ void gr_backing_keep(struct gr_block *block)
 void gr_backing_unmap(struct gr_block *block)
 {
 	free(block->made_path);
+	gr_windows_free(block->windows);
 	if (block->own_memory) {
 		gr_memory_unmap(&block->memory);
 	}

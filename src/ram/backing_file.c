@@ -76,7 +76,7 @@ int gr_backing_open(struct gr_block *block, const struct gr_ram_block_desc *desc
 {
 	int fd = -1, ret = 0;
 
-	if (desc->backing == GR_RAM_FILE) {
+	if (desc->backing == GR_RAM_FILE || (desc->backing == GR_RAM_ON_DEMAND && desc->path)) {
 		ret = open_path(block, desc, &fd, err);
 	} else {
 		fd = gr_file_duplicate(desc->fd);

@@ -65,7 +65,7 @@ static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *
 				    desc->id, (unsigned long long)max,
 				    (unsigned long long)gr_ram_addr_max(ram));
 	}
-	if (max > SIZE_MAX / 2) {
+	if (max > SIZE_MAX / 2 && desc->backing != GR_RAM_ON_DEMAND) {
 		return gr_error_set(err, -ENOMEM, "block '%s': this process cannot map %llu bytes",
 				    desc->id, (unsigned long long)max);
 	}

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "ram/copy.h"
-#include "base/compiler.h"
+#include "base/atomic.h"
 #include <string.h>
 
 #define GR_RACY __attribute__((no_sanitize("thread")))
@@ -125,5 +125,46 @@ GR_RACY void gr_copy_to_guest(void *guest, const void *from, size_t bytes)
 			in += n;
 			bytes -= n;
 		}
+	}
+}
+
+GR_RACY void gr_fill_guest(void *guest, unsigned char byte, size_t bytes)
+{
+	volatile unsigned char *to = guest;
+	uint64_t word = byte * UINT64_C(0x0101010101010101);
+
+	for (; bytes != 0 && (uintptr_t)to % 8 != 0; bytes--) {
+		*to++ = byte;
+	}
+	for (; bytes >= 8; to += 8, bytes -= 8) {
+		*(volatile uint64_t *)(volatile void *)to = word;
+	}
+	for (; bytes != 0; bytes--) {
+		*to++ = byte;
+	}
+}
+
+#define CMPXCHG(type)                                                                              \
+	({                                                                                         \
+		type old_, new_;                                                                   \
+		_Bool swapped_;                                                                    \
+		__builtin_memcpy(&old_, expected, sizeof(old_));                                   \
+		__builtin_memcpy(&new_, desired, sizeof(new_));                                    \
+		swapped_ = gr_cas_seq_cst((type *)guest, &old_, new_);                             \
+		__builtin_memcpy(expected, &old_, sizeof(old_));                                   \
+		swapped_;                                                                          \
+	})
+
+_Bool gr_cmpxchg_guest(void *guest, void *expected, const void *desired, size_t bytes)
+{
+	switch (bytes) {
+	case 1:
+		return CMPXCHG(uint8_t);
+	case 2:
+		return CMPXCHG(uint16_t);
+	case 4:
+		return CMPXCHG(uint32_t);
+	default:
+		return CMPXCHG(uint64_t);
 	}
 }

@@ -13,5 +13,11 @@
 
 void gr_copy_from_guest(void *to, const void *guest, size_t bytes);
 void gr_copy_to_guest(void *guest, const void *from, size_t bytes);
+void gr_fill_guest(void *guest, unsigned char byte, size_t bytes);
+/*
+ * Exchanges 1, 2, 4 or 8 aligned bytes if they are those at `expected`, which gets what was there;
+ * sequentially consistent, as the guest's own locked instructions are. Whether it did.
+ */
+_Bool gr_cmpxchg_guest(void *guest, void *expected, const void *desired, size_t bytes);
 
 #endif

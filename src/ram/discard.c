@@ -118,8 +118,8 @@ int gr_ram_throw_away_locked(struct gr_ram_block *block, uint64_t offset, uint64
 {
 	bool locked = gr_ram_block_flags(block) & GR_RAM_LOCK;
 	int ret = bytes == 0 ? 0 :
-			       gr_memory_discard(&gr_block(block)->memory, (size_t)offset,
-						 (size_t)bytes, locked);
+			       gr_memory_discard(&gr_block(block)->memory, offset, bytes,
+						 locked);
 
 #ifndef GR_MUTANT_DISCARD_UNMARKED
 	/* Also if it failed: a part may be gone. The last page may be a part of a host's. */

@@ -32,10 +32,13 @@ void gr_ram_index_free(struct gr_ram_index *index)
 	}
 }
 
-/* Copies spans without those of a block, and inserts `add` (may be NULL) in its place. */
-static void edit_spans(struct gr_ram_span *to, const struct gr_ram_span *from, unsigned int n,
-		       const struct gr_ram_block *del, const struct gr_ram_span *add)
+/* Copies spans without those of a block, and inserts `add` (may be NULL) in its place. How many. */
+static unsigned int edit_spans(struct gr_ram_span *to, const struct gr_ram_span *from,
+			       unsigned int n, const struct gr_ram_block *del,
+			       const struct gr_ram_span *add)
 {
+	struct gr_ram_span *first = to;
+
 	for (unsigned int i = 0; i < n; i++) {
 		if (add && add->start < from[i].start) {
 			*to++ = *add;
@@ -46,8 +49,9 @@ static void edit_spans(struct gr_ram_span *to, const struct gr_ram_span *from, u
 		}
 	}
 	if (add) {
-		*to = *add;
+		*to++ = *add;
 	}
+	return (unsigned int)(to - first);
 }
 
 /* The same by id. Returns how many there are afterwards. */
@@ -118,12 +122,11 @@ struct gr_ram_index *gr_ram_index_edit(const struct gr_ram_index *old,
 		at_offset = (struct gr_ram_span){ add->offset.v, add->max_bytes, add };
 		at_host = (struct gr_ram_span){ (uintptr_t)add->host, add->max_bytes, add };
 	}
-	edit_spans(x->by_offset, old ? old->by_offset : NULL, blocks, edit->del_block,
-		   add ? &at_offset : NULL);
-	edit_spans(x->by_host, old ? old->by_host : NULL, blocks, edit->del_block,
-		   add ? &at_host : NULL);
+	x->blocks = edit_spans(x->by_offset, old ? old->by_offset : NULL, blocks, edit->del_block,
+			       add ? &at_offset : NULL);
+	x->hosts = edit_spans(x->by_host, old ? old->by_host : NULL, old ? old->hosts : 0,
+			      edit->del_block, add && add->host ? &at_host : NULL);
 	x->ids = edit_ids(x->by_id, old, edit);
-	x->blocks = blocks + (add ? 1 : 0) - (edit->del_block ? 1 : 0);
 	x->regions = edit_regions(x->region, old, edit);
 	return x;
 }

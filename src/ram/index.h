@@ -19,9 +19,10 @@ struct gr_ram_index {
 	struct gr_rcu_head rcu;
 	struct gr_ram_span *by_offset;	/* RAM address space */
 	unsigned int blocks;
+	unsigned int hosts;
 	unsigned int ids;
 	unsigned int regions;
-	struct gr_ram_span *by_host;	/* this process's address space */
+	struct gr_ram_span *by_host;	/* this process's address space; those that have one */
 	struct gr_ram_named *by_id;	/* as strcmp() orders them; those that have one */
 	struct gr_ram_region *region;	/* guest physical address space */
 };

@@ -147,7 +147,7 @@ static int check_free_locked(struct gr_ram *ram, const struct gr_ram_index *inde
 		return gr_error_set(err, -EEXIST, "block '%s': there is one of this id already",
 				    block->id);
 	}
-	for (unsigned int i = 0; i < index->blocks; i++) {
+	for (unsigned int i = 0; block->host && i < index->hosts; i++) {
 		const struct gr_ram_span *s = &index->by_host[i];
 
 		if (s->start < host + block->max_bytes && host < s->start + s->bytes) {

@@ -103,7 +103,7 @@ struct gr_ram_block *gr_ram_block_by_host_rcu(struct gr_ram *ram, const void *ho
 {
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
 	const struct gr_ram_span *span =
-		gr_ram_span_at(index->by_host, index->blocks, (uintptr_t)host);
+		gr_ram_span_at(index->by_host, index->hosts, (uintptr_t)host);
 
 	if (!span) {
 		return NULL;
@@ -125,6 +125,25 @@ struct gr_ram_block *gr_ram_block_next_rcu(struct gr_ram *ram, struct gr_ram_blo
 						gr_rcu_list_first_rcu(&ram->blocks);
 
 	return node ? &gr_rcu_list_entry(node, struct gr_block, node)->pub : NULL;
+}
+
+void gr_ram_totals_rcu(struct gr_ram *ram, struct gr_ram_totals *totals)
+{
+	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
+	struct gr_ram_totals t = { .blocks = index->blocks, .regions = index->regions };
+
+	for (unsigned int i = 0; i < index->blocks; i++) {
+		const struct gr_ram_block *b = index->by_offset[i].block;
+		uint64_t used = gr_ram_block_used_bytes(b);
+
+		t.used_bytes += used;
+		t.max_bytes += b->max_bytes;
+		t.migratable_bytes += (gr_ram_block_flags(b) & GR_RAM_NO_MIGRATE) ? 0 : used;
+		t.end = b->offset.v + b->max_bytes; /* they are in order */
+		t.page_bytes_max = GR_MAX(t.page_bytes_max, b->page_bytes);
+		t.page_bytes_min = i == 0 ? b->page_bytes : GR_MIN(t.page_bytes_min, b->page_bytes);
+	}
+	*totals = t;
 }
 
 bool gr_ram_region_next_rcu(struct gr_ram *ram, gr_gpa_t gpa, struct gr_ram_region *ret_region)

@@ -159,10 +159,11 @@ static int set_migratable_locked(struct gr_ram *ram, struct gr_ram_block *block,
 	if (ret < 0) {
 		return ret;
 	}
-	if (migratable && (block->id[0] == '\0' || (flags & GR_RAM_HOST_READONLY))) {
+	if (migratable &&
+	    (block->id[0] == '\0' || (flags & GR_RAM_HOST_READONLY) || !block->host)) {
 		return gr_error_set(err, -EINVAL, "block '%s' %s", block->id,
 				    block->id[0] == '\0' ? "has no id to migrate it by" :
-							   "is mapped for reading only");
+							   "is mapped for reading only, or on demand");
 	}
 	flags = migratable ? flags & ~(unsigned int)GR_RAM_NO_MIGRATE : flags | GR_RAM_NO_MIGRATE;
 	gr_store_release(&block->flags_atomic, flags); /* pairs with gr_ram_block_flags() */

@@ -15,19 +15,20 @@ static const struct {
 #define ON(backing) (1u << GR_RAM_##backing)
 #define FILES	    (ON(FILE) | ON(FD))
 #define OURS	    (ON(MEMFD) | ON(ANONYMOUS) | FILES)
-#define ANY	    (OURS | ON(CALLER))
+#define WHOLE	    (OURS | ON(CALLER))
+#define ANY	    (WHOLE | ON(ON_DEMAND))
 	{ GR_RAM_READONLY, ANY, "READONLY" },
 	{ GR_RAM_NO_MIGRATE, ANY, "NO_MIGRATE" },
-	{ GR_RAM_SHARED, OURS, "SHARED" },
+	{ GR_RAM_SHARED, OURS | ON(ON_DEMAND), "SHARED" },
 	{ GR_RAM_PRIVATE, FILES | ON(ANONYMOUS) | ON(CALLER), "PRIVATE" },
 	{ GR_RAM_NO_RESERVE, OURS, "NO_RESERVE" },
-	{ GR_RAM_HOST_READONLY, FILES, "HOST_READONLY" },
+	{ GR_RAM_HOST_READONLY, FILES | ON(ON_DEMAND), "HOST_READONLY" },
 	{ GR_RAM_PREALLOC, OURS, "PREALLOC" },
-	{ GR_RAM_THP, ANY, "THP" },
-	{ GR_RAM_NO_DUMP, ANY, "NO_DUMP" },
-	{ GR_RAM_NO_FORK, ANY, "NO_FORK" },
-	{ GR_RAM_MERGE, ANY, "MERGE" },
-	{ GR_RAM_LOCK, ANY, "LOCK" },
+	{ GR_RAM_THP, WHOLE, "THP" },
+	{ GR_RAM_NO_DUMP, WHOLE, "NO_DUMP" },
+	{ GR_RAM_NO_FORK, WHOLE, "NO_FORK" },
+	{ GR_RAM_MERGE, WHOLE, "MERGE" },
+	{ GR_RAM_LOCK, WHOLE, "LOCK" },
 	{ GR_RAM_PERSISTENT, FILES, "PERSISTENT" },
 };
 
@@ -52,10 +53,11 @@ static int check_flags(const struct gr_ram_block_desc *desc, struct gr_error *er
 	if ((desc->flags & GR_RAM_SHARED) && (desc->flags & GR_RAM_PRIVATE)) {
 		return gr_error_set(err, -EINVAL, "block '%s': both shared and private", desc->id);
 	}
-	if ((desc->flags & GR_RAM_HOST_READONLY) && !(desc->flags & GR_RAM_NO_MIGRATE)) {
+	if (((desc->flags & GR_RAM_HOST_READONLY) || desc->backing == GR_RAM_ON_DEMAND) &&
+	    !(desc->flags & GR_RAM_NO_MIGRATE)) {
 		return gr_error_set(err, -EINVAL,
-				    "block '%s': a migration cannot store to it, so GR_RAM_HOST_READONLY "
-				    "needs GR_RAM_NO_MIGRATE",
+				    "block '%s': a migration cannot have it, since it is mapped on demand "
+				    "or for reading only: set GR_RAM_NO_MIGRATE",
 				    desc->id);
 	}
 	if ((desc->flags & GR_RAM_PERSISTENT) && (desc->flags & GR_RAM_PRIVATE)) {
@@ -71,7 +73,7 @@ int gr_policy_check(const struct gr_ram_block_desc *desc, struct gr_error *err)
 	bool nodes = desc->numa_policy != GR_RAM_NUMA_DEFAULT;
 	int ret;
 
-	if ((unsigned int)desc->backing > GR_RAM_FD) {
+	if ((unsigned int)desc->backing > GR_RAM_ON_DEMAND) {
 		return gr_error_set(err, -EINVAL, "block '%s': unknown backing %d", desc->id,
 				    (int)desc->backing);
 	}
@@ -87,14 +89,19 @@ int gr_policy_check(const struct gr_ram_block_desc *desc, struct gr_error *err)
 				    desc->id, (unsigned long long)desc->page_bytes);
 	}
 	if (desc->align_bytes != 0 &&
-	    (desc->backing == GR_RAM_CALLER || !GR_IS_POWER_OF_TWO(desc->align_bytes) ||
+	    (desc->backing == GR_RAM_CALLER || desc->backing == GR_RAM_ON_DEMAND || !GR_IS_POWER_OF_TWO(desc->align_bytes) ||
 	     desc->align_bytes > SIZE_MAX / 4)) {
 		return gr_error_set(err, -EINVAL,
 				    "block '%s': alignment %llu is no power of two, too large, or the "
 				    "caller's own",
 				    desc->id, (unsigned long long)desc->align_bytes);
 	}
+	if ((desc->window_bytes != 0 || desc->windows_max != 0) && desc->backing != GR_RAM_ON_DEMAND) {
+		return gr_error_set(err, -EINVAL, "block '%s': windows, but not GR_RAM_ON_DEMAND",
+				    desc->id);
+	}
 	if ((unsigned int)desc->numa_policy > GR_RAM_NUMA_INTERLEAVE ||
+	    (nodes && desc->backing == GR_RAM_ON_DEMAND) ||
 	    nodes != (desc->numa_nodes != 0)) {
 		return gr_error_set(err, -EINVAL,
 				    "block '%s': NUMA policy %d with nodes %#llx makes no sense",

@@ -12,6 +12,7 @@
 #include "base/memory.h"
 #include "base/mutex.h"
 #include "ram/index.h"
+#include "ram/windows.h"
 #include <guestram/ram_change.h>
 #include <guestram/rculist.h>
 
@@ -40,6 +41,7 @@ struct gr_block {
 	struct gr_rcu_head rcu;
 	struct gr_memory memory;       /* (c) what is mapped at host, by us unless release() is set */
 	bool own_memory;	       /* (c) we mapped it */
+	struct gr_windows *windows;    /* (c) host is NULL: what is mapped instead */
 	char *made_path;	       /* the file that came with it; until the block is on the list */
 	bool made_longer;	       /* its file was empty; as above */
 	struct gr_block_id *ids;       /* (l) the texts of all ids it ever had */

@@ -25,7 +25,7 @@ static int whole_pages(const struct gr_ram_block *block, uint64_t *offset, uint6
 	return 0;
 }
 
-static int remap(struct gr_ram_block *block, size_t offset, size_t bytes, struct gr_error *err)
+static int remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, struct gr_error *err)
 {
 	const struct gr_memory *m = &gr_block(block)->memory;
 	int ret = gr_memory_discard(m, offset, bytes, gr_ram_block_flags(block) & GR_RAM_LOCK);
@@ -33,12 +33,15 @@ static int remap(struct gr_ram_block *block, size_t offset, size_t bytes, struct
 	if (ret == 0) {
 		return 0;
 	}
-	ret = gr_memory_map_again(m, offset, bytes);
-	if (ret < 0) {
-		return gr_error_set(err, ret, "block '%s': mapping %#zx bytes from %#zx again: %s",
-				    block->id, bytes, offset, strerror(-ret));
+	if (block->host) { /* else it is mapped when it is used, and was not the trouble */
+		ret = gr_memory_map_again(m, (size_t)offset, (size_t)bytes);
 	}
-	return gr_policy_again(gr_block(block), offset, bytes, err);
+	if (ret < 0) {
+		return gr_error_set(err, ret, "block '%s': %#llx new bytes from %#llx on: %s",
+				    block->id, (unsigned long long)bytes,
+				    (unsigned long long)offset, strerror(-ret));
+	}
+	return gr_policy_again(gr_block(block), (size_t)offset, (size_t)bytes, err);
 }
 
 int gr_ram_remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, struct gr_error *err)
@@ -48,13 +51,13 @@ int gr_ram_remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, st
 	if (ret < 0 || bytes == 0) {
 		return ret;
 	}
-	if (!gr_block(block)->own_memory) {
+	if (block->backing == GR_RAM_CALLER) {
 		return gr_error_set(err, -ENOTSUP, "block '%s' is the caller's memory to replace",
 				    block->id);
 	}
 	/* Not while a piece is being discarded: the two would undo each other. */
 	gr_mutex_lock(&block->ram->discard_lock);
-	ret = remap(block, (size_t)offset, (size_t)bytes, err);
+	ret = remap(block, offset, bytes, err);
 	gr_ram_mark_sliced(block, offset, GR_MIN(bytes, block->max_bytes - offset));
 	gr_mutex_unlock(&block->ram->discard_lock);
 	return ret;
@@ -67,7 +70,8 @@ int gr_ram_sync(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, str
 	if (ret < 0 || bytes == 0 || block->fd < 0) {
 		return ret;
 	}
-	ret = gr_memory_write_back(block->host + offset, (size_t)bytes);
+	ret = block->host ? gr_memory_write_back(block->host + offset, (size_t)bytes) :
+			    gr_file_write_back(block->fd);
 	return ret == 0 ? 0 :
 			  gr_error_set(err, ret, "block '%s': writing %#llx bytes from %#llx back: %s",
 				       block->id, (unsigned long long)bytes,

@@ -20,6 +20,7 @@ struct gr_window {
 struct gr_windows {
 	struct gr_mutex lock;
 	struct gr_memory file;		/* (c) */
+	uint64_t file_bytes;		/* (c) what of it is the block; may be more than a size_t */
 	size_t window_bytes;		/* (c) */
 	unsigned int count;		/* (c) */
 	unsigned int table_mask;	/* (c) */
@@ -44,8 +45,8 @@ static void order_insert_after(struct gr_window *w, struct gr_window *older)
 	w->newer->older = w;
 }
 
-struct gr_windows *gr_windows_create(const struct gr_memory *file, size_t window_bytes,
-				     unsigned int windows_max)
+struct gr_windows *gr_windows_create(const struct gr_memory *file, uint64_t file_bytes,
+				     size_t window_bytes, unsigned int windows_max)
 {
 	struct gr_windows *all = calloc(1, sizeof(*all) + windows_max * sizeof(all->window[0]));
 	unsigned int slots = 1;
@@ -62,6 +63,7 @@ struct gr_windows *gr_windows_create(const struct gr_memory *file, size_t window
 	}
 	gr_mutex_init(&all->lock, GR_RANK_RAM_WINDOWS);
 	all->file = *file;
+	all->file_bytes = file_bytes;
 	all->window_bytes = window_bytes;
 	all->count = windows_max;
 	all->table_mask = slots - 1;
@@ -129,7 +131,7 @@ static int take_locked(struct gr_windows *all, uint64_t index, struct gr_window 
 	}
 	unmap_locked(all, w);
 	w->memory = all->file;
-	w->memory.bytes = (size_t)GR_MIN((uint64_t)all->window_bytes, all->file.bytes - at);
+	w->memory.bytes = (size_t)GR_MIN((uint64_t)all->window_bytes, all->file_bytes - at);
 	w->memory.offset += at;
 	ret = gr_memory_map(&w->memory);
 	if (ret < 0) {

@@ -14,8 +14,8 @@ struct gr_windows;
 struct gr_window;
 
 /* `file` says what to map and how; its host and bytes are not used. NULL: no memory. */
-struct gr_windows *gr_windows_create(const struct gr_memory *file, size_t window_bytes,
-				     unsigned int windows_max);
+struct gr_windows *gr_windows_create(const struct gr_memory *file, uint64_t file_bytes,
+				     size_t window_bytes, unsigned int windows_max);
 /* Nothing is pinned any more. NULL is fine. */
 void gr_windows_free(struct gr_windows *all);
 

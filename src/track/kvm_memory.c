@@ -195,6 +195,11 @@ static int region_add(void *opaque, const struct gr_ram_region *region, struct g
 	struct gr_kvm_slot *slot;
 	int rc;
 
+	if (!region->block->host) {
+		return gr_error_set(err, -ENOTSUP,
+				    "KVM cannot have block '%s': it is mapped on demand",
+				    region->block->id);
+	}
 	if (region->gpa.v % page || region->bytes % page || region->block_offset % page) {
 		return gr_error_set(err, -EINVAL,
 				    "KVM maps whole pages of %" PRIu64 " bytes: not %" PRIu64

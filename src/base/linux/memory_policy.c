@@ -118,7 +118,7 @@ int gr_memory_populate_by_copy(const struct gr_memory *m, size_t offset, size_t 
 	return 0;
 }
 
-int gr_memory_discard(const struct gr_memory *m, size_t offset, size_t bytes, bool locked)
+int gr_memory_discard(const struct gr_memory *m, uint64_t offset, uint64_t bytes, bool locked)
 {
 	bool shared = m->flags & GR_MEMORY_SHARED;
 	int ret;
@@ -128,9 +128,9 @@ int gr_memory_discard(const struct gr_memory *m, size_t offset, size_t bytes, bo
 			ret = fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 					(off_t)(m->offset + offset), (off_t)bytes);
 		} else if (shared) {
-			ret = madvise(m->host + offset, bytes, MADV_REMOVE);
+			ret = madvise(m->host + offset, (size_t)bytes, MADV_REMOVE);
 		} else {
-			ret = madvise(m->host + offset, bytes,
+			ret = madvise(m->host + offset, (size_t)bytes,
 				      locked ? GR_MADV_DONTNEED_LOCKED : MADV_DONTNEED);
 		}
 	} while (ret != 0 && errno == EINTR);

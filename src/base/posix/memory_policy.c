@@ -50,7 +50,7 @@ int gr_memory_populate_by_copy(const struct gr_memory *m, size_t offset, size_t 
 	return 0;
 }
 
-int gr_memory_discard(const struct gr_memory *m, size_t offset, size_t bytes, bool locked)
+int gr_memory_discard(const struct gr_memory *m, uint64_t offset, uint64_t bytes, bool locked)
 {
 	(void)m;
 	(void)offset;
