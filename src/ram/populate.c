@@ -150,8 +150,10 @@ void gr_block_gone_free(struct gr_block *block)
 	}
 }
 
-static int depopulate_locked(struct gr_block *b, uint64_t offset, uint64_t end, struct gr_error *err)
+static int depopulate_locked(struct gr_ram_block *block, uint64_t offset, uint64_t end,
+			     struct gr_error *err) GR_REQUIRES(block->ram->discard_lock)
 {
+	struct gr_block *b = gr_block(block);
 	struct run run;
 	int ret;
 
@@ -163,7 +165,7 @@ static int depopulate_locked(struct gr_block *b, uint64_t offset, uint64_t end, 
 	}
 	for (uint64_t at = offset; next_run(b, at, end, false, &run); at = run.offset + run.bytes) {
 		tell_all_gone(b, NULL, &run);
-		ret = gr_ram_throw_away_locked(&b->pub, run.offset, run.bytes, err);
+		ret = gr_ram_throw_away_locked(block, run.offset, run.bytes, err);
 		if (ret < 0) {
 			/* Who cannot have it back does without: it is memory like before. */
 			for (struct gr_ram_populate_listener *l = b->populate_listeners; l; l = l->next) {
@@ -201,7 +203,7 @@ int gr_ram_depopulate(struct gr_ram_block *block, uint64_t offset, uint64_t byte
 	gr_mutex_lock(&block->ram->discard_lock);
 	ret = gr_ram_discard_allowed_locked(block, 1u << GR_RAM_NO_DISCARDS, err);
 	if (ret == 0) {
-		ret = depopulate_locked(gr_block(block), offset, offset + bytes, err);
+		ret = depopulate_locked(block, offset, offset + bytes, err);
 	}
 	gr_mutex_unlock(&block->ram->discard_lock);
 	return ret;
