@@ -68,7 +68,7 @@ static void store(struct core *c, uint32_t gpa, uint32_t word) GR_REQUIRES_SHARE
 {
 	uint32_t *place = find(c, gpa & ~3u);
 
-	if (place && !(c->block->flags & GR_RAM_READONLY)) {
+	if (place && !(gr_ram_block_flags(c->block) & GR_RAM_READONLY)) {
 		__atomic_store_n(place, word, __ATOMIC_RELAXED);
 		gr_ram_mark(c->block, c->offset + ((gpa & ~3u) - c->gpa), 4); /* after it */
 	}
