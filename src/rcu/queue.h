@@ -83,8 +83,8 @@
  *     Open: notes the callback as begun, then (release) clears deciding, runs it. Either fork
  *     sees deciding and waits these few instructions, or the runner sees the door closed. So
  *     while pages are copied no callback begins, and each is noted as begun or not.
- *   - nobody waits at the door with the caller's lock held (F3), nor in a poll: other handlers of
- *     the same fork may want that lock, or one that who polls holds.
+ *   - nobody waits at the door or for q->lock with the caller's lock held (F3), nor in a poll:
+ *     other handlers of the same fork may want that lock, or one that who polls holds.
  * In the child batches stay as they are; what has begun is not run again; what has not is.
  * Fork never waits for a callback.
  *
@@ -297,8 +297,11 @@ bool gr_rcu_queue_untaken(struct gr_rcu_queue *q) GR_REQUIRES(q->lock);
 bool gr_rcu_queue_take(struct gr_rcu_queue *q) GR_REQUIRES(q->lock);
 void gr_rcu_queue_open(struct gr_rcu_queue *q, uint64_t cookie) GR_REQUIRES(q->lock);
 void gr_rcu_queue_close(struct gr_rcu_queue *q) GR_REQUIRES(q->lock);
-/* Once per batch, whoever calls. With LOCKED callbacks in it: with the caller's lock held. */
-void gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch);
+/*
+ * Once per batch, whoever calls. With LOCKED callbacks in it: with the caller's lock held. False,
+ * with no_wait only: q->lock is not free. Try again, after leaving the caller's lock for a moment.
+ */
+GR_MUST_CHECK bool gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch, bool no_wait);
 /* Tells those who wait for finished or unlocked_done. */
 void gr_rcu_queue_announce(struct gr_rcu_queue *q);
 void gr_rcu_list_append(struct gr_rcu_list *list, struct gr_rcu_head *head);
@@ -308,7 +311,7 @@ struct gr_rcu_budget {
 	size_t left;	 /* callbacks */
 	size_t ran;	 /* out */
 	uint64_t end_ns; /* start none later; 0: no limit */
-	bool no_wait;	 /* leave rather than wait at fork's door */
+	bool no_wait;	 /* leave rather than wait at fork's door, or for q->lock at the end */
 };
 /* One at a time closes and runs. */
 GR_MUST_CHECK bool gr_rcu_queue_begin_running(struct gr_rcu_queue *q);

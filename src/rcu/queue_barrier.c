@@ -43,15 +43,22 @@ static uint32_t batch_that_has_it(struct gr_rcu_queue *q) GR_REQUIRES(q->lock)
 	return q->opened + 1;
 }
 
-/* Asks for it. False: it has run already. */
-static bool want_batch(struct gr_rcu_queue *q, uint32_t *ret_batch)
+/* Asks for it. False: it has run already. The caller's lock, if held, is so afterwards. */
+static bool want_batch(struct gr_rcu_queue *q, bool lock_held, uint32_t *ret_batch)
 {
+	bool back;
 	struct gr_signals saved;
 	uint32_t batch, want;
 
 	gr_fence();		  /* calls of other threads that we know of, before the look */
 	gr_signals_block(&saved); /* a handler that forks needs the lock */
-	gr_mutex_lock(&q->lock);
+	back = lock_held && !gr_mutex_trylock(&q->lock);
+	if (back) {
+		q->params.unlock(q->params.opaque); /* F3: who forks may have ours */
+	}
+	if (back || !lock_held) {
+		gr_mutex_lock(&q->lock);
+	}
 	batch = *ret_batch = batch_that_has_it(q);
 	want = gr_load_relaxed(&q->want);
 	if ((int32_t)(batch - want) > 0) {
@@ -59,6 +66,9 @@ static bool want_batch(struct gr_rcu_queue *q, uint32_t *ret_batch)
 	}
 	gr_mutex_unlock(&q->lock);
 	gr_signals_restore(&saved);
+	if (back) {
+		q->params.lock(q->params.opaque);
+	}
 	if (!gr_rcu_is_running(q, batch)) {
 		return false;
 	}
@@ -97,7 +107,7 @@ void gr_rcu_barrier(struct gr_rcu_queue *queue)
 	if (holds_lock(q)) {
 		gr_die("gr_rcu_barrier() with the queue's lock held would never end");
 	}
-	if (want_batch(q, &batch)) {
+	if (want_batch(q, false, &batch)) {
 		for (;;) {
 			uint32_t seen = gr_load_acquire(&q->done);
 
@@ -161,7 +171,7 @@ void gr_rcu_drain(struct gr_rcu_queue *queue)
 	if (q->params.is_locked && !holds_lock(q)) {
 		gr_die("gr_rcu_drain() without the queue's lock");
 	}
-	if (want_batch(q, &batch)) {
+	if (want_batch(q, true, &batch)) {
 		drain_until(q, batch);
 	}
 	gr_rcu_wait_end(qs);

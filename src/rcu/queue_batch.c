@@ -107,8 +107,8 @@ static struct gr_rcu_head *detach(struct gr_rcu_head **stack)
 
 /*
  * Bytes are counted before their call can be seen, and read at once after the calls are: no call's
- * are left behind, where a queue that is empty would be over its limit; and those of calls that come
- * just now are all that a batch may have too many of.
+ * are left behind, where a queue that is empty would be over its limit; and those of calls that
+ * come just now are all that a batch may have too many of.
  */
 static void take_bytes(struct gr_rcu_batch *b, const size_t *counted, size_t *taken)
 {
@@ -232,17 +232,22 @@ static bool is_abandoned(struct gr_rcu_shard *s)
 	       !has_open_over(s);
 }
 
-void gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch)
+bool gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch, bool no_wait)
 {
 	struct gr_rcu_shard **where = &q->shards, *s;
 	struct gr_signals saved;
 
 	gr_signals_block(&saved);
-	gr_mutex_lock(&q->lock);
+	if (!no_wait) {
+		gr_mutex_lock(&q->lock);
+	} else if (!gr_mutex_trylock(&q->lock)) {
+		gr_signals_restore(&saved);
+		return false;
+	}
 	if (q->closed != batch || q->finished == batch) {
 		gr_mutex_unlock(&q->lock);
 		gr_signals_restore(&saved);
-		return; /* somebody else did */
+		return true; /* somebody else did */
 	}
 	while ((s = *where)) {
 		give_slots_back(s);
@@ -259,6 +264,7 @@ void gr_rcu_queue_finish(struct gr_rcu_queue *q, uint32_t batch)
 	gr_mutex_unlock(&q->lock);
 	gr_signals_restore(&saved);
 	gr_rcu_queue_announce(q);
+	return true;
 }
 
 void gr_rcu_queue_announce(struct gr_rcu_queue *q)

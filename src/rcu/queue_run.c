@@ -284,7 +284,7 @@ bool gr_rcu_queue_run_locked(struct gr_rcu_queue *q, struct gr_rcu_budget *budge
 		/* All of it: in a fork child one may be lost that a thread of the parent's ran. */
 		report_run(q, q->batch.count);
 #endif
-		gr_rcu_queue_finish(q, q->closed);
+		all = gr_rcu_queue_finish(q, q->closed, budget->no_wait);
 	}
 	return all;
 }
@@ -336,6 +336,7 @@ static bool run_slices(struct gr_rcu_queue *q, struct gr_rcu_budget *budget)
 			}
 			gr_rcu_wait_at_door();
 		}
+		gr_cpu_relax(); /* or it had all run, and q->lock was not free */
 		/*
 		 * A mutex that is released and taken again at once is usually not passed on: step
 		 * back for a moment.
