@@ -35,7 +35,7 @@ struct pending {
 	struct pending *next;
 };
 
-enum { BUCKETS = 1 << 14, CHUNK_BYTES = 1 << 16, SPINS = 100 };
+enum { BUCKET_BITS = 14, BUCKETS = 1 << BUCKET_BITS, CHUNK_BYTES = 1 << 16, SPINS = 100 };
 static struct {
 	uint32_t locked; /* (a) a spin lock */
 	struct pending *first[BUCKETS];
@@ -102,7 +102,7 @@ static void give_back(struct pending *p)
 static struct pending **place_of(struct gr_rcu_head *head)
 {
 	uint64_t hash = ((uint64_t)(uintptr_t)head >> 3) * 0x9e3779b97f4a7c15u;
-	struct pending **where = &set.first[hash % BUCKETS];
+	struct pending **where = &set.first[hash >> (64 - BUCKET_BITS)]; /* the product's best bits */
 
 	while (*where && (*where)->head != head) {
 		where = &(*where)->next;
