@@ -102,7 +102,8 @@ static void give_back(struct pending *p)
 static struct pending **place_of(struct gr_rcu_head *head)
 {
 	uint64_t hash = ((uint64_t)(uintptr_t)head >> 3) * 0x9e3779b97f4a7c15u;
-	struct pending **where = &set.first[hash >> (64 - BUCKET_BITS)]; /* the product's best bits */
+	struct pending **where =
+		&set.first[hash >> (64 - BUCKET_BITS)]; /* the product's best bits */
 
 	while (*where && (*where)->head != head) {
 		where = &(*where)->next;
