@@ -1,11 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-/* guestram info: what is in an image. */
+/* guestram info: what is in an image, or in the RAM of a running machine. */
 #include "json.h"
+#include "qmp_client.h"
 #include "tool.h"
 #include <getopt.h>
 #include <guestram/image.h>
 #include <stdio.h>
 #include <string.h>
+
+enum { CONNECT_MS = 2000 };
 
 static void print_json(const char *path, const struct gr_image *image,
 		       const struct gr_image_info *info)
@@ -95,33 +98,18 @@ static void print_text(const struct gr_image *image, const struct gr_image_info 
 	}
 }
 
-static int run(int argc, char **argv)
+static int info_of_image(const char *path, bool as_json)
 {
-	static const struct option options[] = {
-		{ "json", no_argument, NULL, 'j' },
-		{ NULL, 0, NULL, 0 },
-	};
 	struct gr_image_info info;
 	struct gr_image *image;
 	struct gr_error err;
-	bool as_json = false;
-	int c;
 
-	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		if (c != 'j') {
-			return tool_usage_error(&verb_info, NULL);
-		}
-		as_json = true;
-	}
-	if (argc - optind != 1) {
-		return tool_usage_error(&verb_info, "needs one image");
-	}
-	if (gr_image_open(argv[optind], &image, &err) < 0) {
+	if (gr_image_open(path, &image, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
 	gr_image_info(image, &info);
 	if (as_json) {
-		print_json(argv[optind], image, &info);
+		print_json(path, image, &info);
 	} else {
 		print_text(image, &info);
 	}
@@ -129,14 +117,99 @@ static int run(int argc, char **argv)
 	return TOOL_OK;
 }
 
+static json_t *ask(struct vmm_qmp_client *client, const char *line, struct gr_error *err)
+{
+	json_t *text = NULL;
+
+	(void)vmm_qmp_execute(client, "human-monitor-command",
+			      json_pack("{ss}", "command-line", line), &text, err);
+	return text;
+}
+
+/* Lines of text; in a terminal's way is nothing that a monitor says. */
+static void print_lines(const char *text)
+{
+	for (; *text; text++) {
+		bool plain = (*text >= 0x20 && *text < 0x7f) || *text == '\n';
+
+		if (*text != '\r') {
+			(void)putchar(plain ? *text : '?');
+		}
+	}
+}
+
+/* A guestram's monitor and a QEMU's answer alike. */
+static int info_of_machine(const char *qmp, bool as_json)
+{
+	struct vmm_qmp_client *client;
+	struct gr_error err = { 0 };
+	json_t *blocks, *regions;
+	struct json j;
+
+	if (vmm_qmp_connect(qmp, CONNECT_MS, &client, &err) < 0) {
+		return tool_error("%s", err.msg);
+	}
+	blocks = ask(client, "info ramblock", &err);
+	regions = blocks ? ask(client, "info mtree -f", &err) : NULL;
+	vmm_qmp_disconnect(client);
+	if (!json_is_string(blocks) || !json_is_string(regions)) {
+		json_decref(blocks);
+		json_decref(regions);
+		return tool_error("%s", err.msg[0] ? err.msg : "the monitor's answer is no text");
+	}
+	if (as_json) {
+		json_begin(&j, stdout);
+		json_put_string(&j, "qmp", qmp);
+		json_put_string(&j, "blocks", json_string_value(blocks));
+		json_put_string(&j, "regions", json_string_value(regions));
+		json_end(&j);
+	} else {
+		print_lines(json_string_value(blocks));
+		(void)putchar('\n');
+		print_lines(json_string_value(regions));
+	}
+	json_decref(blocks);
+	json_decref(regions);
+	return TOOL_OK;
+}
+
+static int run(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "json", no_argument, NULL, 'j' },
+		{ "qmp", required_argument, NULL, 'q' },
+		{ NULL, 0, NULL, 0 },
+	};
+	const char *qmp = NULL;
+	bool as_json = false;
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		if (c == 'j') {
+			as_json = true;
+		} else if (c == 'q') {
+			qmp = optarg;
+		} else {
+			return tool_usage_error(&verb_info, NULL);
+		}
+	}
+	if (argc - optind != (qmp ? 0 : 1)) {
+		return tool_usage_error(&verb_info, "needs one image, or --qmp unix:PATH");
+	}
+	return qmp ? info_of_machine(qmp, as_json) : info_of_image(argv[optind], as_json);
+}
+
 const struct verb verb_info = {
 	.name = "info",
-	.help = "list an image's blocks and device sections",
+	.help = "list the blocks of an image or of a running machine",
 	.usage = "Usage: guestram info FILE [--json]\n"
+		 "       guestram info --qmp unix:PATH [--json]\n"
 		 "\n"
 		 "Checks that the image FILE is whole and lists what is in it: RAM blocks with\n"
 		 "their sizes and pages, and the device sections.\n"
 		 "\n"
-		 "  --json   as one JSON object\n",
+		 "  --qmp unix:PATH   ask the monitor of a running machine instead, of `guestram run`\n"
+		 "                    or of a QEMU: its RAM blocks, and what the guest sees where\n"
+		 "  --json            as one JSON object\n",
 	.fn = run,
 };

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "monitor.h"
 #include "dirty_rate.h"
+#include "human.h"
 #include "qmp.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -411,6 +412,30 @@ static int do_query_blocks(void *opaque, json_t *args, json_t **ret, struct gr_e
 	return 0;
 }
 
+static int do_query_ramblock(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	json_t *text;
+	int rc = vmm_human_command(vmm_machine_ram(monitor->machine), "info ramblock", &text, err);
+
+	(void)args;
+	if (rc == 0) {
+		*ret = json_pack("{so}", "human-readable-text", text);
+	}
+	return rc;
+}
+
+static int do_human_command(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	const char *line = json_string_value(json_object_get(args, "command-line"));
+
+	if (!line) {
+		return gr_error_set(err, -EINVAL, "'command-line' is missing or no string");
+	}
+	return vmm_human_command(vmm_machine_ram(monitor->machine), line, ret, err);
+}
+
 static int do_query_heartbeat(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
@@ -515,6 +540,7 @@ static int do_query_commands(void *opaque, json_t *args, json_t **ret, struct gr
 static const struct vmm_qmp_command commands[] = {
 	{ "calc-dirty-rate", VMM_DIRTY_RATE_ARGUMENTS, do_calc_dirty_rate },
 	{ "cont", "", do_cont },
+	{ "human-monitor-command", "command-line cpu-index", do_human_command },
 	{ "migrate", "uri", do_migrate },
 	{ "migrate-set-parameters", "max-bandwidth downtime-limit", do_set_parameters },
 	{ "migrate_cancel", "", do_migrate_cancel },
@@ -527,6 +553,7 @@ static const struct vmm_qmp_command commands[] = {
 	{ "query-version", "", do_query_version },
 	{ "quit", "", do_quit },
 	{ "stop", "", do_stop },
+	{ "x-query-ramblock", "", do_query_ramblock },
 	/* not QEMU's */
 	{ "x-block-add", "id size gpa", do_block_add },
 	{ "x-block-del", "id", do_block_del },

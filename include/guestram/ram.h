@@ -465,6 +465,23 @@ struct gr_ram_totals {
 GR_EXPORT void gr_ram_totals_rcu(struct gr_ram *ram, struct gr_ram_totals *totals)
 	GR_REQUIRES_SHARED(gr_rcu_section);
 
+/** What gr_ram_format() writes. */
+enum gr_ram_view {
+	GR_RAM_VIEW_BLOCKS,  /**< a line for each block, as QEMU's `info ramblock` */
+	GR_RAM_VIEW_REGIONS, /**< what the guest sees where, as QEMU's `info mtree -f` */
+};
+
+/**
+ * Write the list of blocks or regions as text: one moment's list, in the order of its addresses.
+ * @param ram   The machine's RAM.
+ * @param view  Which.
+ * @param buf   Filled as far as it goes, always with a terminating 0. May be NULL if bytes is 0.
+ * @param bytes Its size.
+ * @return How long the text is, without the 0: not below bytes means that it was cut off.
+ * @context Any thread; enters a read-side section.
+ */
+GR_EXPORT size_t gr_ram_format(struct gr_ram *ram, enum gr_ram_view view, char *buf, size_t bytes);
+
 /** A piece of guest physical address space that shows a piece of a block. */
 struct gr_ram_region {
 	gr_gpa_t gpa;               /**< where the guest sees it */

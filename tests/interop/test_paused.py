@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
 """A paused QEMU with known RAM into an image: every block is what QEMU has."""
+import json
 import os
 import random
 
@@ -143,6 +144,19 @@ def send_of_an_image_is_the_stream_again(tmp):
     same_bytes(new.data[new.tail_at:], old.data[old.tail_at:], "device tail")
     first = next(at for code, at in old.sections if code == 2)
     same_bytes(new.data[:first], old.data[:first], "everything in front of the pages")
+
+
+@test
+def the_tool_shows_the_ram_of_a_running_qemu(tmp):
+    monitor = os.path.join(tmp, "monitor")
+    with paused(tmp, "shown", "-qmp", f"unix:{monitor},server=on,wait=off") as qemu:
+        shown = json.loads(guestram.run("info", "--json", "--qmp", "unix:" + monitor))
+        listed = {line.split()[0]: int(line.split()[4], 16)
+                  for line in shown["blocks"].splitlines()[1:]}
+        equal(listed, qemu.ram_blocks(), "blocks")
+        assert "pc.ram" in shown["regions"] and "(prio 0, ram)" in shown["regions"], shown
+        text = guestram.run("info", "--qmp", "unix:" + monitor)
+        assert "pc.bios" in text and "\r" not in text, text
 
 
 main()

@@ -578,6 +578,62 @@ TEST(free_waits_for_references_of_other_threads)
 	test_pages_free(g.host, MIB);
 }
 
+static char *format(struct gr_ram *ram, enum gr_ram_view view)
+{
+	size_t need = gr_ram_format(ram, view, NULL, 0);
+	char *text = malloc(need + 1);
+
+	ASSERT(text);
+	ASSERT_EQ(gr_ram_format(ram, view, text, need + 1), need);
+	ASSERT_EQ(strlen(text), need);
+	return text;
+}
+
+TEST(the_list_is_shown_as_qemu_shows_its_own)
+{
+	struct gr_ram_block_desc rom = describe("pc.\x1b[m", 64 << 10);
+	struct gr_ram *ram = make();
+	struct gr_ram_block *low = add(ram, "low", 2 * MIB), *b;
+	struct gr_ram_region high = { .gpa = gr_gpa(4 * GIB), .bytes = MIB, .block = low,
+				      .block_offset = MIB };
+	char *text, *want, cut[40];
+
+	rom.flags = GR_RAM_READONLY;
+	rom.max_bytes = 128 << 10;
+	rom.mapped = true;
+	rom.gpa = gr_gpa(0xf0000);
+	b = add_desc(ram, &rom);
+	ASSERT_EQ(gr_ram_region_add(ram, &high, NULL), 0);
+
+	text = format(ram, GR_RAM_VIEW_BLOCKS);
+	ASSERT(asprintf(&want,
+			"%24s  %10s  %18s %18s %18s %18s  RO\n"
+			"                     low  %6u %-3s  0x%016llx 0x0000000000200000 "
+			"0x0000000000200000 0x%016llx  rw\n"
+			"                  pc.?[m  %6u %-3s  0x%016llx 0x0000000000010000 "
+			"0x0000000000020000 0x%016llx  ro\n",
+			"Block Name", "PSize", "Offset", "Used", "Total", "HVA",
+			(unsigned)(low->page_bytes >> 10), "KiB", (unsigned long long)low->offset.v,
+			(unsigned long long)(uintptr_t)low->host, (unsigned)(b->page_bytes >> 10),
+			"KiB", (unsigned long long)b->offset.v,
+			(unsigned long long)(uintptr_t)b->host) > 0);
+	ASSERT_STR_EQ(text, want);
+	free(want);
+	/* What does not fit is cut off, and counted. */
+	ASSERT_EQ(gr_ram_format(ram, GR_RAM_VIEW_BLOCKS, cut, sizeof(cut)), strlen(text));
+	ASSERT_EQ(strlen(cut), sizeof(cut) - 1);
+	ASSERT_EQ(strncmp(cut, text, sizeof(cut) - 1), 0);
+	free(text);
+
+	text = format(ram, GR_RAM_VIEW_REGIONS);
+	ASSERT_STR_EQ(text, "address-space: memory\n"
+			    "  00000000000f0000-00000000000fffff (prio 0, rom): pc.?[m\n"
+			    "  0000000100000000-00000001000fffff (prio 0, ram): low "
+			    "@0000000000100000\n");
+	free(text);
+	gr_ram_free(ram);
+}
+
 #ifdef GR_PLATFORM_LINUX
 TEST(out_of_descriptors_is_an_error_and_changes_nothing)
 {

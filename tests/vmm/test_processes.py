@@ -151,6 +151,36 @@ def a_machine_moves_to_another_process_and_runs_on(folder):
 
 
 @test
+def the_tool_shows_the_ram_of_a_running_machine(folder):
+    machine = Machine(folder, "here")
+    machine.do("x-block-add", id="extra", size=1 << 20, gpa=1 << 32)
+    machine.file.close()
+    machine.socket.close()
+    p = subprocess.run([TOOL, "info", "--json", "--qmp", "unix:" + machine.path],
+                       capture_output=True, timeout=60, check=True)
+    shown = json.loads(p.stdout)
+    lines = shown["blocks"].splitlines()
+    equal([line.split()[0] for line in lines[1:]], ["ram", "extra"], "blocks")
+    equal(int(lines[2].split()[4], 16), 1 << 20, "used")
+    assert "  0000000100000000-00000001000fffff (prio 0, ram): extra\n" in shown["regions"], shown
+    text = subprocess.run([TOOL, "info", "--qmp", "unix:" + machine.path],
+                          capture_output=True, timeout=60, check=True).stdout.decode()
+    equal(text, shown["blocks"] + "\n" + shown["regions"], "for people")
+    machine.socket = socket.socket(socket.AF_UNIX)
+    until(machine.connects)
+    machine.file = machine.socket.makefile("rw")
+    machine.file.readline()
+    machine.do("qmp_capabilities")
+    equal(machine.do("x-query-ramblock")["human-readable-text"], shown["blocks"], "QMP")
+    try:
+        machine.do("human-monitor-command", **{"command-line": "info cpus"})
+        assert False, "a command that there is not"
+    except Refused as e:
+        assert "'info cpus'" in str(e), e
+    machine.quit()
+
+
+@test
 def tcp_and_a_paused_destination_work_too(folder):
     probe = socket.socket()
     probe.bind(("127.0.0.1", 0))
