@@ -3,9 +3,9 @@
  * The RAM list with writers and readers at once. What was freed is unmapped or poisoned, so
  * that a reader who still uses it crashes.
  */
+#include "ram/ram.h"
 #include "base/atomic.h"
 #include "harness.h"
-#include "ram/ram.h"
 #include <errno.h>
 #include <guestram/ram.h>
 #include <malloc.h>
@@ -16,7 +16,7 @@
 enum { WRITERS = 4, NAMES = 12, READERS = 4, BYTES = 1 << 16 };
 
 static struct gr_ram *ram;
-static bool stop; /* (a) */
+static bool stop;				    /* (a) */
 static uint64_t adds, dels, clashes, lookups, hits; /* (a) */
 
 static void for_seconds(double seconds)
@@ -45,8 +45,14 @@ static int add(const char *id, uint64_t gpa)
 {
 	void *host = test_pages(BYTES);
 	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = id, .used_bytes = BYTES, .mapped = true,
-		.gpa = gr_gpa(gpa), .backing = GR_RAM_CALLER, .host = host, .fd = -1,
+		.size = sizeof(desc),
+		.id = id,
+		.used_bytes = BYTES,
+		.mapped = true,
+		.gpa = gr_gpa(gpa),
+		.backing = GR_RAM_CALLER,
+		.host = host,
+		.fd = -1,
 		.release = unmap,
 	};
 	int ret;
@@ -231,8 +237,8 @@ static void *device(void *arg)
 		unsigned int n;
 		uint64_t r = test_rand(&rng);
 
-		if (gr_ram_iov_get(ram, gr_gpa(r % (NAMES * BYTES)), 1 + r / 7 % BYTES, true, iov, 3,
-				   &n, NULL) != 0) {
+		if (gr_ram_iov_get(ram, gr_gpa(r % (NAMES * BYTES)), 1 + r / 7 % BYTES, true, iov,
+				   3, &n, NULL) != 0) {
 			continue;
 		}
 		sched_yield();
@@ -260,6 +266,146 @@ TEST(iovecs_keep_their_memory_while_blocks_come_and_go)
 		pthread_join(threads[i], NULL);
 	}
 	ASSERT_GT(hits, (uint64_t)10);
+	gr_ram_free(ram);
+}
+
+/* ---- walks -------------------------------------------------------------------------------- */
+
+static pthread_mutex_t list_mutex = PTHREAD_MUTEX_INITIALIZER; /* of the application's */
+
+static void *writer_with_a_mutex(void *arg)
+{
+	uint64_t rng = test_seed() + 130;
+	char id[16];
+
+	(void)arg;
+	while (!gr_load_relaxed(&stop)) {
+		unsigned int n = (unsigned int)(test_rand(&rng) % NAMES);
+
+		(void)snprintf(id, sizeof(id), "dimm%u", n);
+		pthread_mutex_lock(&list_mutex);
+		if (gr_ram_block_del_by_id(ram, id, NULL) == 0) {
+			(void)gr_add_relaxed(&dels, 1);
+		} else {
+			ASSERT_EQ(add(id, (uint64_t)n * BYTES), 0);
+			(void)gr_add_relaxed(&adds, 1);
+		}
+		pthread_mutex_unlock(&list_mutex);
+	}
+	return NULL;
+}
+
+/*
+ * mutex -> section -> mutex released -> walk on: what was there under the mutex stays usable, in
+ * the middle of the walk too, though the writer deletes it meanwhile.
+ */
+TEST(a_mutex_may_be_downgraded_to_a_section_in_the_middle_of_a_walk)
+{
+	uint64_t changed = 0, walks = 0;
+	pthread_t thread;
+
+	make();
+	ASSERT_EQ(pthread_create(&thread, NULL, writer_with_a_mutex, NULL), 0);
+	test_watch_progress(&dels, 30);
+	while (changed < 100 || gr_load_relaxed(&dels) < 200) {
+		struct gr_ram_block *b, *there[NAMES];
+		unsigned int n = 0;
+		uint64_t version;
+
+		pthread_mutex_lock(&list_mutex);
+		version = gr_ram_version(ram);
+		gr_rcu_read_lock();
+		gr_ram_for_each_block_rcu(b, ram) {
+			ASSERT_LT(n, (unsigned int)NAMES);
+			there[n++] = b;
+		}
+		pthread_mutex_unlock(&list_mutex);
+		sched_yield();
+		for (unsigned int i = 0; i < n; i++) {
+			use(there[i], i);
+		}
+		changed += gr_ram_version(ram) != version;
+		gr_rcu_read_unlock();
+		walks++;
+	}
+	gr_store_release(&stop, true);
+	pthread_join(thread, NULL);
+	test_diag("%llu of %llu walks had a change in the middle", (unsigned long long)changed,
+		  (unsigned long long)walks);
+	gr_ram_free(ram);
+}
+
+/* A search that goes on between sections: by (block, page), which a change makes worthless. */
+struct search {
+	uint64_t version;
+	uint64_t restarts;
+	char id[GR_RAM_ID_BYTES_MAX + 1]; /* "": from the beginning */
+	unsigned int stays, found; /* of those that stay: how many; found since the beginning */
+};
+
+/* One block further. False: that was the last. */
+static bool search_step(struct search *s) GR_NO_TSA
+{
+	struct gr_ram_block *b;
+
+	GR_RCU_READ_GUARD();
+	if (s->version != gr_ram_version(ram)) {
+		s->version = gr_ram_version(ram);
+		s->restarts += s->id[0] != 0;
+		s->id[0] = 0;
+		s->found = 0;
+	}
+	b = s->id[0] ? gr_ram_block_by_id_rcu(ram, s->id) : NULL;
+	/* The version is the same as when we saw it: it is there. */
+	if (s->id[0] && s->version == gr_ram_version(ram)) {
+		ASSERT(b);
+	}
+	b = gr_ram_block_next_rcu(ram, b);
+	if (!b) {
+		return false;
+	}
+	use(b, 0);
+	(void)snprintf(s->id, sizeof(s->id), "%s", b->id);
+	s->found += strncmp(b->id, "stays", 5) == 0;
+	return true;
+}
+
+TEST(a_search_that_finds_another_version_starts_again_and_misses_nothing)
+{
+	struct search s = { .stays = 3 };
+	uint64_t whole = 0;
+	pthread_t thread;
+	char id[16];
+
+	make();
+	for (unsigned int i = 0; i < s.stays; i++) {
+		(void)snprintf(id, sizeof(id), "stays%u", i);
+		ASSERT_EQ(add(id, (uint64_t)(NAMES + i) * BYTES), 0);
+	}
+	ASSERT_EQ(pthread_create(&thread, NULL, writer_with_a_mutex, NULL), 0);
+	test_watch_progress(&hits, 30);
+	/* In turn one that cannot be disturbed, and one that gives the writer every chance. */
+	for (bool alone = true; whole < 100 || s.restarts < 20; alone = !alone) {
+		if (alone) {
+			pthread_mutex_lock(&list_mutex);
+		}
+		while (search_step(&s)) {
+			sched_yield();
+		}
+		if (s.version == gr_ram_version(ram)) {
+			ASSERT_EQ(s.found, s.stays);
+			whole++;
+		}
+		if (alone) {
+			pthread_mutex_unlock(&list_mutex);
+		}
+		s.id[0] = 0;
+		s.found = 0;
+	}
+	test_diag("%llu whole, %llu started again", (unsigned long long)whole,
+		  (unsigned long long)s.restarts);
+	gr_store_release(&stop, true);
+	pthread_join(thread, NULL);
 	gr_ram_free(ram);
 }
 
@@ -297,7 +443,8 @@ TEST(an_aligned_word_is_never_seen_half)
 	make();
 	ASSERT_EQ(add("ring", 0), 0);
 	for (uintptr_t i = 0; i < 3; i++) {
-		pthread_create(&threads[i], NULL, i == 0 ? ring_reader : ring_writer, (void *)(i << 20));
+		pthread_create(&threads[i], NULL, i == 0 ? ring_reader : ring_writer,
+			       (void *)(i << 20));
 	}
 	for_seconds(test_seconds(0.8));
 	for (unsigned int i = 0; i < 3; i++) {
