@@ -163,13 +163,25 @@ void gr_dirty_epoch_done(struct gr_dirty_consumer *consumer, uint64_t page, uint
 	(void)gr_bits_clear_range(&consumer->set, page, pages);
 }
 
+/*
+ * How many of a range's pages there are. What the set itself covers may be more: a growth that
+ * failed half way leaves larger sets behind, and bits there would have no place in the others.
+ * Growth reaches the sets before anybody can know of the new pages: none of those is cut.
+ */
+static uint64_t covered_pages(const struct gr_dirty_consumer *consumer, uint64_t page,
+			      uint64_t pages)
+{
+	uint64_t covered = gr_dirty_pages(consumer->dirty);
+
+	return page < covered ? GR_MIN(pages, covered - page) : 0;
+}
+
 void gr_dirty_epoch_add(struct gr_dirty_consumer *consumer, uint64_t page, uint64_t pages)
 {
 	if (!consumer->open) {
 		gr_die("gr_dirty_epoch_add: consumer '%s' has no epoch open", consumer->name);
 	}
-	/* Growth reaches the sets before anybody can know of the new pages: no page is cut. */
-	(void)gr_bits_set_range(&consumer->set, page, pages);
+	(void)gr_bits_set_range(&consumer->set, page, covered_pages(consumer, page, pages));
 }
 
 uint64_t gr_dirty_epoch_count(const struct gr_dirty_consumer *consumer, uint64_t page,
@@ -181,11 +193,14 @@ uint64_t gr_dirty_epoch_count(const struct gr_dirty_consumer *consumer, uint64_t
 void gr_dirty_epoch_export_le(const struct gr_dirty_consumer *consumer, uint64_t page,
 			      uint64_t pages, void *words)
 {
+	uint64_t covered = covered_pages(consumer, page, pages);
+	uint64_t rest = GR_DIV_ROUND_UP(pages, GR_BITS_PER_WORD) -
+			GR_DIV_ROUND_UP(covered, GR_BITS_PER_WORD); /* words of 0 behind it */
 	unsigned char *out = words;
 
 	GR_ASSERT(page % GR_BITS_PER_WORD == 0);
-	for (uint64_t at = 0; at < pages; at += GR_BITS_PER_WORD, out += sizeof(uint64_t)) {
-		uint64_t left = pages - at, x = gr_bits_word(&consumer->set, page + at);
+	for (uint64_t at = 0; at < covered; at += GR_BITS_PER_WORD, out += sizeof(uint64_t)) {
+		uint64_t left = covered - at, x = gr_bits_word(&consumer->set, page + at);
 
 		if (left < GR_BITS_PER_WORD) {
 			x &= gr_bits_mask(0, (unsigned int)left - 1);
@@ -193,6 +208,7 @@ void gr_dirty_epoch_export_le(const struct gr_dirty_consumer *consumer, uint64_t
 		x = gr_le64(x);
 		memcpy(out, &x, sizeof(x));
 	}
+	memset(out, 0, (size_t)rest * sizeof(uint64_t));
 }
 
 void gr_dirty_epoch_import_le(struct gr_dirty_consumer *consumer, uint64_t page, uint64_t pages,
@@ -205,6 +221,7 @@ void gr_dirty_epoch_import_le(struct gr_dirty_consumer *consumer, uint64_t page,
 		gr_die("gr_dirty_epoch_import_le: consumer '%s' has no epoch open",
 		       consumer->name);
 	}
+	pages = covered_pages(consumer, page, pages);
 	for (uint64_t at = 0; at < pages; at += GR_BITS_PER_WORD, in += sizeof(uint64_t)) {
 		uint64_t left = pages - at, x;
 

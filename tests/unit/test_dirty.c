@@ -362,6 +362,60 @@ TEST(an_exported_epoch_is_the_same_when_it_is_imported)
 	gr_dirty_free(d);
 }
 
+TEST(a_bitmap_at_the_end_of_all_numbers_does_not_reach_the_first_pages)
+{
+	const uint64_t last = UINT64_MAX - 63; /* one more word would be page 0 */
+	struct gr_dirty *d = make(CHUNK);
+	struct gr_dirty_consumer *c = add(d, GR_DIRTY_START_CLEAN);
+	unsigned char words[16];
+
+	mark(d, 70);
+	ASSERT_EQ(begin(c), (uint64_t)1);
+	memset(words, 0xff, sizeof(words));
+	gr_dirty_epoch_import_le(c, last, 128, words);
+	ASSERT_EPOCH_IS(c, 70, 1);
+	gr_dirty_epoch_add(c, 0, 64);
+	gr_dirty_epoch_export_le(c, last, 128, words);
+	for (size_t i = 0; i < sizeof(words); i++) {
+		ASSERT_EQ(words[i], 0);
+	}
+	/* Half of it is covered. */
+	memset(words, 0xff, sizeof(words));
+	gr_dirty_epoch_export_le(c, CHUNK - 64, 67, words);
+	for (size_t i = 0; i < sizeof(words); i++) {
+		ASSERT_EQ(words[i], 0);
+	}
+	gr_dirty_consumer_del(c);
+	gr_dirty_free(d);
+}
+
+TEST(pages_beyond_the_memory_stay_out_of_an_epoch_after_a_growth_that_failed_half_way)
+{
+	struct gr_dirty *d = make(CHUNK);
+	struct gr_dirty_consumer *c = add(d, GR_DIRTY_START_CLEAN);
+	struct gr_dirty_epoch *kept;
+	unsigned char words[16];
+
+	/* What it leaves that had no memory for the map any more. */
+	ASSERT_EQ(gr_bits_grow(&c->pend, 2), 0);
+	ASSERT_EQ(gr_bits_grow(&c->set, 2), 0);
+	ASSERT_EQ(begin(c), (uint64_t)0);
+	gr_dirty_epoch_add(c, CHUNK - 1, 2);
+	ASSERT_EPOCH_IS(c, CHUNK - 1, 1);
+	memset(words, 0xff, sizeof(words));
+	gr_dirty_epoch_import_le(c, CHUNK - 64, 128, words);
+	ASSERT_EPOCH_IS(c, CHUNK - 64, 64);
+	/* The set that takes its place is smaller, and pages come back to it. */
+	ASSERT_EQ(gr_dirty_epoch_keep(c, &kept, NULL), 0);
+	ASSERT_EQ(begin(c), (uint64_t)0);
+	gr_dirty_kept_abort(kept);
+	ASSERT_EQ(gr_dirty_epoch_commit(c), 0);
+	ASSERT_EQ(begin(c), (uint64_t)64);
+	ASSERT_EPOCH_IS(c, CHUNK - 64, 64);
+	gr_dirty_consumer_del(c);
+	gr_dirty_free(d);
+}
+
 TEST(blocks_that_come_and_go_need_no_more_dirty_memory)
 {
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),
