@@ -22,7 +22,9 @@
  *
  * Caveats: a page counts once however often it is written, so the rate over a long time is lower
  * than that over a short one. Sampling knows the memory that is backed: a page that was never
- * touched costs a read through the file, or, where there is none, a page of zeroes.
+ * touched costs a read through the file, or, where there is none or the block is private to this
+ * process, a page of zeroes. A page that its file does not give (it was cut short, the memory is
+ * broken) does not count.
  */
 #ifndef GUESTRAM_DIRTY_RATE_H
 #define GUESTRAM_DIRTY_RATE_H

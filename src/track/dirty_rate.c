@@ -35,8 +35,8 @@ struct gr_dirty_rate {
 	struct gr_dirty_rate_params params;
 	struct gr_ram *ram;
 	uint64_t page_bytes;
-	uint64_t began_ns;
-	uint8_t *page; /* room for one */
+	uint64_t began_ns; /* the first look's begin: elapsed until the second one's */
+	uint8_t *page;	   /* room for one */
 
 	struct sampled_block *blocks; /* sampling */
 	size_t block_count;
@@ -62,20 +62,33 @@ static uint64_t checksum(const uint8_t *p, uint64_t bytes)
 	return sum;
 }
 
-/* Through the file where there is one, which leaves holes be. */
-static uint64_t page_checksum(struct gr_dirty_rate *rate, const struct gr_ram_block *block,
-			      uint64_t offset)
+static uint64_t per_second(double bytes, uint64_t elapsed_ns)
 {
-	ssize_t n = -1;
+	double rate = bytes * 1e9 / (double)elapsed_ns;
 
-	if (block->fd >= 0) {
-		n = pread(block->fd, rate->page, rate->page_bytes,
-			  (off_t)(block->fd_offset + offset));
-	}
-	if (n != (ssize_t)rate->page_bytes) {
+	return rate < 0x1p64 ? (uint64_t)rate : UINT64_MAX; /* the conversion must not run over */
+}
+
+/*
+ * Through the file where it is the memory, which leaves holes be; the guest's stores to a private
+ * mapping never reach its file. Whether the page could be read: what the file does not give (it was
+ * cut, the memory is poisoned) would kill whoever loads it.
+ */
+static bool page_checksum(struct gr_dirty_rate *rate, const struct gr_ram_block *block,
+			  uint64_t offset, uint64_t *ret_sum)
+{
+	if (block->fd >= 0 && !(gr_ram_block_flags(block) & GR_RAM_PRIVATE)) {
+		if (pread(block->fd, rate->page, rate->page_bytes,
+			  (off_t)(block->fd_offset + offset)) != (ssize_t)rate->page_bytes) {
+			return false;
+		}
+	} else if (block->host) {
 		gr_copy_from_guest(rate->page, block->host + offset, rate->page_bytes);
+	} else {
+		return false;
 	}
-	return checksum(rate->page, rate->page_bytes);
+	*ret_sum = checksum(rate->page, rate->page_bytes);
+	return true;
 }
 
 /* ---- sampling ------------------------------------------------------------------------- */
@@ -130,6 +143,7 @@ static int sample_begin(struct gr_dirty_rate *rate, struct gr_error *err)
 	uint64_t random = rate->params.seed;
 	int ret = hold_blocks(rate, err);
 
+	rate->began_ns = gr_clock_ns();
 	if (random == 0 && !gr_random(&random, sizeof(random))) {
 		random = rate->began_ns; /* still other pages each time */
 	}
@@ -137,17 +151,19 @@ static int sample_begin(struct gr_dirty_rate *rate, struct gr_error *err)
 	for (size_t i = 0; ret == 0 && i < rate->block_count; i++) {
 		struct sampled_block *b = &rate->blocks[i];
 		uint64_t pages = b->bytes / rate->page_bytes;
+		size_t wanted = (size_t)GR_MAX(
+			rate->params.samples_per_gib * (b->bytes >> 20) / 1024, (uint64_t)1);
 
-		b->samples = (size_t)GR_MAX(rate->params.samples_per_gib * (b->bytes >> 20) / 1024,
-					    (uint64_t)1);
-		b->sample = calloc(b->samples, sizeof(*b->sample));
+		b->sample = calloc(wanted, sizeof(*b->sample));
 		if (!b->sample) {
 			return gr_error_set(err, -ENOMEM, "block '%s': no memory for %zu samples",
-					    b->block->id, b->samples);
+					    b->block->id, wanted);
 		}
-		for (size_t k = 0; k < b->samples; k++) {
-			b->sample[k].offset = next_random(&random) % pages * rate->page_bytes;
-			b->sample[k].sum = page_checksum(rate, b->block, b->sample[k].offset);
+		for (size_t k = 0; k < wanted; k++) {
+			struct sample *s = &b->sample[b->samples];
+
+			s->offset = next_random(&random) % pages * rate->page_bytes;
+			b->samples += page_checksum(rate, b->block, s->offset, &s->sum);
 		}
 	}
 	return ret;
@@ -159,24 +175,27 @@ static void sample_end(struct gr_dirty_rate *rate, struct gr_dirty_rate_result *
 
 	for (size_t i = 0; i < rate->block_count; i++) {
 		struct sampled_block *b = &rate->blocks[i];
+		uint64_t looked_at = 0;
 
 		if (!gr_ram_block_listed(b->block) ||
 		    gr_ram_block_used_bytes(b->block) != b->bytes) {
 			continue; /* as if it had not been there */
 		}
 		for (size_t k = 0; k < b->samples; k++) {
-			uint64_t sum = page_checksum(rate, b->block, b->sample[k].offset);
+			uint64_t sum;
 
-			result->dirty_pages += sum != b->sample[k].sum;
+			if (page_checksum(rate, b->block, b->sample[k].offset, &sum)) {
+				result->dirty_pages += sum != b->sample[k].sum;
+				looked_at++;
+			}
 		}
-		result->sampled_pages += b->samples;
-		bytes += b->bytes;
+		result->sampled_pages += looked_at;
+		bytes += looked_at > 0 ? b->bytes : 0;
 	}
 	if (result->sampled_pages > 0) {
 		double part = (double)result->dirty_pages / (double)result->sampled_pages;
 
-		result->bytes_per_s =
-			(uint64_t)(part * (double)bytes * 1e9 / (double)result->elapsed_ns);
+		result->bytes_per_s = per_second(part * (double)bytes, result->elapsed_ns);
 	}
 }
 
@@ -209,6 +228,7 @@ static int track_begin(struct gr_dirty_rate *rate, struct gr_error *err)
 		return ret;
 	}
 	rate->tracking = true;
+	rate->began_ns = gr_clock_ns();
 	ret = gr_track_sync(rate->params.track, err);
 	if (ret == 0) {
 		ret = rearm_all(rate, err);
@@ -251,13 +271,12 @@ static int track_end(struct gr_dirty_rate *rate, struct gr_dirty_rate_result *re
 			uint64_t pages = now[i] - rate->vcpu_pages[i];
 
 			result->dirty_pages += pages;
-			result->vcpu_bytes_per_s[i] =
-				(uint64_t)((double)(pages * rate->page_bytes) * 1e9 /
-					   (double)result->elapsed_ns);
+			result->vcpu_bytes_per_s[i] = per_second(
+				(double)pages * (double)rate->page_bytes, result->elapsed_ns);
 		}
 	}
-	result->bytes_per_s = (uint64_t)((double)(result->dirty_pages * rate->page_bytes) * 1e9 /
-					 (double)result->elapsed_ns);
+	result->bytes_per_s = per_second((double)result->dirty_pages * (double)rate->page_bytes,
+					 result->elapsed_ns);
 	return 0;
 }
 
@@ -307,7 +326,6 @@ int gr_dirty_rate_begin(struct gr_ram *ram, const struct gr_dirty_rate_params *p
 		return gr_error_set(err, -ENOMEM, "no memory for a dirty rate");
 	}
 	rate->params = *params;
-	rate->began_ns = gr_clock_ns();
 	rate->ram = ram;
 	rate->page_bytes = gr_ram_page_bytes(ram);
 	rate->page = malloc(rate->page_bytes);
@@ -323,7 +341,6 @@ int gr_dirty_rate_begin(struct gr_ram *ram, const struct gr_dirty_rate_params *p
 		gr_dirty_rate_free(rate);
 		return ret;
 	}
-	rate->began_ns = gr_clock_ns();
 	*ret_rate = rate;
 	return 0;
 }

@@ -7,10 +7,31 @@
 #include <errno.h>
 #include <guestram/dirty_rate.h>
 #include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096 };
+enum { PAGE = 4096, PREAD_NS = 1000000 };
 #define MIB ((uint64_t)1 << 20)
+
+/* The calling thread's own clock, if not 0: it stands still, but that a pread() takes a while. */
+static _Thread_local uint64_t clock_ns;
+
+int clock_gettime(clockid_t clock, struct timespec *ts)
+{
+	if (clock_ns == 0) {
+		return (int)syscall(SYS_clock_gettime, clock, ts);
+	}
+	*ts = (struct timespec){ (time_t)(clock_ns / 1000000000u), (long)(clock_ns % 1000000000u) };
+	return 0;
+}
+
+ssize_t pread(int fd, void *to, size_t bytes, off_t offset)
+{
+	clock_ns += clock_ns != 0 ? PREAD_NS : 0;
+	return syscall(SYS_pread64, fd, to, bytes, offset);
+}
 
 struct rig {
 	struct gr_ram *ram;
@@ -20,14 +41,15 @@ struct rig {
 	struct gr_dirty_rate_result result;
 };
 
-static struct gr_ram_block *plug(struct rig *r, const char *id, uint64_t bytes,
-				 enum gr_ram_backing backing)
+static struct gr_ram_block *plug_fd(struct rig *r, const char *id, uint64_t bytes,
+				    enum gr_ram_backing backing, int fd, unsigned int flags)
 {
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),
 					  .id = id,
 					  .used_bytes = bytes,
 					  .backing = backing,
-					  .fd = -1 };
+					  .flags = flags,
+					  .fd = fd };
 	struct gr_ram_block *block;
 	struct gr_error err;
 
@@ -35,6 +57,21 @@ static struct gr_ram_block *plug(struct rig *r, const char *id, uint64_t bytes,
 		FAIL("%s", err.msg);
 	}
 	return block;
+}
+
+static struct gr_ram_block *plug(struct rig *r, const char *id, uint64_t bytes,
+				 enum gr_ram_backing backing)
+{
+	return plug_fd(r, id, bytes, backing, -1, 0);
+}
+
+static int make_file(uint64_t bytes)
+{
+	int fd = memfd_create("test", MFD_CLOEXEC);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(ftruncate(fd, (off_t)bytes), 0);
+	return fd;
 }
 
 static void setup(struct rig *r, enum gr_dirty_rate_mode mode)
@@ -168,6 +205,95 @@ TEST(sampling_a_hole_of_a_file_leaves_it_a_hole)
 	end(&r);
 	ASSERT_EQ(lseek(block->fd, 0, SEEK_DATA), (off_t)-1);
 	ASSERT_EQ(errno, ENXIO);
+	teardown(&r);
+}
+
+TEST(sampling_a_private_file_looks_at_the_memory_and_not_at_the_file)
+{
+	struct gr_ram_block *block;
+	int fd = make_file(32 * MIB);
+	struct rig r;
+
+	setup(&r, GR_DIRTY_RATE_SAMPLING);
+	r.params.block_bytes_min = MIB;
+	r.params.samples_per_gib = GR_DIRTY_RATE_SAMPLES_MAX;
+	block = plug_fd(&r, "ram", 32 * MIB, GR_RAM_FD, fd, GR_RAM_PRIVATE);
+	begin(&r);
+	write_pages(block, 32 * MIB / PAGE);
+	end(&r);
+	ASSERT_EQ(r.result.sampled_pages, (uint64_t)512);
+	ASSERT_EQ(r.result.dirty_pages, (uint64_t)512);
+	teardown(&r);
+	close(fd);
+}
+
+TEST(sampling_leaves_out_pages_that_their_file_does_not_give)
+{
+	int ram = make_file(32 * MIB), window = make_file(32 * MIB);
+	struct gr_ram_block *block;
+	struct rig r;
+
+	setup(&r, GR_DIRTY_RATE_SAMPLING);
+	r.params.block_bytes_min = MIB;
+	r.params.samples_per_gib = GR_DIRTY_RATE_SAMPLES_MAX;
+	block = plug_fd(&r, "ram", 32 * MIB, GR_RAM_FD, ram, 0);
+	(void)plug_fd(&r, "window", 32 * MIB, GR_RAM_ON_DEMAND, window, GR_RAM_NO_MIGRATE);
+	begin(&r);
+	end(&r);
+	ASSERT_EQ(r.result.sampled_pages, (uint64_t)1024);
+	write_pages(block, 16 * MIB / PAGE);
+	/* Who loaded the pages that are gone would die. */
+	ASSERT_EQ(ftruncate(ram, (off_t)(16 * MIB)), 0);
+	ASSERT_EQ(ftruncate(window, 0), 0);
+	end(&r);
+	ASSERT_GE(r.result.sampled_pages, (uint64_t)156);
+	ASSERT_LE(r.result.sampled_pages, (uint64_t)356);
+	ASSERT_EQ(r.result.dirty_pages, r.result.sampled_pages);
+	assert_rate(&r, 32 * MIB); /* a block of which nothing is known is not in it */
+	gr_dirty_rate_free(r.rate);
+	begin(&r);
+	end(&r);
+	ASSERT_GE(r.result.sampled_pages, (uint64_t)156);
+	ASSERT_LE(r.result.sampled_pages, (uint64_t)356);
+	ASSERT_EQ(r.result.dirty_pages, (uint64_t)0);
+	teardown(&r);
+	close(window);
+	close(ram);
+}
+
+TEST(the_time_is_that_between_two_looks_at_one_page)
+{
+	struct rig r;
+
+	setup(&r, GR_DIRTY_RATE_SAMPLING);
+	r.params.block_bytes_min = MIB;
+	r.params.samples_per_gib = GR_DIRTY_RATE_SAMPLES_MAX;
+	(void)plug(&r, "ram", 32 * MIB, GR_RAM_MEMFD);
+	clock_ns = 1;
+	begin(&r);
+	end(&r);
+	clock_ns = 0;
+	ASSERT_EQ(r.result.sampled_pages, (uint64_t)512);
+	ASSERT_EQ(r.result.elapsed_ns, (uint64_t)512 * PREAD_NS);
+	teardown(&r);
+}
+
+TEST(a_rate_beyond_all_numbers_is_the_largest_one)
+{
+	const uint64_t bytes = 32768 * MIB;
+	struct gr_ram_block *block;
+	struct rig r;
+
+	setup(&r, GR_DIRTY_RATE_BITMAP);
+	block = plug_fd(&r, "ram", bytes, GR_RAM_ANONYMOUS, -1, GR_RAM_NO_RESERVE);
+	clock_ns = 1;
+	begin(&r);
+	gr_ram_mark(block, 0, bytes);
+	end(&r); /* one nanosecond later, as far as it can tell */
+	clock_ns = 0;
+	ASSERT_EQ(r.result.dirty_pages, bytes / PAGE);
+	ASSERT_EQ(r.result.elapsed_ns, (uint64_t)1);
+	ASSERT_EQ(r.result.bytes_per_s, UINT64_MAX);
 	teardown(&r);
 }
 
