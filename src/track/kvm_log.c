@@ -253,6 +253,7 @@ static void destroy(struct gr_tracker *t)
 {
 	struct kvm_log *log = gr_container_of(t, struct kvm_log, tracker);
 
+	gr_kvm_memory_set_tracked(log->kvm, false);
 	gr_kvm_memory_put(log->kvm);
 	free(log);
 }
@@ -288,6 +289,21 @@ static const struct gr_tracker_ops kvm_log_ops = {
 	.rearm = rearm,
 };
 
+/* Only one tracker at a time: each would start and stop the same logs. */
+static int take(struct gr_kvm_memory *kvm, struct gr_error *err)
+{
+	GR_MUTEX_GUARD(&kvm->lock);
+	if (kvm->ring_entries > 0) {
+		return gr_error_set(err, -EBUSY,
+				    "the KVM log cannot be had: this VM has dirty rings instead");
+	}
+	if (kvm->tracked) {
+		return gr_error_set(err, -EBUSY, "another tracker of KVM is in use for this VM");
+	}
+	kvm->tracked = true;
+	return 0;
+}
+
 int gr_tracker_kvm_log_create(struct gr_ram *ram, const struct gr_tracker_params *params,
 			      struct gr_tracker **ret_tracker, struct gr_error *err)
 {
@@ -299,17 +315,18 @@ int gr_tracker_kvm_log_create(struct gr_ram *ram, const struct gr_tracker_params
 		return gr_error_set(err, -EINVAL,
 				    "the KVM log needs this machine's KVM memory slots");
 	}
-	if (kvm->ring_entries > 0) {
-		return gr_error_set(err, -EBUSY,
-				    "the KVM log cannot be had: this VM has dirty rings instead");
-	}
-	rc = gr_kvm_log_set_manual(kvm, kvm->can_manual, err);
+	rc = take(kvm, err);
 	if (rc < 0) {
 		return rc;
 	}
-	log = calloc(1, sizeof(*log));
-	if (!log) {
-		return gr_error_set(err, -ENOMEM, "no memory for the KVM log");
+	rc = gr_kvm_log_set_manual(kvm, kvm->can_manual, err);
+	log = rc == 0 ? calloc(1, sizeof(*log)) : NULL;
+	if (rc == 0 && !log) {
+		rc = gr_error_set(err, -ENOMEM, "no memory for the KVM log");
+	}
+	if (rc < 0) {
+		gr_kvm_memory_set_tracked(kvm, false);
+		return rc;
 	}
 	log->tracker.ops = &kvm_log_ops;
 	log->tracker.ram = ram;

@@ -325,6 +325,12 @@ void gr_kvm_memory_get(struct gr_kvm_memory *kvm)
 	gr_add_relaxed(&kvm->refs, 1u);
 }
 
+void gr_kvm_memory_set_tracked(struct gr_kvm_memory *kvm, bool tracked)
+{
+	GR_MUTEX_GUARD(&kvm->lock);
+	kvm->tracked = tracked;
+}
+
 void gr_kvm_memory_put(struct gr_kvm_memory *kvm)
 {
 	/* Pairs with itself: what the other holder did is done before it is freed. */

@@ -58,6 +58,7 @@ struct gr_kvm_memory {
 	uint64_t *ids;		    /* (l) a bit for each slot number in use */
 	uint64_t *words;	    /* (l) room for the log of the biggest slot */
 	uint64_t words_pages;	    /* (l) how big a slot that is */
+	bool tracked;		    /* (l) a tracker has it: one at a time */
 	bool logging;		    /* (l) */
 	bool manual;		    /* (l) a fetched page is protected by CLEAR only */
 
@@ -71,6 +72,7 @@ struct gr_kvm_memory {
 /* The tracker may outlive the slots: it then has nothing to report. */
 void gr_kvm_memory_get(struct gr_kvm_memory *kvm);
 void gr_kvm_memory_put(struct gr_kvm_memory *kvm);
+void gr_kvm_memory_set_tracked(struct gr_kvm_memory *kvm, bool tracked);
 
 /*
  * Choose between fetch-then-clear and clear-on-fetch; before logging starts. Manual protect is

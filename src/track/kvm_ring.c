@@ -43,6 +43,9 @@ enum { ENTRIES_DEFAULT = 4096 };
 #ifndef KVM_CAP_DIRTY_LOG_RING_ACQ_REL
 #define KVM_CAP_DIRTY_LOG_RING_ACQ_REL 223
 #endif
+#ifndef KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP
+#define KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP 225
+#endif
 
 struct gr_kvm_ring {
 	struct gr_kvm_ring *next;      /* (l) */
@@ -245,6 +248,7 @@ static void destroy(struct gr_tracker *t)
 {
 	struct kvm_ring *r = gr_container_of(t, struct kvm_ring, tracker);
 
+	gr_kvm_memory_set_tracked(r->kvm, false);
 	gr_kvm_memory_put(r->kvm);
 	free(r);
 }
@@ -334,6 +338,19 @@ static int enable(struct gr_kvm_memory *kvm, uint32_t entries, struct gr_error *
 	};
 	int bytes_max;
 
+	if (kvm->ring_entries == entries) {
+		return 0; /* by a tracker before us: it lasts as long as the VM */
+	}
+	if (kvm->ring_entries > 0) {
+		return gr_error_set(err, -EBUSY,
+				    "this VM has dirty rings of %u entries, which cannot become %u",
+				    kvm->ring_entries, entries);
+	}
+	if (ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP) > 0) {
+		return gr_error_set(err, -ENOTSUP,
+				    "this KVM writes guest memory outside of any vCPU (interrupt "
+				    "controller tables), which the dirty rings miss: use kvm-log");
+	}
 	cap.cap = capability(kvm->vm_fd, &bytes_max);
 	if (cap.cap == 0) {
 		return gr_error_set(err, -ENOTSUP, "this KVM has no dirty rings");
@@ -369,6 +386,10 @@ int gr_tracker_kvm_ring_create(struct gr_ram *ram, const struct gr_tracker_param
 	}
 	r = calloc(1, sizeof(*r));
 	GR_MUTEX_GUARD(&kvm->lock);
+	if (kvm->tracked) {
+		free(r);
+		return gr_error_set(err, -EBUSY, "another tracker of KVM is in use for this VM");
+	}
 	if (!kvm->by_id) {
 		kvm->by_id = calloc(kvm->slots_max, sizeof(struct gr_kvm_slot *));
 	}
@@ -382,6 +403,7 @@ int gr_tracker_kvm_ring_create(struct gr_ram *ram, const struct gr_tracker_param
 		kvm->by_id[kvm->slots[i]->id] = kvm->slots[i];
 	}
 	kvm->ring_entries = entries;
+	kvm->tracked = true;
 	r->tracker.ops = &kvm_ring_ops;
 	r->tracker.ram = ram;
 	r->kvm = kvm;

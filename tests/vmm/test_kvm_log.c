@@ -9,9 +9,16 @@
 #include "kvm_guest.h"
 #include "track/kvm_memory.h"
 #include <errno.h>
+#include <guestram/dirty_rate.h>
 #include <guestram/track.h>
+#include <signal.h>
+#include <stdarg.h>
 #include <stdlib.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 enum {
 	PAGE = 4096,
@@ -314,6 +321,230 @@ TEST(rings_come_before_vcpus_and_instead_of_the_log)
 	ASSERT_EQ(gr_track_use(m.track, GR_TRACKER_KVM_RING, &params, &err), -EINVAL);
 	ASSERT_HAS(err.msg, "before the first vCPU");
 	machine_destroy(&m);
+}
+
+/*
+ * A KVM that is not there, for what the real one does too seldom or on other machines only: its
+ * rings are files, its guest is fake_write(). ioctl() below is the program's own.
+ */
+enum { FAKE_PAGES = 64, FAKE_VCPUS = GR_DIRTY_RATE_VCPUS_MAX + 1 };
+
+static struct fake_vcpu {
+	int fd;
+	struct kvm_dirty_gfn *ring;
+	uint32_t written, reset;
+} fake_vcpus[FAKE_VCPUS];
+
+static struct {
+	int vm_fd; /* 0: there is none */
+	unsigned int vcpus;
+	bool with_bitmap;	 /* writes outside of vCPUs go to a bitmap */
+	bool interrupted;	 /* the next reset ends after `until` entries */
+	bool always_interrupted; /* and all after it */
+	int until;
+	unsigned int enabled;	  /* how often rings were */
+	unsigned int switched_on; /* how often a log was */
+	bool logs;
+} fake;
+
+static int fake_reset(void)
+{
+	sigset_t set;
+	int n = 0;
+
+	pthread_sigmask(SIG_BLOCK, NULL, &set);
+	ASSERT_EQ(sigismember(&set, SIGUSR1), 1); /* KVM would stop in the middle */
+	for (unsigned int v = 0; v < fake.vcpus; v++) {
+		struct fake_vcpu *vcpu = &fake_vcpus[v];
+
+		for (;;) {
+			struct kvm_dirty_gfn *e = &vcpu->ring[vcpu->reset % RING_ENTRIES];
+
+			if (fake.interrupted && n == fake.until) {
+				fake.interrupted = fake.always_interrupted;
+				return n;
+			}
+			if (e->flags != KVM_DIRTY_GFN_F_RESET) {
+				break;
+			}
+			e->flags = 0;
+			vcpu->reset++;
+			n++;
+		}
+	}
+	return n;
+}
+
+static int fake_check(uintptr_t cap)
+{
+	switch (cap) {
+	case KVM_CAP_NR_MEMSLOTS:
+		return 32;
+	case 223: /* KVM_CAP_DIRTY_LOG_RING_ACQ_REL */
+		return 65536;
+	case 225: /* KVM_CAP_DIRTY_LOG_RING_WITH_BITMAP */
+		return fake.with_bitmap;
+	default:
+		return 0;
+	}
+}
+
+static int fake_ioctl(unsigned long request, void *arg)
+{
+	const struct kvm_userspace_memory_region *r = arg;
+	bool on;
+
+	switch (request) {
+	case KVM_CHECK_EXTENSION:
+		return fake_check((uintptr_t)arg);
+	case KVM_ENABLE_CAP:
+		fake.enabled++;
+		return 0;
+	case KVM_RESET_DIRTY_RINGS:
+		return fake_reset();
+	case KVM_SET_USER_MEMORY_REGION: /* of its one slot */
+		on = r->memory_size > 0 && (r->flags & KVM_MEM_LOG_DIRTY_PAGES);
+		fake.switched_on += on && !fake.logs;
+		fake.logs = on;
+		return 0;
+	default:
+		errno = ENOTTY;
+		return -1;
+	}
+}
+
+#	ifdef __GLIBC__
+int ioctl(int fd, unsigned long request, ...)
+#	else
+int ioctl(int fd, int request, ...)
+#	endif
+{
+	va_list ap;
+	void *arg;
+
+	va_start(ap, request);
+	arg = va_arg(ap, void *);
+	va_end(ap);
+	if (fake.vm_fd > 0 && fd == fake.vm_fd) {
+		return fake_ioctl((unsigned int)request, arg);
+	}
+	return (int)syscall(SYS_ioctl, fd, request, arg);
+}
+
+static void fake_create(struct machine *m)
+{
+	struct gr_error err;
+
+	memset(m, 0, sizeof(*m));
+	fake.vm_fd = memfd_create("vm", MFD_CLOEXEC);
+	ASSERT_GT(fake.vm_fd, 0);
+	ASSERT_EQ(gr_ram_create(NULL, &m->ram, NULL), 0);
+	m->block = plug(m, "ram", 0, FAKE_PAGES);
+	if (gr_kvm_memory_create(m->ram, fake.vm_fd, NULL, NULL, NULL, &m->kvm, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	ASSERT_EQ(gr_track_create(m->ram, &m->track, NULL), 0);
+}
+
+static int fake_use(struct machine *m, enum gr_tracker_kind kind, uint32_t entries,
+		    struct gr_error *err)
+{
+	struct gr_tracker_params params = { .size = sizeof(params),
+					    .kvm = m->kvm,
+					    .ring_entries = entries };
+
+	return gr_track_use(m->track, kind, &params, err);
+}
+
+static struct fake_vcpu *fake_add_vcpu(struct machine *m)
+{
+	struct fake_vcpu *vcpu = &fake_vcpus[fake.vcpus];
+	off_t at = (off_t)64 * (off_t)m->kvm->page_bytes; /* KVM_DIRTY_LOG_PAGE_OFFSET */
+	size_t bytes = RING_ENTRIES * sizeof(*vcpu->ring);
+	struct gr_error err;
+
+	vcpu->fd = memfd_create("vcpu", MFD_CLOEXEC);
+	ASSERT_GE(vcpu->fd, 0);
+	ASSERT_EQ(ftruncate(vcpu->fd, at + (off_t)bytes), 0);
+	vcpu->ring = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vcpu->fd, at);
+	ASSERT(vcpu->ring != MAP_FAILED);
+	fake.vcpus++;
+	if (gr_kvm_vcpu_add(m->kvm, vcpu->fd, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	return vcpu;
+}
+
+static void fake_write(struct fake_vcpu *vcpu, uint64_t page)
+{
+	struct kvm_dirty_gfn *e = &vcpu->ring[vcpu->written++ % RING_ENTRIES];
+
+	ASSERT_EQ(e->flags, 0u);
+	e->slot = 0;
+	e->offset = page;
+	e->flags = KVM_DIRTY_GFN_F_DIRTY;
+}
+
+static void fake_destroy(struct machine *m)
+{
+	gr_kvm_memory_free(m->kvm);
+	gr_track_free(m->track);
+	gr_ram_free(m->ram);
+}
+
+/* A machine with one vCPU, tracked and up to date. */
+static struct fake_vcpu *fake_track(struct machine *m, struct copier *k)
+{
+	struct fake_vcpu *vcpu;
+
+	fake_create(m);
+	ASSERT_EQ(fake_use(m, GR_TRACKER_KVM_RING, RING_ENTRIES, NULL), 0);
+	vcpu = fake_add_vcpu(m);
+	track(m);
+	copier_create(k, m, m->block, GR_DIRTY_START_CLEAN);
+	ASSERT_EQ(round_of(k), 0u);
+	return vcpu;
+}
+
+TEST(rings_are_refused_where_kvm_writes_outside_of_vcpus)
+{
+	struct machine m;
+	struct gr_error err;
+
+	fake_create(&m);
+	fake.with_bitmap = true;
+	ASSERT_EQ(fake_use(&m, GR_TRACKER_KVM_RING, 0, &err), -ENOTSUP);
+	ASSERT_HAS(err.msg, "outside of any vCPU");
+	ASSERT_EQ(fake_use(&m, GR_TRACKER_KVM_LOG, 0, &err), 0);
+	fake_destroy(&m);
+}
+
+TEST(a_vm_has_one_tracker_at_a_time_and_its_rings_for_good)
+{
+	struct machine m;
+	struct gr_error err;
+
+	fake_create(&m);
+	ASSERT_EQ(fake_use(&m, GR_TRACKER_KVM_LOG, 0, &err), 0);
+	ASSERT_EQ(fake_use(&m, GR_TRACKER_KVM_RING, 0, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "another tracker of KVM");
+	for (unsigned int turn = 0; turn < 2; turn++) {
+		struct machine other = m;
+
+		gr_track_free(m.track);
+		ASSERT_EQ(gr_track_create(m.ram, &m.track, NULL), 0);
+		if (turn > 0) {
+			ASSERT_EQ(fake_use(&m, GR_TRACKER_KVM_RING, 1024, &err), -EBUSY);
+			ASSERT_HAS(err.msg, "cannot become 1024");
+		}
+		ASSERT_EQ(fake_use(&m, GR_TRACKER_KVM_RING, RING_ENTRIES, &err), 0);
+		ASSERT_EQ(fake.enabled, 1u);
+		ASSERT_EQ(gr_track_create(m.ram, &other.track, NULL), 0);
+		ASSERT_EQ(fake_use(&other, GR_TRACKER_KVM_RING, RING_ENTRIES, &err), -EBUSY);
+		ASSERT_EQ(fake_use(&other, GR_TRACKER_KVM_LOG, 0, &err), -EBUSY);
+		gr_track_free(other.track);
+	}
+	fake_destroy(&m);
 }
 #else
 TEST(a_page_that_nobody_rearms_is_reported_again)
