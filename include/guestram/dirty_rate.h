@@ -70,7 +70,7 @@ struct gr_dirty_rate_result {
 	uint64_t elapsed_ns;      /**< between the two looks */
 	uint64_t dirty_pages;     /**< found dirty: of the samples, or in all */
 	uint64_t sampled_pages;   /**< sampling: how many were looked at twice */
-	unsigned int vcpus;       /**< ring: how many follow, in the order of gr_kvm_vcpu_add() */
+	unsigned int vcpus;       /**< ring: how many follow, by gr_kvm_vcpu_add(); the sums are of all */
 	uint64_t vcpu_bytes_per_s[GR_DIRTY_RATE_VCPUS_MAX]; /**< ring: of each */
 };
 

@@ -109,7 +109,8 @@ GR_EXPORT void gr_kvm_memory_free(struct gr_kvm_memory *kvm);
 
 /**
  * Make a vCPU's dirty ring known. Right after KVM_CREATE_VCPU, before it first runs, for each
- * vCPU; without GR_TRACKER_KVM_RING in use it does nothing.
+ * vCPU; without GR_TRACKER_KVM_RING in use it does nothing. A vCPU that was there before goes on
+ * with the ring that it had; it must not run meanwhile.
  * @param kvm     The machine's slots.
  * @param vcpu_fd KVM's vCPU file descriptor; borrowed until gr_kvm_vcpu_del().
  * @param err     May be NULL.
@@ -120,7 +121,8 @@ GR_EXPORT void gr_kvm_memory_free(struct gr_kvm_memory *kvm);
 GR_EXPORT GR_MUST_CHECK int gr_kvm_vcpu_add(struct gr_kvm_memory *kvm, int vcpu_fd,
 					    struct gr_error *err);
 /**
- * A vCPU goes: what is in its ring is marked first. It does not run any more.
+ * A vCPU goes: what is in its ring is marked first. It does not run any more, unless it is added
+ * again. KVM keeps a vCPU as long as its VM, so the ring stays mapped until the slots are freed.
  * @param kvm     The machine's slots.
  * @param vcpu_fd As it was added; one that was not is ignored.
  * @context Any thread.

@@ -44,6 +44,7 @@ struct gr_dirty_rate {
 	bool tracking;			    /* started by us */
 	struct gr_dirty_consumer *consumer; /* bitmap */
 	uint64_t *vcpu_pages;		    /* ring: at the begin, per vCPU */
+	uint64_t ring_pages;		    /* ring: at the begin, of all */
 	unsigned int vcpus;
 };
 
@@ -237,8 +238,8 @@ static int track_begin(struct gr_dirty_rate *rate, struct gr_error *err)
 		ret = gr_dirty_consumer_add(gr_ram_dirty(rate->ram), "dirty rate",
 					    GR_DIRTY_START_CLEAN, &rate->consumer, err);
 	} else if (ret == 0) {
-		rate->vcpus = gr_kvm_ring_counts(rate->params.kvm, rate->vcpu_pages,
-						 GR_DIRTY_RATE_VCPUS_MAX);
+		rate->ring_pages = gr_kvm_ring_counts(rate->params.kvm, rate->vcpu_pages,
+						      GR_DIRTY_RATE_VCPUS_MAX, &rate->vcpus);
 	}
 	return ret;
 }
@@ -263,14 +264,15 @@ static int track_end(struct gr_dirty_rate *rate, struct gr_dirty_rate_result *re
 		result->dirty_pages = pages;
 	} else {
 		uint64_t now[GR_DIRTY_RATE_VCPUS_MAX];
-		unsigned int n = gr_kvm_ring_counts(rate->params.kvm, now, GR_DIRTY_RATE_VCPUS_MAX);
+		unsigned int n;
+		uint64_t all = gr_kvm_ring_counts(rate->params.kvm, now, GR_DIRTY_RATE_VCPUS_MAX, &n);
 
+		result->dirty_pages = all - rate->ring_pages;
 		/* Of those that were there at the begin: new ones come after them. */
 		result->vcpus = GR_MIN(n, rate->vcpus);
 		for (unsigned int i = 0; i < result->vcpus; i++) {
 			uint64_t pages = now[i] - rate->vcpu_pages[i];
 
-			result->dirty_pages += pages;
 			result->vcpu_bytes_per_s[i] = per_second(
 				(double)pages * (double)rate->page_bytes, result->elapsed_ns);
 		}
@@ -297,7 +299,7 @@ static int check_params(struct gr_dirty_rate_params *p, struct gr_error *err)
 		}
 		return 0;
 	case GR_DIRTY_RATE_RING:
-		if (!p->kvm || gr_kvm_ring_counts(p->kvm, NULL, 0) == 0) {
+		if (!p->kvm || !gr_kvm_ring_any(p->kvm)) {
 			return gr_error_set(err, -EINVAL,
 					    "dirty rate: no vCPU has a dirty ring: is kvm-ring in use?");
 		}

@@ -56,10 +56,18 @@ int gr_kvm_ring_full(struct gr_kvm_memory *kvm, struct gr_error *err)
 	return gr_error_set(err, -ENOTSUP, "this system has no KVM");
 }
 
-unsigned int gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max)
+uint64_t gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max,
+			    unsigned int *ret_count)
 {
 	(void)kvm;
 	(void)ret_pages;
 	(void)max;
+	*ret_count = 0;
 	return 0;
+}
+
+bool gr_kvm_ring_any(struct gr_kvm_memory *kvm)
+{
+	(void)kvm;
+	return false;
 }

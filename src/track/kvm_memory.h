@@ -96,9 +96,13 @@ GR_MUST_CHECK int gr_kvm_ring_start_locked(struct gr_kvm_memory *kvm, struct gr_
 	GR_REQUIRES(kvm->lock);
 /*
  * How many pages were taken from each vCPU's ring so far, in the order in which the vCPUs were
- * added; fills at most max and returns how many there are, at most max unless that is 0.
+ * first added, for *ret_count vCPUs, at most max. Returns the pages of all of them. A vCPU that was
+ * taken away keeps its place, so neither an element nor the sum ever shrinks.
  */
-unsigned int gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max);
+uint64_t gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max,
+			    unsigned int *ret_count);
+/* Whether any vCPU has a ring. */
+bool gr_kvm_ring_any(struct gr_kvm_memory *kvm);
 /* When the slots are freed. */
 void gr_kvm_ring_destroy(struct gr_kvm_memory *kvm);
 

@@ -49,7 +49,7 @@ enum { ENTRIES_DEFAULT = 4096 };
 
 struct gr_kvm_ring {
 	struct gr_kvm_ring *next;      /* (l) */
-	int vcpu_fd;		       /* (c) borrowed */
+	int vcpu_fd;		       /* (l) borrowed; -1: its vCPU was taken away */
 	struct kvm_dirty_gfn *entries; /* shared with KVM; flags say whose an entry is */
 	uint32_t at;		       /* (l) the next one to take */
 	uint64_t taken;		       /* (l) how many were, in all */
@@ -157,6 +157,22 @@ static size_t ring_bytes(const struct gr_kvm_memory *kvm)
 	return kvm->ring_entries * sizeof(struct kvm_dirty_gfn);
 }
 
+/*
+ * Whether both are mappings of one ring. A file descriptor's number does not tell: it may be used
+ * again for another vCPU. The vCPU of `fresh` does not run, so nobody else looks at its entries.
+ */
+static bool same_ring(const struct gr_kvm_ring *ring, struct kvm_dirty_gfn *fresh)
+{
+	const struct kvm_dirty_gfn *known = ring->entries;
+	uint64_t was = gr_load_relaxed(&fresh->offset);
+	bool same = gr_load_relaxed(&known->offset) == was;
+
+	gr_store_relaxed(&fresh->offset, ~was);
+	same = same && gr_load_relaxed(&known->offset) == ~was;
+	gr_store_relaxed(&fresh->offset, was);
+	return same;
+}
+
 int gr_kvm_vcpu_add(struct gr_kvm_memory *kvm, int vcpu_fd, struct gr_error *err)
 {
 	struct gr_kvm_ring **where = &kvm->rings, *ring;
@@ -179,45 +195,55 @@ int gr_kvm_vcpu_add(struct gr_kvm_memory *kvm, int vcpu_fd, struct gr_error *err
 		free(ring);
 		return rc;
 	}
-	ring->vcpu_fd = vcpu_fd;
-	ring->entries = p;
-	while (*where) {
+	while (*where && !same_ring(*where, p)) {
 		where = &(*where)->next;
 	}
+	if (*where) {
+		/* It comes back: KVM goes on in its ring where it was, and so do we. */
+		(*where)->vcpu_fd = vcpu_fd;
+		(void)munmap(p, ring_bytes(kvm));
+		free(ring);
+		return 0;
+	}
+	ring->vcpu_fd = vcpu_fd;
+	ring->entries = p;
 	*where = ring;
 	return 0;
 }
 
 void gr_kvm_vcpu_del(struct gr_kvm_memory *kvm, int vcpu_fd)
 {
-	struct gr_kvm_ring **where = &kvm->rings, *ring;
-
 	GR_MUTEX_GUARD(&kvm->lock);
-	while (*where && (*where)->vcpu_fd != vcpu_fd) {
-		where = &(*where)->next;
+	for (struct gr_kvm_ring *ring = kvm->rings; ring; ring = ring->next) {
+		if (ring->vcpu_fd == vcpu_fd) {
+			gr_kvm_ring_reap_locked(kvm);
+			/* The ring stays: it holds its place in KVM, which has no end of a vCPU. */
+			ring->vcpu_fd = -1;
+		}
 	}
-	ring = *where;
-	if (!ring) {
-		return;
-	}
-	gr_kvm_ring_reap_locked(kvm);
-	*where = ring->next;
-	(void)munmap(ring->entries, ring_bytes(kvm));
-	free(ring);
 }
 
-unsigned int gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max)
+uint64_t gr_kvm_ring_counts(struct gr_kvm_memory *kvm, uint64_t *ret_pages, unsigned int max,
+			    unsigned int *ret_count)
 {
 	unsigned int n = 0;
+	uint64_t all = 0;
 
 	GR_MUTEX_GUARD(&kvm->lock);
-	for (struct gr_kvm_ring *ring = kvm->rings; ring && (n < max || max == 0); ring = ring->next) {
-		if (ret_pages) {
-			ret_pages[n] = ring->taken;
+	for (struct gr_kvm_ring *ring = kvm->rings; ring; ring = ring->next) {
+		all += ring->taken;
+		if (n < max) {
+			ret_pages[n++] = ring->taken;
 		}
-		n++;
 	}
-	return n;
+	*ret_count = n;
+	return all;
+}
+
+bool gr_kvm_ring_any(struct gr_kvm_memory *kvm)
+{
+	GR_MUTEX_GUARD(&kvm->lock);
+	return kvm->rings != NULL;
 }
 
 void gr_kvm_ring_destroy(struct gr_kvm_memory *kvm)

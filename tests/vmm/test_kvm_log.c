@@ -506,6 +506,69 @@ static struct fake_vcpu *fake_track(struct machine *m, struct copier *k)
 	return vcpu;
 }
 
+TEST(a_vcpu_that_comes_back_goes_on_in_its_ring)
+{
+	struct machine m;
+	struct copier k;
+	struct fake_vcpu *first = fake_track(&m, &k), *second;
+	int number = first->fd;
+
+	for (uint64_t p = 0; p < 3; p++) {
+		fake_write(first, p);
+	}
+	gr_kvm_vcpu_del(m.kvm, number);
+	ASSERT_EQ(round_of(&k), 3u); /* reported as it went */
+	ASSERT_EQ(gr_kvm_vcpu_add(m.kvm, number, NULL), 0);
+	fake_write(first, 7);
+	ASSERT_EQ(round_of(&k), 1u);
+
+	/* Another one under the same number begins at its own start. */
+	gr_kvm_vcpu_del(m.kvm, number);
+	second = fake_add_vcpu(&m);
+	gr_kvm_vcpu_del(m.kvm, second->fd);
+	ASSERT_EQ(dup2(second->fd, number), number);
+	ASSERT_EQ(gr_kvm_vcpu_add(m.kvm, number, NULL), 0);
+	fake_write(second, 8);
+	fake_write(second, 9);
+	ASSERT_EQ(round_of(&k), 2u);
+	ASSERT_EQ(second->reset, 2u);
+	copier_destroy(&k);
+	fake_destroy(&m);
+}
+
+TEST(the_ring_dirty_rate_counts_every_vcpu_also_one_that_goes)
+{
+	struct gr_dirty_rate_params params = { .size = sizeof(params),
+					       .mode = GR_DIRTY_RATE_RING,
+					       .writers = GR_WRITERS_KVM_VCPUS };
+	static struct gr_dirty_rate_result result;
+	struct gr_dirty_rate *rate;
+	struct machine m;
+	struct copier k;
+	struct fake_vcpu *first = fake_track(&m, &k), *last = first;
+
+	while (fake.vcpus < FAKE_VCPUS) {
+		last = fake_add_vcpu(&m);
+	}
+	fake_write(first, 1);
+	fake_write(first, 2);
+	params.track = m.track;
+	params.kvm = m.kvm;
+	ASSERT_EQ(gr_dirty_rate_begin(m.ram, &params, &rate, NULL), 0);
+	gr_kvm_vcpu_del(m.kvm, first->fd);
+	fake_write(last, 3);
+	result.size = sizeof(result);
+	ASSERT_EQ(gr_dirty_rate_end(rate, &result, NULL), 0);
+	ASSERT_EQ(result.dirty_pages, 1u);
+	ASSERT_EQ(result.vcpus, (unsigned int)GR_DIRTY_RATE_VCPUS_MAX);
+	for (unsigned int i = 0; i < result.vcpus; i++) {
+		ASSERT_EQ(result.vcpu_bytes_per_s[i], 0u);
+	}
+	gr_dirty_rate_free(rate);
+	copier_destroy(&k);
+	fake_destroy(&m);
+}
+
 TEST(rings_are_refused_where_kvm_writes_outside_of_vcpus)
 {
 	struct machine m;
