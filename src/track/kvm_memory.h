@@ -63,10 +63,12 @@ struct gr_kvm_memory {
 	bool manual;		    /* (l) a fetched page is protected by CLEAR only */
 
 	/* Of the ring (kvm_ring.c). */
-	uint32_t ring_entries;	     /* (l) 0: it is not in use */
-	struct gr_kvm_ring *rings;   /* (l) one per vCPU */
-	struct gr_kvm_slot **by_id;  /* (l) the slot of each number, or NULL; only with rings */
-	uint32_t ring_debt;	     /* (a) entries were collected and not reset */
+	uint32_t ring_entries;	    /* (l) 0: it is not in use */
+	struct gr_kvm_ring *rings;  /* (l) one per vCPU that ever was, in their order */
+	struct gr_kvm_slot **by_id; /* (l) the slot of each number, or NULL; only with rings */
+	uint32_t ring_debt;	    /* (a) entries were collected and not reset */
+	uint64_t ring_unreset;	    /* (l) how many */
+	bool ring_lost;		    /* (l) KVM may have left some unprotected in a reset */
 };
 
 /* The tracker may outlive the slots: it then has nothing to report. */

@@ -16,6 +16,10 @@
  *           read yet are protected with the others: if they are written again first, they go
  *           twice.
  *
+ * KVM stops a reset in the middle for a pending signal and then forgets to protect some of the
+ * pages whose entries it gave back. reset_locked() sees that by the count; as nobody can tell which
+ * pages those are, the logs of all slots begin anew and all their pages count as written.
+ *
  * A ring that is full makes its vCPU leave the guest: gr_kvm_ring_full() does both at once, as
  * else the vCPU could not enter again.
  *
@@ -25,17 +29,22 @@
  */
 #include "base/atomic.h"
 #include "base/log.h"
+#include "base/signals.h"
 #include "track/kvm_memory.h"
 #include "track/report.h"
 #include "track/tracker.h"
 #include <errno.h>
+#include <inttypes.h>
 #include <linux/kvm.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 
-enum { ENTRIES_DEFAULT = 4096 };
+enum {
+	ENTRIES_DEFAULT = 4096,
+	RESETS_IDLE_MAX = 1000, /* so many resets one after the other may give nothing back */
+};
 
 #ifndef KVM_DIRTY_LOG_PAGE_OFFSET
 #define KVM_DIRTY_LOG_PAGE_OFFSET 64
@@ -104,6 +113,7 @@ static void ring_reap(struct gr_kvm_memory *kvm, struct gr_kvm_ring *ring, struc
 		gr_store_release(&e->flags, (uint32_t)KVM_DIRTY_GFN_F_RESET);
 		ring->at++;
 		ring->taken++;
+		kvm->ring_unreset++;
 	}
 }
 
@@ -119,16 +129,75 @@ void gr_kvm_ring_reap_locked(struct gr_kvm_memory *kvm)
 	run_mark(kvm, &run);
 }
 
+/* Have KVM give back all that was taken. */
+static int give_back(struct gr_kvm_memory *kvm, struct gr_error *err) GR_REQUIRES(kvm->lock)
+{
+	unsigned int idle = 0;
+
+	for (;;) {
+		int n = ioctl(kvm->vm_fd, KVM_RESET_DIRTY_RINGS, 0);
+
+		if (n < 0 && (errno == EINTR || errno == EAGAIN)) {
+			continue;
+		}
+		if (n < 0) {
+			return gr_error_set(err, -errno, "cannot re-arm KVM's dirty rings: %s",
+					    strerror(errno));
+		}
+#ifdef GR_MUTANT_KVM_RING_PARTIAL_RESET
+		kvm->ring_unreset = 0;
+#endif
+		kvm->ring_unreset -= GR_MIN((uint64_t)n, kvm->ring_unreset);
+		if (kvm->ring_unreset == 0) {
+			return 0;
+		}
+		kvm->ring_lost = true;
+		idle = n > 0 ? 0 : idle + 1;
+		if (idle == RESETS_IDLE_MAX) {
+			return gr_error_set(err, -EIO,
+					    "cannot re-arm KVM's dirty rings: %" PRIu64
+					    " entries are not given back",
+					    kvm->ring_unreset);
+		}
+	}
+}
+
+/* Switching a log on protects all its pages. What was written while it was off, nobody saw. */
+static int relog(struct gr_kvm_memory *kvm, struct gr_error *err) GR_REQUIRES(kvm->lock)
+{
+	for (unsigned int i = 0; i < kvm->nslots; i++) {
+		const struct gr_kvm_slot *slot = kvm->slots[i];
+		int rc = gr_kvm_slot_set(kvm, slot, false, err);
+
+		if (rc == 0 && kvm->logging) {
+			rc = gr_kvm_slot_set(kvm, slot, true, err);
+		}
+		if (rc < 0) {
+			return rc;
+		}
+		if (kvm->logging && !slot->region.readonly) {
+			gr_report_range(slot->region.block, slot->region.block_offset,
+					slot->region.bytes);
+		}
+	}
+	kvm->ring_lost = false;
+	return 0;
+}
+
 static int reset_locked(struct gr_kvm_memory *kvm, struct gr_error *err) GR_REQUIRES(kvm->lock)
 {
-	int n;
+	struct gr_signals saved;
+	int rc;
 
-	do {
-		n = ioctl(kvm->vm_fd, KVM_RESET_DIRTY_RINGS, 0);
-	} while (n < 0 && (errno == EINTR || errno == EAGAIN));
-	if (n < 0) {
-		return gr_error_set(err, -errno, "cannot re-arm KVM's dirty rings: %s",
-				    strerror(errno));
+	/* Not all that interrupts can be blocked (SIGSTOP), but what is common can. */
+	gr_signals_block(&saved);
+	rc = give_back(kvm, err);
+	gr_signals_restore(&saved);
+	if (rc == 0 && kvm->ring_lost) {
+		rc = relog(kvm, err);
+	}
+	if (rc < 0) {
+		return rc;
 	}
 	gr_store_release(&kvm->ring_debt, 0u); /* O4: after KVM; pairs with rearm_due() */
 	return 0;

@@ -284,6 +284,28 @@ TEST(a_full_ring_stops_the_guest_until_it_is_emptied_and_loses_nothing)
 	machine_destroy(&m);
 }
 
+/* As if KVM had stopped in the middle of a reset: the fake KVM below shows that it is seen. */
+TEST(a_log_that_begins_anew_reports_all_pages_and_watches_them)
+{
+	struct machine m;
+	struct copier k;
+
+	machine_create(&m);
+	track(&m);
+	copier_create(&k, &m, m.block, GR_DIRTY_START_FULL);
+	round_of(&k);
+	kvm_guest_fill(&m.guest, PAGE, PAGE, 50, 7);
+	m.kvm->ring_lost = true;
+	ASSERT_GE(round_of(&k), 50u);
+	ASSERT_GE(round_of(&k), (uint64_t)RAM_PAGES);
+	ASSERT_LE(round_of(&k), 1u);
+	kvm_guest_fill(&m.guest, PAGE, PAGE, 60, 8);
+	ASSERT_GE(round_of(&k), 60u);
+	assert_up_to_date(&k);
+	copier_destroy(&k);
+	machine_destroy(&m);
+}
+
 TEST(rings_come_before_vcpus_and_instead_of_the_log)
 {
 	struct gr_tracker_params params = { .size = sizeof(params), .ring_entries = 3 };
@@ -504,6 +526,60 @@ static struct fake_vcpu *fake_track(struct machine *m, struct copier *k)
 	copier_create(k, m, m->block, GR_DIRTY_START_CLEAN);
 	ASSERT_EQ(round_of(k), 0u);
 	return vcpu;
+}
+
+TEST(a_reset_of_the_rings_that_is_cut_short_loses_no_page)
+{
+	struct machine m;
+	struct copier k;
+	struct fake_vcpu *vcpu = fake_track(&m, &k);
+	sigset_t set;
+
+	for (int until = 0; until < 4; until++) {
+		unsigned int before = fake.switched_on;
+
+		for (uint64_t p = 0; p < 4; p++) {
+			fake_write(vcpu, 3 * p);
+		}
+		fake.interrupted = true;
+		fake.until = until;
+		ASSERT_EQ(round_of(&k), 4u);
+		ASSERT_EQ(vcpu->reset, vcpu->written); /* all is given back */
+		/* Who knows what KVM did not protect: the log began anew, and all was written. */
+		ASSERT_EQ(fake.switched_on, before + 1);
+		ASSERT_EQ(round_of(&k), (uint64_t)FAKE_PAGES);
+		ASSERT_EQ(round_of(&k), 0u);
+	}
+	fake_write(vcpu, 1);
+	fake.interrupted = true;
+	fake.until = 0;
+	ASSERT_EQ(gr_kvm_ring_full(m.kvm, NULL), 0);
+	ASSERT_EQ(round_of(&k), (uint64_t)FAKE_PAGES);
+	pthread_sigmask(SIG_BLOCK, NULL, &set);
+	ASSERT_EQ(sigismember(&set, SIGUSR1), 0);
+	copier_destroy(&k);
+	fake_destroy(&m);
+}
+
+TEST(rings_that_are_never_given_back_are_an_error_until_they_are)
+{
+	struct machine m;
+	struct copier k;
+	struct fake_vcpu *vcpu = fake_track(&m, &k);
+	struct gr_error err;
+
+	fake_write(vcpu, 1);
+	fake.interrupted = fake.always_interrupted = true;
+	ASSERT_EQ(begin(&k), 1u);
+	ASSERT_EQ(gr_track_rearm(m.track, m.block, 0, PAGE, &err), -EIO);
+	ASSERT_HAS(err.msg, "1 entries are not given back");
+	ASSERT_EQ(gr_dirty_epoch_abort(k.c), 0);
+	fake.interrupted = false;
+	ASSERT_EQ(round_of(&k), 1u);
+	ASSERT_EQ(round_of(&k), (uint64_t)FAKE_PAGES);
+	ASSERT_EQ(vcpu->reset, vcpu->written);
+	copier_destroy(&k);
+	fake_destroy(&m);
 }
 
 TEST(a_vcpu_that_comes_back_goes_on_in_its_ring)
