@@ -71,7 +71,7 @@ enum gr_ram_block_flags {
 	GR_RAM_READONLY = 1 << 0,     /**< the guest may not write it (ROM) */
 	GR_RAM_NO_MIGRATE = 1 << 1,   /**< not part of a migration */
 	/** Stores reach the file and all who map it; ANONYMOUS: children of fork() see them.
-	 *  MEMFD, FILE and FD are shared anyway unless PRIVATE is set. */
+	 *  MEMFD is shared anyway; so are FILE and FD unless PRIVATE is set. */
 	GR_RAM_SHARED = 1 << 2,
 	/** FILE, FD: stores stay in this process, the file never changes. CALLER: a promise that
 	 *  host is private memory without a file, which gr_ram_discard() then may throw away. */
@@ -127,7 +127,10 @@ struct gr_ram_block_desc {
 	unsigned int flags;         /**< enum gr_ram_block_flags */
 	bool mapped;                /**< also add a region that maps the whole block at gpa */
 	gr_gpa_t gpa;               /**< where, if mapped */
-	void *host;                 /**< GR_RAM_CALLER: page-aligned, max_bytes long */
+	/** GR_RAM_CALLER: page-aligned, max_bytes long. What flags ask for (LOCK, NO_FORK, NO_DUMP, THP,
+	 *  MERGE, a NUMA policy) is done to this memory and stays so when it is released, or when
+	 *  adding fails: undo it, or unmap it. */
+	void *host;
 	/** GR_RAM_FD: the file; a duplicate is kept. GR_RAM_CALLER: fd behind host, or -1 if none;
 	 *  not taken. Whoever makes the file shorter while it is in use ends this process by
 	 *  SIGBUS: give files that only you can change, or sealed ones. */
@@ -138,7 +141,8 @@ struct gr_ram_block_desc {
 	void (*release)(void *host, uint64_t max_bytes, void *opaque);
 	void *opaque;               /**< for release() */
 	/** GR_RAM_FILE: a file, made with mode 0600 if there is none and made max_bytes long if it
-	 *  is empty (both are undone when adding fails); or a directory. Copied. */
+	 *  is empty (both are undone when adding fails; meanwhile it has a lock, flock(2), and others
+	 *  who add it get -EBUSY); or a directory. Copied. */
 	const char *path;
 	uint64_t page_bytes;        /**< MEMFD, ANONYMOUS: size of huge pages; 0: ordinary pages */
 	uint64_t align_bytes;       /**< the host address is a multiple of this power of two; 0: of
@@ -540,13 +544,13 @@ GR_EXPORT bool gr_ram_region_next_rcu(struct gr_ram *ram, gr_gpa_t gpa,
 struct gr_ram_listener {
 	int (*block_add)(void *opaque, struct gr_ram_block *block, struct gr_error *err);
 	void (*block_del)(void *opaque, struct gr_ram_block *block);
-	/** The block's length is about to change, or not after all (the reverse of what was said). */
-	int (*block_resize)(void *opaque, struct gr_ram_block *block, uint64_t old_bytes,
-			    uint64_t new_bytes, struct gr_error *err);
 	int (*region_add)(void *opaque, const struct gr_ram_region *region, struct gr_error *err);
 	void (*region_del)(void *opaque, const struct gr_ram_region *region);
 	void *opaque;
 	struct gr_ram_listener *next; /**< (l) the library's */
+	/** The block's length is about to change, or not after all (the reverse of what was said). */
+	int (*block_resize)(void *opaque, struct gr_ram_block *block, uint64_t old_bytes,
+			    uint64_t new_bytes, struct gr_error *err);
 };
 
 /**

@@ -31,7 +31,8 @@ GR_BEGIN_DECLS
 /**
  * Change a block's length. No byte changes: what is cut off is still there when the block grows
  * again (discard it first to give it back), and what grows is dirty for every consumer. Regions
- * stay as they are; cut off only what no region shows.
+ * stay as they are; cut off only what no region shows. A migration that has announced the block
+ * cannot follow: it fails, and the guest goes on at the source.
  *
  * @param block      A block on the list.
  * @param used_bytes New length, a multiple of the guest's page size, from 1 page to max_bytes.
@@ -72,7 +73,8 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_block_unset_id(struct gr_ram_block *block,
 						  struct gr_error *err) GR_EXCLUDES(gr_rcu_section);
 
 /**
- * Let a block take part in migrations, or not (GR_RAM_NO_MIGRATE). Migrations that run notice.
+ * Let a block take part in migrations, or not (GR_RAM_NO_MIGRATE). Migrations that run notice; a
+ * block that joins is dirty for every consumer, all of it.
  * @param block      A block on the list.
  * @param migratable Whether it takes part from now on.
  * @param err        May be NULL.
@@ -95,7 +97,8 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_block_set_migratable(struct gr_ram_block *blo
  * @param bytes  How many; rounded up.
  * @param err    May be NULL.
  * @return 0 or a negative errno; on failure the old memory may be there still.
- * @errors  -EINVAL beyond the block; -ENOTSUP it is the caller's memory; what mmap(2) says.
+ * @errors  -EINVAL beyond the block; -ENOTSUP it is the caller's memory; -EROFS a shared file that is
+ *          mapped for reading only (GR_RAM_HOST_READONLY); what mmap(2) says.
  * @context Outside a read-side section. Who uses these bytes meanwhile sees either memory.
  * @source  QEMU's qemu_ram_remap().
  */

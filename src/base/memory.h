@@ -87,6 +87,12 @@ void gr_memory_file_close(int fd);
  */
 int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made);
 void gr_file_remove(const char *path);
+/*
+ * Locks what fd has open, for whoever asks the same, in other processes too; at once or -EBUSY.
+ * Another negative errno: this file knows no locks. It ends with the unlock or the last close.
+ */
+int gr_file_lock(int fd, bool exclusive);
+void gr_file_unlock(int fd);
 /* Another fd for the same file, closed on exec. Or a negative errno. */
 int gr_file_duplicate(int fd);
 int64_t gr_file_bytes(int fd);

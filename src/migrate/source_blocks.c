@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate/source_blocks.h"
 #include <errno.h>
+#include <guestram/rcu.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,7 @@ void gr_source_blocks_destroy(struct gr_source_blocks *t)
 	*t = (struct gr_source_blocks){ 0 };
 }
 
-static void copy_block(struct gr_source_block *e, const struct gr_ram_block *block,
+static void copy_block(struct gr_source_block *e, const struct gr_ram_block *block, const char *id,
 		       uint64_t page_bytes, uint32_t wire_index)
 {
 	e->first_page = block->offset.v / page_bytes;
@@ -25,7 +26,7 @@ static void copy_block(struct gr_source_block *e, const struct gr_ram_block *blo
 	e->page_bytes = (uint32_t)block->page_bytes;
 	e->flags = gr_ram_block_flags(block) & (GR_RAM_READONLY | GR_RAM_NO_MIGRATE);
 	e->wire_index = wire_index;
-	(void)snprintf(e->id, sizeof(e->id), "%s", block->id);
+	(void)snprintf(e->id, sizeof(e->id), "%s", id);
 }
 
 /* One walk in one section; counts on when there is no more room. */
@@ -39,11 +40,13 @@ static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_secti
 	t->version = gr_ram_version(ram);
 	gr_section_enter(watch);
 	gr_ram_for_each_block_rcu(block, ram) {
-		if ((gr_ram_block_flags(block) & GR_RAM_NO_MIGRATE) != 0) {
+		const char *id = gr_rcu_dereference(block->id); /* once: it may go meanwhile */
+
+		if ((gr_ram_block_flags(block) & GR_RAM_NO_MIGRATE) != 0 || id[0] == '\0') {
 			continue;
 		}
 		if (t->count < t->capacity) {
-			copy_block(&t->entries[t->count], block, page_bytes, t->count);
+			copy_block(&t->entries[t->count], block, id, page_bytes, t->count);
 		}
 		t->count++;
 	}
@@ -90,10 +93,30 @@ static void find_gpas(struct gr_source_blocks *t, struct gr_ram *ram,
 	}
 }
 
+/* The other side took the block with the length that it was told: it cannot have another one. */
+static int check_lengths(const struct gr_source_blocks *told, const struct gr_source_blocks *now,
+			 struct gr_error *err)
+{
+	for (uint32_t i = 0; i < now->count; i++) {
+		const struct gr_source_block *e = &now->entries[i];
+		const struct gr_source_block *old = gr_source_blocks_at(told, e->first_page);
+
+		if (old && old->incarnation == e->incarnation && old->used_bytes != e->used_bytes) {
+			return gr_error_set(err, -EBUSY,
+					    "block '%s' was resized during the move, from %llu to %llu "
+					    "bytes",
+					    e->id, (unsigned long long)old->used_bytes,
+					    (unsigned long long)e->used_bytes);
+		}
+	}
+	return 0;
+}
+
 int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
 			  struct gr_section_watch *watch, struct gr_error *err)
 {
 	struct gr_source_blocks n = { .capacity = GR_MAX(t->count + 4, (uint32_t)FIRST_CAPACITY) };
+	int ret;
 
 	do {
 		free(n.entries);
@@ -105,6 +128,11 @@ int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
 		walk(&n, ram, watch);
 	} while (n.count > n.capacity);
 	qsort(n.entries, n.count, sizeof(*n.entries), by_page);
+	ret = check_lengths(t, &n, err);
+	if (ret < 0) {
+		free(n.entries);
+		return ret;
+	}
 	for (uint32_t i = 0; i < n.count; i++) {
 		n.total_pages += n.entries[i].pages;
 	}

@@ -37,12 +37,13 @@ struct gr_source_blocks {
 void gr_source_blocks_destroy(struct gr_source_blocks *t);
 
 /**
- * Copy the list of migratable blocks. On failure the table is as it was.
+ * Copy the list of migratable blocks. On failure the table is as it was; one that has changed its
+ * length since the last call is such a failure.
  * @param t     The table.
  * @param ram   The machine's RAM.
  * @param watch Measures the sections.
  * @param err   May be NULL.
- * @return 0 or -ENOMEM.
+ * @return 0, -ENOMEM or -EBUSY (the length).
  */
 GR_MUST_CHECK int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
 					struct gr_section_watch *watch, struct gr_error *err);

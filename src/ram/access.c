@@ -77,9 +77,9 @@ static int do_access(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool writ
 {
 	GR_RCU_READ_GUARD();
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	unsigned int pieces;
+	uint64_t pieces;
 	struct gr_piece p;
-	int ret = write ? gr_pieces_check_rcu(index, gpa, bytes, true, &pieces, err) : 0;
+	int ret = write ? gr_pieces_check_rcu(index, gpa, bytes, true, UINT64_MAX, &pieces, err) : 0;
 
 	while (ret == 0 && bytes != 0) {
 		if (!gr_piece_at_rcu(index, gpa, bytes, &p)) {

@@ -179,12 +179,18 @@ int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
 
 void gr_backing_undo(struct gr_block *block)
 {
+	/* Without the lock others may have the file by now, and stores to it would raise SIGBUS. */
+	if (!block->file_locked) {
+		return;
+	}
 	if (block->made_path) {
 		gr_file_remove(block->made_path);
 	}
 	if (block->made_longer) {
 		(void)gr_file_set_bytes(block->pub.fd, 0);
 	}
+	gr_file_unlock(block->pub.fd);
+	block->file_locked = false;
 }
 
 void gr_backing_keep(struct gr_block *block)
@@ -192,6 +198,10 @@ void gr_backing_keep(struct gr_block *block)
 	free(block->made_path);
 	block->made_path = NULL;
 	block->made_longer = false;
+	if (block->file_locked) {
+		gr_file_unlock(block->pub.fd);
+		block->file_locked = false;
+	}
 }
 
 void gr_backing_unmap(struct gr_block *block)

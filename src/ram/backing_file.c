@@ -30,6 +30,39 @@ static int open_path(struct gr_block *block, const struct gr_ram_block_desc *des
 	return 0;
 }
 
+/*
+ * An empty file is ours alone from before it gets its length until the block is on the list: if
+ * adding fails, it is shortened again, and whoever had mapped it meanwhile would fault. Any other
+ * file is looked at only, to see that nobody is making it right now. Sets its length, as it is
+ * under the lock. A caller's fd is not locked, the lock would be the caller's own: such a file is
+ * never shortened.
+ */
+static int lock_path(struct gr_block *block, const struct gr_ram_block_desc *desc, int fd,
+		     int64_t *bytes, struct gr_error *err)
+{
+	bool make = *bytes == 0 && !(desc->flags & GR_RAM_HOST_READONLY);
+	int ret = gr_file_lock(fd, make);
+
+#ifdef GR_MUTANT_FILE_UNDO_UNLOCKED
+	gr_file_unlock(fd);
+#endif
+	if (ret < 0 && ret != -EBUSY) {
+		return 0; /* no locks here: nothing will be undone either */
+	}
+	if (ret == 0) {
+		*bytes = gr_file_bytes(fd);
+		block->file_locked = make && *bytes == 0;
+		if (!block->file_locked) {
+			gr_file_unlock(fd);
+		}
+		if (*bytes != 0 || block->file_locked || (desc->flags & GR_RAM_HOST_READONLY)) {
+			return 0;
+		}
+	}
+	return gr_error_set(err, -EBUSY, "block '%s': somebody else is making '%s' right now", desc->id,
+			    desc->path);
+}
+
 /* An empty file gets its length; any other one must have it. */
 static int make_room(struct gr_block *block, const struct gr_ram_block_desc *desc, int fd,
 		     struct gr_error *err)
@@ -41,6 +74,12 @@ static int make_room(struct gr_block *block, const struct gr_ram_block_desc *des
 	if (page < 0 || bytes < 0) {
 		return gr_error_set(err, -EINVAL, "block '%s': not a file of bytes or memory",
 				    desc->id);
+	}
+	if (desc->backing == GR_RAM_FILE || (desc->backing == GR_RAM_ON_DEMAND && desc->path)) {
+		ret = lock_path(block, desc, fd, &bytes, err);
+		if (ret < 0) {
+			return ret;
+		}
 	}
 	if (desc->fd_offset % (uint64_t)page != 0 ||
 	    __builtin_add_overflow(GR_ROUND_UP(block->pub.max_bytes, (uint64_t)page),

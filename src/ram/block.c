@@ -35,10 +35,6 @@ static int check_desc(const struct gr_ram *ram, const struct gr_ram_block_desc *
 {
 	uint64_t max = desc->max_bytes ? desc->max_bytes : desc->used_bytes;
 
-	if (desc->size != sizeof(*desc)) {
-		return gr_error_set(err, -EINVAL, "block description of %zu bytes, not %zu",
-				    desc->size, sizeof(*desc));
-	}
 	/* What takes no part in migrations needs none. */
 	if (!(desc->flags & GR_RAM_NO_MIGRATE) || desc->id[0] != '\0') {
 		int ret = gr_block_id_check(desc->id, err);
@@ -132,11 +128,17 @@ static int block_fill(struct gr_block *b, const struct gr_ram_block_desc *desc,
 int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *from,
 		    struct gr_block **ret_block, struct gr_error *err)
 {
-	struct gr_ram_block_desc desc = *from;
+	struct gr_ram_block_desc desc;
 	struct gr_block *b;
 	int ret;
 
-	if (from->size == sizeof(desc) && !desc.id) {
+	/* Before anything else of it is read: another version's may end early. */
+	if (from->size != sizeof(desc)) {
+		return gr_error_set(err, -EINVAL, "block description of %zu bytes, not %zu",
+				    from->size, sizeof(desc));
+	}
+	desc = *from;
+	if (!desc.id) {
 		desc.id = "";
 	}
 	ret = check_desc(ram, &desc, err);

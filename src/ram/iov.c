@@ -32,17 +32,16 @@ int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
 {
 	GR_RCU_READ_GUARD();
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
-	unsigned int pieces = 0;
-	int ret = gr_pieces_check_rcu(index, gpa, bytes, write, &pieces, err);
+	uint64_t pieces = 0;
+	int ret = gr_pieces_check_rcu(index, gpa, bytes, write, iov_max, &pieces, err);
 
 	if (ret < 0) {
 		return ret;
 	}
 	if (pieces > iov_max) {
 		return gr_error_set(err, -ENOSPC,
-				    "%#llx bytes at guest address %#llx are in %u pieces, more than %u",
-				    (unsigned long long)bytes, (unsigned long long)gpa.v, pieces,
-				    iov_max);
+				    "%#llx bytes at guest address %#llx are in more than %u pieces",
+				    (unsigned long long)bytes, (unsigned long long)gpa.v, iov_max);
 	}
 	for (unsigned int i = 0; i < pieces; i++) {
 		struct gr_piece p = { 0 };
@@ -57,7 +56,7 @@ int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
 		gpa.v += p.bytes;
 		bytes -= p.bytes;
 	}
-	*ret_iov = pieces;
+	*ret_iov = (unsigned int)pieces;
 	return 0;
 }
 

@@ -154,6 +154,7 @@ static int set_migratable_locked(struct gr_ram *ram, struct gr_ram_block *block,
 				 struct gr_error *err) GR_REQUIRES(ram->lock)
 {
 	unsigned int flags = gr_ram_block_flags(block);
+	bool joins = migratable && (flags & GR_RAM_NO_MIGRATE);
 	int ret = gr_ram_changeable_locked(ram, block, err);
 
 	if (ret < 0) {
@@ -168,6 +169,14 @@ static int set_migratable_locked(struct gr_ram *ram, struct gr_ram_block *block,
 	flags = migratable ? flags & ~(unsigned int)GR_RAM_NO_MIGRATE : flags | GR_RAM_NO_MIGRATE;
 	gr_store_release(&block->flags_atomic, flags); /* pairs with gr_ram_block_flags() */
 	(void)gr_add_acq_rel(&ram->version, 1);
+#ifndef GR_MUTANT_JOINS_CLEAN
+	/* A migration that runs has dropped its marks so far; it knows the block before these. */
+	if (joins) {
+		gr_ram_mark_sliced(block, 0, gr_ram_block_used_bytes(block));
+	}
+#else
+	(void)joins;
+#endif
 	return 0;
 }
 

@@ -57,13 +57,13 @@ void gr_piece_close(const struct gr_piece *piece)
 }
 
 int gr_pieces_check_rcu(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t bytes, bool write,
-			unsigned int *ret_pieces, struct gr_error *err)
+			uint64_t pieces_max, uint64_t *ret_pieces, struct gr_error *err)
 {
-	unsigned int pieces = 0;
+	uint64_t pieces = 0;
 	struct gr_piece p;
 
 	/* No region reaches the last byte of the address space: an address cannot wrap. */
-	while (bytes != 0) {
+	while (bytes != 0 && pieces <= pieces_max) {
 		if (!gr_piece_at_rcu(index, gpa, bytes, &p)) {
 			return gr_piece_fault(-EFAULT, gpa, err);
 		}

@@ -20,9 +20,9 @@ bool gr_piece_at_rcu(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t by
 int gr_piece_open(struct gr_piece *piece, gr_gpa_t gpa, struct gr_error *err);
 void gr_piece_close(const struct gr_piece *piece);
 
-/* Is all of it mapped, and writable if asked? Counts the pieces. */
+/* Is all of it mapped, and writable if asked? Counts the pieces; beyond pieces_max it stops. */
 int gr_pieces_check_rcu(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t bytes, bool write,
-			unsigned int *ret_pieces, struct gr_error *err)
+			uint64_t pieces_max, uint64_t *ret_pieces, struct gr_error *err)
 	GR_REQUIRES_SHARED(gr_rcu_section);
 /* -EFAULT or -EROFS, in words. */
 int gr_piece_fault(int code, gr_gpa_t gpa, struct gr_error *err);

@@ -82,7 +82,8 @@ int gr_policy_check(const struct gr_ram_block_desc *desc, struct gr_error *err)
 		return ret;
 	}
 	if (desc->page_bytes != 0 && (!own_pages || !GR_IS_POWER_OF_TWO(desc->page_bytes) ||
-				      desc->page_bytes < gr_page_bytes())) {
+				      desc->page_bytes < gr_page_bytes() ||
+				      desc->page_bytes > SIZE_MAX / 4)) {
 		return gr_error_set(err, -EINVAL,
 				    "block '%s': pages of %llu bytes are not possible, or not the "
 				    "description's to choose with this backing",

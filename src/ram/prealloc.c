@@ -5,6 +5,7 @@
  * with one; the first failure stops all of them. No lack of memory raises a signal.
  */
 #include "base/atomic.h"
+#include "base/signals.h"
 #include "ram/ram.h"
 #include <errno.h>
 #include <pthread.h>
@@ -98,12 +99,16 @@ int gr_prealloc(struct gr_block *block, const struct gr_ram_prealloc *how, struc
 	};
 	unsigned int n = threads_for(how, p.memory->bytes), started = 0;
 	pthread_t threads[THREADS_MAX];
+	struct gr_signals saved;
 	int ret;
 
+	/* They inherit the mask: the caller's signal handlers do not run on threads of ours. */
+	gr_signals_block(&saved);
 	/* Fewer threads than wished for are slower, and that is all. */
 	while (started + 1 < n && pthread_create(&threads[started], NULL, work, &p) == 0) {
 		started++;
 	}
+	gr_signals_restore(&saved);
 	ret = work_and_tell(&p, how);
 	while (started > 0) {
 		pthread_join(threads[--started], NULL);

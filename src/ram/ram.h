@@ -44,6 +44,7 @@ struct gr_block {
 	struct gr_windows *windows;    /* (c) host is NULL: what is mapped instead */
 	char *made_path;	       /* the file that came with it; until the block is on the list */
 	bool made_longer;	       /* its file was empty; as above */
+	bool file_locked;	       /* nobody else has mapped it since; as above */
 	struct gr_block_id *ids;       /* (l) the texts of all ids it ever had */
 	enum gr_ram_numa numa_policy;  /* (c) */
 	uint64_t numa_nodes;	       /* (c) */

@@ -55,6 +55,12 @@ int gr_ram_remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, st
 		return gr_error_set(err, -ENOTSUP, "block '%s' is the caller's memory to replace",
 				    block->id);
 	}
+	if ((gr_ram_block_flags(block) & (GR_RAM_HOST_READONLY | GR_RAM_PRIVATE)) ==
+	    GR_RAM_HOST_READONLY) {
+		return gr_error_set(err, -EROFS,
+				    "block '%s' is a file for reading: its memory cannot be replaced",
+				    block->id);
+	}
 	/* Not while a piece is being discarded: the two would undo each other. */
 	gr_mutex_lock(&block->ram->discard_lock);
 	ret = remap(block, offset, bytes, err);

@@ -142,12 +142,28 @@ static void snapshot_drop(struct snapshot *s)
 
 /* ---- the RAM listener: under the list mutex ------------------------------------------- */
 
+/*
+ * What is mapped for reading only, or on demand, has no stores through a mapping of its own that a
+ * tracker could see, and takes no part in migrations. It must not keep others from being tracked.
+ */
+static bool trackable(const struct gr_ram_block *block)
+{
+#ifdef GR_MUTANT_TRACK_READONLY
+	return true;
+#else
+	return block->host && !(gr_ram_block_flags(block) & GR_RAM_HOST_READONLY);
+#endif
+}
+
 static int on_block_add(void *opaque, struct gr_ram_block *block, struct gr_error *err)
 {
 	struct gr_track *track = opaque;
 	unsigned int i;
 	int ret = 0;
 
+	if (!trackable(block)) {
+		return 0;
+	}
 	for (i = 0; i < track->tracker_count && ret == 0; i++) {
 		struct gr_tracker *t = track->trackers[i];
 
@@ -172,9 +188,13 @@ static int on_block_add(void *opaque, struct gr_ram_block *block, struct gr_erro
 static void on_block_del(void *opaque, struct gr_ram_block *block)
 {
 	struct gr_track *track = opaque;
-	/* First out of the array: a sync that fails on it from here on finds it gone. */
-	bool found = blocks_take_out(track, block);
+	bool found;
 
+	if (!trackable(block)) {
+		return;
+	}
+	/* First out of the array: a sync that fails on it from here on finds it gone. */
+	found = blocks_take_out(track, block);
 	GR_ASSERT(found);
 	for (unsigned int i = track->tracker_count; i-- > 0;) {
 		struct gr_tracker *t = track->trackers[i];
@@ -538,6 +558,9 @@ int gr_track_rearm(struct gr_track *track, struct gr_ram_block *block, uint64_t 
 #ifdef GR_MUTANT_TRACK_NO_REARM
 	return 0;
 #endif
+	if (!trackable(block)) {
+		return 0;
+	}
 	/* Trackers and their number do not change while a consumer is at work. */
 	for (unsigned int i = 0; i < track->tracker_count && ret == 0; i++) {
 		struct gr_tracker *t = track->trackers[i];

@@ -248,7 +248,9 @@ TEST(iovecs_that_cannot_be_taken_take_nothing)
 	struct gr_error err;
 
 	ASSERT_EQ(gr_ram_iov_get(ram, gr_gpa(0x11000), 0x2000, true, iov, 1, &n, &err), -ENOSPC);
-	ASSERT_HAS(err.msg, "2 pieces");
+	ASSERT_HAS(err.msg, "more than 1 pieces");
+	/* It looks no further than it has room. */
+	ASSERT_EQ(gr_ram_iov_get(ram, gr_gpa(0x11000), UINT64_MAX / 2, true, iov, 1, &n, &err), -ENOSPC);
 	ASSERT_EQ(gr_ram_iov_get(ram, gr_gpa(0x16000), 1, true, iov, 1, &n, &err), -EROFS);
 	ASSERT_EQ(gr_ram_iov_get(ram, gr_gpa(0x13fff), 2, false, iov, 1, &n, &err), -EFAULT);
 	ASSERT_EQ(gr_ram_iov_get(ram, gr_gpa(0), UINT64_MAX, false, iov, 1, &n, &err), -EFAULT);

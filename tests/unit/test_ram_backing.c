@@ -376,6 +376,80 @@ TEST(a_block_that_is_not_to_be_leaves_files_as_they_were)
 	(void)rmdir(dir);
 }
 
+struct second_add {
+	struct gr_ram *ram;
+	const struct gr_ram_block_desc *desc;
+	int ret;
+};
+
+/* While the first add is at work: the second one; then the first one fails. */
+static int add_beside(uint64_t done, uint64_t total, void *opaque)
+{
+	struct second_add *s = opaque;
+	struct gr_ram_block_desc desc = *s->desc;
+
+	(void)done;
+	(void)total;
+	desc.id = "second";
+	desc.flags = 0;
+	s->ret = gr_ram_block_add(s->ram, &desc, NULL, NULL);
+	return -ECANCELED;
+}
+
+TEST(a_file_that_is_being_made_is_nobody_elses)
+{
+	struct gr_ram *ram = make();
+	struct gr_ram_block_desc desc = describe(GR_RAM_FILE, MIB);
+	struct second_add s = { .ram = ram, .desc = &desc };
+	char *dir = directory(), path[128];
+	struct stat st;
+
+	(void)snprintf(path, sizeof(path), "%s/ram", dir);
+	desc.path = path;
+	desc.flags = GR_RAM_PREALLOC;
+	desc.prealloc.progress = add_beside;
+	desc.prealloc.opaque = &s;
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, NULL, NULL), -ECANCELED);
+	ASSERT_EQ(s.ret, -EBUSY);
+	ASSERT_EQ(names_in(dir), 0u);
+	close(open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600));
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, NULL, NULL), -ECANCELED);
+	ASSERT_EQ(s.ret, -EBUSY);
+	ASSERT_EQ(stat(path, &st), 0);
+	ASSERT_EQ(st.st_size, (off_t)0);
+	/* The lock ends with the making: one file, two blocks. */
+	desc.flags = 0;
+	add(ram, &desc);
+	desc.id = "second";
+	add(ram, &desc);
+	gr_ram_free(ram);
+	(void)unlink(path);
+	(void)rmdir(dir);
+}
+
+TEST(a_fifo_is_refused_at_once)
+{
+	struct gr_ram_block_desc desc = describe(GR_RAM_FILE, MIB);
+	char path[128];
+
+	(void)snprintf(path, sizeof(path), "%s/fifo", directory());
+	ASSERT_EQ(mkfifo(path, 0600), 0);
+	desc.path = path;
+	desc.flags = GR_RAM_HOST_READONLY | GR_RAM_NO_MIGRATE;
+	refused(&desc, -EINVAL, "not a file");
+	(void)unlink(path);
+}
+
+TEST(pages_larger_than_the_address_space_are_refused)
+{
+	struct gr_ram_block_desc desc = describe(GR_RAM_ANONYMOUS, MIB);
+
+	desc.page_bytes = UINT64_C(1) << 63; /* bytes and alignment sum to nearly nothing */
+	refused(&desc, -EINVAL, "not possible");
+	desc.backing = GR_RAM_MEMFD;
+	refused(&desc, -EINVAL, "not possible");
+}
+
 TEST(paths_that_cannot_be_opened_are_named)
 {
 	struct gr_ram_block_desc desc = describe(GR_RAM_FILE, MIB);
@@ -411,6 +485,7 @@ TEST(a_file_for_reading_cannot_be_stored_to_from_here)
 	ASSERT(region.readonly);
 	ASSERT_EQ(gr_ram_write(ram, gr_gpa(0), "x", 1, &err), -EROFS);
 	ASSERT_EQ(fcntl(region.block->fd, F_GETFL) & O_ACCMODE, O_RDONLY);
+	ASSERT_EQ(gr_ram_remap(region.block, 0, 4096, &err), -EROFS);
 	gr_ram_free(ram);
 	(void)unlink(path);
 }

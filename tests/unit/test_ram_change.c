@@ -242,6 +242,27 @@ TEST(ids_come_and_go_and_are_never_there_twice)
 	end(ram);
 }
 
+/* What a migration that runs was told of its pages before, it has thrown away. */
+TEST(a_block_that_joins_migrations_is_dirty)
+{
+	struct gr_ram *ram = make();
+	struct gr_ram_block_desc desc = describe("ram", 2 * PAGE);
+	struct gr_ram_block *b;
+	uint64_t first;
+
+	desc.max_bytes = 4 * PAGE;
+	desc.flags = GR_RAM_NO_MIGRATE;
+	b = add_desc(ram, &desc);
+	(void)dirty(NULL);
+	ASSERT_EQ(gr_ram_block_set_migratable(b, true, NULL), 0);
+	ASSERT_EQ(dirty(&first), 2 * PAGE);
+	ASSERT_EQ(first, b->offset.v);
+	ASSERT_EQ(gr_ram_block_set_migratable(b, true, NULL), 0);
+	ASSERT_EQ(gr_ram_block_set_migratable(b, false, NULL), 0);
+	ASSERT_EQ(dirty(NULL), (uint64_t)0);
+	end(ram);
+}
+
 static void *rename_often(void *arg)
 {
 	struct gr_ram_block *b = arg;

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /* Both ends of a move in one process: what must hold however it goes. */
 #include "migrate/source.h"
+#include "migrate/source_blocks.h"
 #include "move.h"
 #include "stream/channel.h"
 #include "track/tracker.h"
+#include <guestram/ram_change.h>
 #include <sys/mman.h>
 #include <time.h>
 
@@ -871,6 +873,31 @@ TEST(short_writes_and_interruptions_change_no_byte)
 	free(a);
 	free(b);
 	gr_ram_free(g.ram);
+}
+
+/* The destination made it with the length that it was told. */
+TEST(a_block_that_is_resized_during_the_move_ends_it)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "ram", .used_bytes = 2 * MIB };
+	struct gr_ram_block *block;
+	struct gr_source_blocks table = { 0 };
+	struct gr_section_watch watch = { 0 };
+	struct gr_error err;
+
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, &block, NULL), 0);
+	ASSERT_EQ(gr_source_blocks_fill(&table, ram, &watch, NULL), 0);
+	ASSERT_EQ(gr_source_blocks_fill(&table, ram, &watch, NULL), 0);
+	ASSERT_EQ(gr_ram_block_resize(block, MIB, NULL), 0);
+	ASSERT_EQ(gr_source_blocks_fill(&table, ram, &watch, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "block 'ram' was resized during the move");
+	ASSERT_EQ(table.entries[0].used_bytes, 2 * MIB);
+	/* Another block of that name and place is no matter. */
+	ASSERT_EQ(gr_ram_block_del(block, NULL), 0);
+	(void)move_add(ram, "ram", MIB, 0, GR_RAM_MEMFD);
+	ASSERT_EQ(gr_source_blocks_fill(&table, ram, &watch, NULL), 0);
+	gr_source_blocks_destroy(&table);
+	gr_ram_free(ram);
 }
 
 TEST(wrong_parameters_are_refused)

@@ -364,6 +364,34 @@ TEST(a_block_without_memory_is_refused_by_name)
 	free_rig(&r);
 }
 
+TEST(a_block_for_reading_keeps_no_other_from_being_tracked)
+{
+	struct rig r = make_rig(GR_RAM_MEMFD);
+	FILE *f = tmpfile();
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "rom", .used_bytes = 16 * PAGE, .backing = GR_RAM_FD,
+		.flags = GR_RAM_HOST_READONLY | GR_RAM_NO_MIGRATE, .fd = f ? fileno(f) : -1,
+	};
+	struct gr_ram_block *rom;
+
+	ASSERT(f && ftruncate(desc.fd, 16 * PAGE) == 0);
+	ASSERT_EQ(gr_ram_block_add(r.ram, &desc, NULL, NULL), 0); /* before it starts */
+	start(r.track);
+	desc.id = "windows";
+	desc.backing = GR_RAM_ON_DEMAND;
+	desc.flags = GR_RAM_NO_MIGRATE;
+	ASSERT_EQ(gr_ram_block_add(r.ram, &desc, &rom, NULL), 0); /* and while it runs */
+	ASSERT_EQ(gr_track_rearm(r.track, rom, 0, PAGE, NULL), 0);
+	look(&r);
+	*at(&r, 1) = 1;
+	EXPECT(&r, 1);
+	ASSERT_EQ(gr_ram_block_del_by_id(r.ram, "rom", NULL), 0);
+	ASSERT_EQ(gr_ram_block_del(rom, NULL), 0);
+	look(&r);
+	free_rig(&r);
+	(void)fclose(f);
+}
+
 TEST(memory_mapped_anew_is_an_error_and_counts_as_written)
 {
 	struct rig r = make_rig(GR_RAM_ANONYMOUS);

@@ -5,6 +5,7 @@
 #include <limits.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -35,7 +36,8 @@ static int open_in(const char *directory, const char *name)
 
 int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made)
 {
-	int flags = O_CLOEXEC | (readonly ? O_RDONLY : O_RDWR);
+	/* A FIFO is refused by who asks for its length: do not wait here for its other end. */
+	int flags = O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (readonly ? O_RDONLY : O_RDWR);
 	struct stat st;
 	int fd = -1;
 
@@ -60,6 +62,21 @@ int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_ma
 void gr_file_remove(const char *path)
 {
 	(void)unlink(path);
+}
+
+int gr_file_lock(int fd, bool exclusive)
+{
+	while (flock(fd, (exclusive ? LOCK_EX : LOCK_SH) | LOCK_NB) != 0) {
+		if (errno != EINTR) {
+			return errno == EWOULDBLOCK ? -EBUSY : -errno;
+		}
+	}
+	return 0;
+}
+
+void gr_file_unlock(int fd)
+{
+	(void)flock(fd, LOCK_UN);
 }
 
 int gr_file_duplicate(int fd)

@@ -62,11 +62,13 @@ void gr_pages_free(void *pages, size_t bytes)
 /* Address space with nothing mapped in it. NULL: none left. */
 static uint8_t *reserve(size_t bytes, size_t align)
 {
-	size_t total = bytes + align;
-	uint8_t *p =
-		mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-	size_t front;
+	size_t total, front;
+	uint8_t *p;
 
+	if (__builtin_add_overflow(bytes, align, &total)) {
+		return NULL;
+	}
+	p = mmap(NULL, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (p == MAP_FAILED) {
 		return NULL;
 	}

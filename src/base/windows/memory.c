@@ -141,6 +141,18 @@ int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_ma
 	return -ENOTSUP;
 }
 
+int gr_file_lock(int fd, bool exclusive)
+{
+	(void)fd;
+	(void)exclusive;
+	return -ENOTSUP;
+}
+
+void gr_file_unlock(int fd)
+{
+	(void)fd;
+}
+
 void gr_file_remove(const char *path)
 {
 	(void)path;
