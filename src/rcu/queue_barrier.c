@@ -43,6 +43,21 @@ static uint32_t batch_that_has_it(struct gr_rcu_queue *q) GR_REQUIRES(q->lock)
 	return q->opened + 1;
 }
 
+/* Whether the caller's lock, which was held, had to be released for it (F3: who forks may have
+ * ours). */
+static bool lock_queue(struct gr_rcu_queue *q, bool lock_held) GR_ACQUIRE(q->lock) GR_NO_TSA;
+static bool lock_queue(struct gr_rcu_queue *q, bool lock_held)
+{
+	if (lock_held && gr_mutex_trylock(&q->lock)) {
+		return false;
+	}
+	if (lock_held) {
+		q->params.unlock(q->params.opaque);
+	}
+	gr_mutex_lock(&q->lock);
+	return lock_held;
+}
+
 /* Asks for it. False: it has run already. The caller's lock, if held, is so afterwards. */
 static bool want_batch(struct gr_rcu_queue *q, bool lock_held, uint32_t *ret_batch)
 {
@@ -52,13 +67,7 @@ static bool want_batch(struct gr_rcu_queue *q, bool lock_held, uint32_t *ret_bat
 
 	gr_fence();		  /* calls of other threads that we know of, before the look */
 	gr_signals_block(&saved); /* a handler that forks needs the lock */
-	back = lock_held && !gr_mutex_trylock(&q->lock);
-	if (back) {
-		q->params.unlock(q->params.opaque); /* F3: who forks may have ours */
-	}
-	if (back || !lock_held) {
-		gr_mutex_lock(&q->lock);
-	}
+	back = lock_queue(q, lock_held);
 	batch = *ret_batch = batch_that_has_it(q);
 	want = gr_load_relaxed(&q->want);
 	if ((int32_t)(batch - want) > 0) {
