@@ -160,7 +160,11 @@ static inline void gr_rcu_store_ctr_fence(struct gr_rcu_reader *r, uint32_t v)
 	(void)__atomic_exchange_n(&r->ctr, v | GR_RCU_ENTERING_, __ATOMIC_SEQ_CST);
 #if GR_RCU_ENTERING_ != 0
 	/* Elsewhere an RMW is not a full fence, whatever its order says. */
-	__sync_synchronize();
+#	ifdef __clang__
+	__atomic_thread_fence(__ATOMIC_SEQ_CST);
+#	else
+	__sync_synchronize(); /* the same, which TSan's build warns about */
+#	endif
 	/* Release: a handler's section may have come between, when we go outside (R1). */
 	__atomic_store_n(&r->ctr, v, __ATOMIC_RELEASE);
 #endif

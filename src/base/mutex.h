@@ -31,6 +31,13 @@ GR_MUST_CHECK bool gr_mutex_trylock(struct gr_mutex *m) GR_TSA(try_acquire_capab
 void gr_mutex_assert_held(const struct gr_mutex *m) GR_TSA(assert_capability(*m));
 
 /*
+ * fork() in a signal handler: what the interrupted code holds is not in order with what fork takes.
+ * From begin to end debug_checks look at what was taken since only.
+ */
+unsigned gr_mutex_order_begin(void);
+void gr_mutex_order_end(unsigned outer);
+
+/*
  * A mutex of which it is known at every moment, in a signal handler too, whether the calling thread
  * has it. A handler may fork while it does: the child then lets go those that others have, and
  * keeps those that the interrupted code will release. It sleeps as a gr_mutex does; unlock

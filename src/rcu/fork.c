@@ -20,9 +20,11 @@
 
 /* (o) Of the forking thread; written only with all the locks held. */
 static struct gr_signals saved_signals;
+static unsigned saved_order;
 
 static void before_fork(void)
 {
+	unsigned order = gr_mutex_order_begin();
 	struct gr_signals saved;
 
 #ifdef GR_MUTANT_RCU_FORK_SIGNALS_OPEN
@@ -39,11 +41,13 @@ static void before_fork(void)
 	gr_rcu_domains_before_fork();
 	gr_rcu_checks_before_fork();
 	saved_signals = saved;
+	saved_order = order;
 }
 
 static void after_fork(bool in_child)
 {
 	struct gr_signals saved = saved_signals;
+	unsigned order = saved_order;
 
 	gr_rcu_checks_after_fork(in_child);
 	gr_rcu_domains_after_fork(in_child);
@@ -53,6 +57,7 @@ static void after_fork(bool in_child)
 		gr_rcu_stall_after_fork_in_child();
 		gr_log_after_fork_in_child();
 	}
+	gr_mutex_order_end(order);
 	gr_signals_restore(&saved);
 }
 
