@@ -304,16 +304,17 @@ TEST(many_callbacks_of_a_program_of_qsbrs_hold_up_nobody)
 	enum { CALLS = 4 * GR_RCU_SLICE_CALLBACKS };
 
 	STORE(&gr_rcu_callbacks_are_qs, 1u);
-	gr_rcu_read_lock(); /* so that they come in one batch, but for the first */
+	gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)), stop_in_section);
+	gr_event_wait(&in_callback); /* the others come in one batch, when it is over */
 	for (int i = 0; i < CALLS; i++) {
 		gr_rcu_call(NULL, malloc(sizeof(struct gr_rcu_head)),
 			    i == GR_RCU_SLICE_CALLBACKS ? ask_ourselves
 			    : i == CALLS - 1		? wait_for_it
 							: count_freed);
 	}
-	gr_rcu_read_unlock();
+	gr_event_set(&go_on);
 	gr_rcu_barrier(NULL);
-	ASSERT_EQ(freed, (uint64_t)CALLS);
+	ASSERT_EQ(freed, (uint64_t)CALLS + 1);
 	ASSERT(has_ended);
 }
 

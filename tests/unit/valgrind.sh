@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: MIT
 # RCU's programs under valgrind (TAP): no error, nothing definitely lost. valgrind.sh BUILD SANITIZER
 # Scaled down, and by fences: valgrind runs one thread at a time, too slowly for readers to become
-# hot. Half a minute of CPU time in all.
+# hot. In turn (fair scheduling): one that spins could keep all others away. 20 s of CPU time.
 set -u
 build=$1
 # shellcheck source=tests/harness/tap.sh
@@ -23,7 +23,7 @@ clean() {
 		skip "$name" "$why"
 		return
 	fi
-	valgrind -q --error-exitcode=9 --leak-check="$leaks" --show-leak-kinds=definite \
+	valgrind -q --fair-sched=try --error-exitcode=9 --leak-check="$leaks" --show-leak-kinds=definite \
 		--errors-for-leak-kinds=definite "$@" > "$tmp/out" 2>&1
 	report "$name"
 }
@@ -31,7 +31,7 @@ clean() {
 if [ -n "$why" ]; then
 	skip "valgrind finds a use after free" "$why"
 else
-	valgrind -q --error-exitcode=9 "$build/tests/unit/valgrind_canary" > "$tmp/out" 2>&1
+	valgrind -q --fair-sched=try --error-exitcode=9 "$build/tests/unit/valgrind_canary" > "$tmp/out" 2>&1
 	[ $? -eq 9 ]
 	report "valgrind finds a use after free"
 fi
