@@ -48,7 +48,7 @@ struct marking {
 	uint64_t pages; /* marked over and over */
 	uint64_t marks;
 	pthread_barrier_t *together;
-	unsigned cpu;
+	int cpu;
 	double seconds;
 };
 
@@ -83,7 +83,8 @@ static double mark_ns(struct gr_dirty *dirty, struct flat *flat, uint64_t pages,
 
 	pthread_barrier_init(&together, NULL, threads);
 	for (unsigned i = 0; i < threads; i++) {
-		m[i] = (struct marking){ dirty, flat, pages, marks, &together, i, 0 };
+		m[i] = (struct marking){ dirty, flat, pages, marks, &together, (int)i,
+					0 };
 		if (pthread_create(&thread[i], NULL, mark_over_and_over, &m[i]) != 0) {
 			bench_die("no thread");
 		}

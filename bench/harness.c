@@ -119,13 +119,52 @@ void bench_print(const struct bench_options *o, const struct bench_result *r)
 	(void)fflush(stdout);
 }
 
-void bench_pin(unsigned cpu)
+/* Asked once, before anything is pinned. */
+static const cpu_set_t *allowed(void)
 {
-	cpu_set_t set;
+	static cpu_set_t set;
+	static bool known;
 
-	CPU_ZERO(&set);
-	CPU_SET(cpu, &set);
-	(void)sched_setaffinity(0, sizeof(set), &set);
+	if (!known) {
+		known = true;
+		if (sched_getaffinity(0, sizeof(set), &set) != 0) {
+			bench_die("sched_getaffinity: %s", strerror(errno));
+		}
+	}
+	return &set;
+}
+
+unsigned bench_cpus(void)
+{
+	return (unsigned)CPU_COUNT(allowed());
+}
+
+cpu_set_t bench_cpu_set(int cpu)
+{
+	const cpu_set_t *all = allowed();
+	unsigned skip;
+	cpu_set_t one;
+
+	if (cpu == BENCH_ANY_CPU) {
+		return *all;
+	}
+	CPU_ZERO(&one);
+	skip = (unsigned)cpu % bench_cpus();
+	for (size_t i = 0; i < CPU_SETSIZE; i++) {
+		if (CPU_ISSET(i, all) && skip-- == 0) {
+			CPU_SET(i, &one);
+		}
+	}
+	return one;
+}
+
+void bench_pin(int cpu)
+{
+	cpu_set_t set = bench_cpu_set(cpu);
+
+	if (sched_setaffinity(0, sizeof(set), &set) != 0) {
+		bench_die("sched_setaffinity: %s", strerror(errno));
+	}
 }
 
 double bench_now_s(void)

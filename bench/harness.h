@@ -11,6 +11,7 @@
 #ifndef BENCH_HARNESS_H
 #define BENCH_HARNESS_H
 
+#include <sched.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -46,8 +47,12 @@ void bench_print(const struct bench_options *o, const struct bench_result *r);
 /* Says what goes wrong on stderr and exits with status 2. */
 void bench_die(const char *fmt, ...) __attribute__((noreturn, format(printf, 1, 2)));
 double bench_now_s(void);
-/* Keeps the calling thread on one processor, if there are so many. */
-void bench_pin(unsigned cpu);
+/* Processors by number from 0 among those this process may use; BENCH_ANY_CPU: all of them. */
+enum { BENCH_ANY_CPU = -1 };
+unsigned bench_cpus(void);
+cpu_set_t bench_cpu_set(int cpu);
+/* Keeps the calling thread there. */
+void bench_pin(int cpu);
 /* CPU seconds that a process (0: this one) has used so far, all threads. */
 double bench_cpu_s(pid_t pid);
 /* Fills memory with bytes that no codec can shorten; the same for the same seed. */

@@ -130,7 +130,7 @@ struct looking {
 	uint64_t lookups;
 	unsigned pick[PICKS]; /* which blocks, over and over */
 	pthread_barrier_t *together;
-	unsigned cpu;
+	int cpu;
 	double seconds;
 };
 
@@ -197,7 +197,7 @@ static double lookup_ns(struct machine *m, enum way way, unsigned threads, unsig
 	pthread_barrier_init(&together, NULL, threads);
 	for (unsigned t = 0; t < threads; t++) {
 		l[t] = (struct looking){ .m = m, .way = way, .lookups = lookups,
-					 .together = &together, .cpu = t };
+					 .together = &together, .cpu = (int)t };
 		for (unsigned i = 0; i < PICKS; i++) {
 			rnd = rnd * 6364136223846793005u + 1442695040888963407u;
 			/* Two: in turn, and not the other thread's. */

@@ -26,7 +26,7 @@ run_tests()
 logs=
 for kind in "$@"; do
 	case "$kind" in
-	plain) dir=build; args= ;;
+	plain) dir=build; args=; [ "${CI:-}" = true ] && args=-Dbench=true ;; # built, so that they stay whole
 	asan) dir=build-asan; args='-Db_sanitize=address,undefined -Db_lundef=false -Dmutants=false' ;;
 	tsan) dir=build-tsan; args='-Db_sanitize=thread -Db_lundef=false -Dmutants=false' ;;
 	*) echo "test.sh: unknown kind '$kind'" >&2; exit 2 ;;

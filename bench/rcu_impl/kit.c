@@ -1,65 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench/rcu_impl/kit.h"
-#include "bench/harness.h"
 #include <errno.h>
-#include <sched.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* Asked once, before anything is pinned. */
-static const cpu_set_t *allowed(void)
-{
-	static cpu_set_t set;
-	static bool known;
-
-	if (!known) {
-		known = true;
-		if (sched_getaffinity(0, sizeof(set), &set) != 0) {
-			bench_die("sched_getaffinity: %s", strerror(errno));
-		}
-	}
-	return &set;
-}
-
-unsigned bench_cpus(void)
-{
-	return (unsigned)CPU_COUNT(allowed());
-}
-
-static cpu_set_t cpu_set_of(int cpu)
-{
-	const cpu_set_t *all = allowed();
-	unsigned skip;
-	cpu_set_t one;
-
-	if (cpu == BENCH_ANY_CPU) {
-		return *all;
-	}
-	CPU_ZERO(&one);
-	skip = (unsigned)cpu % bench_cpus();
-	for (size_t i = 0; i < CPU_SETSIZE; i++) {
-		if (CPU_ISSET(i, all) && skip-- == 0) {
-			CPU_SET(i, &one);
-		}
-	}
-	return one;
-}
-
-void bench_pin(int cpu)
-{
-	cpu_set_t set = cpu_set_of(cpu);
-
-	if (sched_setaffinity(0, sizeof(set), &set) != 0) {
-		bench_die("sched_setaffinity: %s", strerror(errno));
-	}
-}
-
 void bench_thread(pthread_t *ret, int cpu, void *(*fn)(void *), void *arg)
 {
-	cpu_set_t set = cpu_set_of(cpu);
+	cpu_set_t set = bench_cpu_set(cpu);
 	pthread_attr_t attr;
 	int err;
 
@@ -96,7 +46,7 @@ void bench_isolated(bench_measure *measure, const struct bench_rcu *rcu, unsigne
 	if (shared == MAP_FAILED) {
 		bench_die("no shared memory: %s", strerror(errno));
 	}
-	(void)allowed();
+	(void)bench_cpus(); /* asked before anything is pinned */
 	pid = fork();
 	if (pid < 0) {
 		bench_die("fork: %s", strerror(errno));

@@ -3,6 +3,7 @@
 #ifndef BENCH_RCU_KIT_H
 #define BENCH_RCU_KIT_H
 
+#include "bench/harness.h"
 #include "bench/rcu_impl/impl.h"
 #include <pthread.h>
 #include <time.h>
@@ -15,10 +16,6 @@ static inline uint64_t bench_now_ns(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Processors by number from 0 among those this process may use; BENCH_ANY_CPU: all of them. */
-enum { BENCH_ANY_CPU = -1 };
-unsigned bench_cpus(void);
-void bench_pin(int cpu);
 void bench_thread(pthread_t *ret, int cpu, void *(*fn)(void *), void *arg);
 void bench_sleep_us(uint64_t us);
 void bench_nothing(void);
