@@ -137,12 +137,31 @@ static uint64_t number(const json_t *object, const char *name)
 	return value > 0 ? (uint64_t)value : 0;
 }
 
+/* It told the source that all is there before it says so itself. */
+static int await_arrival(struct demo_peer *peer, struct gr_error *err)
+{
+	for (int i = 0; i < LIVE_LOOKS_MAX; i++) {
+		json_t *answer = NULL;
+		int rc = vmm_qmp_execute(peer->qmp, "query-status", NULL, &answer, err);
+		const char *status = json_string_value(json_object_get(answer, "status"));
+		bool here = status && strcmp(status, "inmigrate") != 0;
+
+		json_decref(answer);
+		if (rc < 0 || here) {
+			return rc;
+		}
+		nap_ms(2);
+	}
+	return gr_error_set(err, -ETIMEDOUT, "the guest does not arrive");
+}
+
 int demo_peer_check(struct demo_peer *peer, struct demo_check *ret, struct gr_error *err)
 {
 	json_t *answer = NULL;
-	int rc = vmm_qmp_execute(peer->qmp, "x-check", NULL, &answer, err);
+	int rc = await_arrival(peer, err);
 	const char *text;
 
+	rc = rc < 0 ? rc : vmm_qmp_execute(peer->qmp, "x-check", NULL, &answer, err);
 	if (rc < 0) {
 		return rc;
 	}

@@ -104,7 +104,9 @@ int vmm_machine_save(struct vmm_machine *machine, struct gr_state_writer *writer
 /* And of an incoming one. */
 int vmm_machine_load(struct vmm_machine *machine, const char *id, uint32_t instance,
 		     uint32_t version, const void *data, size_t bytes, struct gr_error *err);
-/* All is here: may it run? -EBADMSG if state is missing. Then it is paused. */
-int vmm_machine_arrived(struct vmm_machine *machine, bool *ret_was_running, struct gr_error *err);
+/* Is all of its state here? -EBADMSG if not. */
+int vmm_machine_complete(struct vmm_machine *machine, struct gr_error *err);
+/* The source knows that it is here. Now it is paused, and may run. Returns whether it ran there. */
+bool vmm_machine_arrived(struct vmm_machine *machine);
 
 #endif

@@ -190,6 +190,13 @@ static int on_load(void *opaque, const char *id, uint32_t instance, uint32_t ver
 	return vmm_machine_load(move->machine, id, instance, version, data, bytes, err);
 }
 
+static int on_complete(void *opaque, struct gr_error *err)
+{
+	const struct vmm_move *move = opaque;
+
+	return vmm_machine_complete(move->machine, err);
+}
+
 static void on_progress(void *opaque, const struct gr_migrate_stats *stats)
 {
 	struct vmm_move *move = opaque;
@@ -206,6 +213,7 @@ static void on_progress(void *opaque, const struct gr_migrate_stats *stats)
 static int receive_machine(struct vmm_move *move, struct gr_channel *channel, struct gr_error *err)
 {
 	const struct gr_destination_ops ops = { .load = on_load,
+						.complete = on_complete,
 						.progress = on_progress,
 						.opaque = move };
 	struct gr_migrate_stats stats;
@@ -226,7 +234,7 @@ static int receive_machine(struct vmm_move *move, struct gr_channel *channel, st
 	rc = gr_destination_run(destination, err);
 	(void)refresh(move, &stats);
 	if (rc == 0) {
-		rc = vmm_machine_arrived(move->machine, &ran, err);
+		ran = vmm_machine_arrived(move->machine);
 	}
 	(void)pthread_mutex_lock(&move->lock);
 	move->destination = NULL;

@@ -320,7 +320,7 @@ static int count_from_here_locked(struct vmm_machine *machine, struct gr_error *
 	return 0;
 }
 
-int vmm_machine_arrived(struct vmm_machine *machine, bool *ret_was_running, struct gr_error *err)
+int vmm_machine_complete(struct vmm_machine *machine, struct gr_error *err)
 {
 	bool complete;
 	int rc = 0;
@@ -334,13 +334,20 @@ int vmm_machine_arrived(struct vmm_machine *machine, bool *ret_was_running, stru
 		rc = gr_error_set(
 			err, -EBADMSG,
 			"the stream lacks the state of the machine, a vCPU or the device");
-	} else {
-		rc = machine->flat ? 0 : count_from_here_locked(machine, err);
-	}
-	if (rc == 0) {
-		machine->state = VMM_PAUSED;
-		*ret_was_running = machine->source_ran;
+	} else if (!machine->flat) {
+		rc = count_from_here_locked(machine, err);
 	}
 	(void)pthread_mutex_unlock(&machine->lock);
 	return rc;
+}
+
+bool vmm_machine_arrived(struct vmm_machine *machine)
+{
+	bool ran;
+
+	(void)pthread_mutex_lock(&machine->lock);
+	machine->state = VMM_PAUSED;
+	ran = machine->source_ran;
+	(void)pthread_mutex_unlock(&machine->lock);
+	return ran;
 }

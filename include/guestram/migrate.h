@@ -221,6 +221,12 @@ struct gr_destination_ops {
 	int (*load)(void *opaque, const char *id, uint32_t instance, uint32_t version,
 		    const void *data, size_t bytes, struct gr_error *err);
 	/**
+	 * All has been loaded: is anything missing? Refusing ends the migration, and the guest
+	 * goes on at a source that hears of it. The machine must not run yet: only when
+	 * gr_destination_run() has returned 0 does the source know that it may not.
+	 */
+	int (*complete)(void *opaque, struct gr_error *err);
+	/**
 	 * Make a block that was announced, with gr_ram_block_add(). NULL: the destination adds
 	 * a memfd block. Refusing ends the migration.
 	 */

@@ -455,13 +455,18 @@ static int load_devices(struct gr_ram_sink *sink, struct gr_tail *tail, struct g
 static int sink_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
 {
 	struct gr_ram_sink *sink = opaque;
+	int rc;
 
 	/* Nothing of ours may be in the way of the machine, nor of what load() does. */
 	for (struct sink_block *b = sink->blocks; b; b = b->next) {
 		gr_placer_end(&sink->placer, b->block, b->how);
 		b->how = GR_PLACE_STORE;
 	}
-	return load_devices(sink, tail, err);
+	rc = load_devices(sink, tail, err);
+	if (rc == 0 && sink->ops.complete) {
+		rc = sink->ops.complete(sink->ops.opaque, err);
+	}
+	return rc;
 }
 
 const struct gr_sink_ops gr_ram_sink_ops = {

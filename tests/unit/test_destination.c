@@ -684,6 +684,37 @@ TEST(devices_of_another_monitor_are_refused_by_name_unless_nobody_loads)
 	gr_ram_free(to);
 }
 
+static int lacks_something(void *opaque, struct gr_error *err)
+{
+	const struct move_loaded *loaded = opaque;
+
+	ASSERT_EQ(loaded->calls, 2u);
+	return gr_error_set(err, -EBADMSG, "no 'test/third' has come");
+}
+
+static void incomplete(struct gr_ram *from, const uint8_t *data, size_t bytes, bool ours)
+{
+	struct move_loaded loaded = { 0 };
+	struct gr_destination_ops ops = { .load = move_load,
+					  .complete = lacks_something,
+					  .opaque = &loaded };
+	struct feed f = { .data = data, .bytes = bytes, .ops = &ops };
+	struct gr_ram *to = move_ram();
+
+	(void)from, (void)ours;
+	feed(&f, to);
+	ASSERT_EQ(f.rc, -EBADMSG);
+	ASSERT_HAS(f.err.msg, "test/third");
+	ASSERT_EQ(shut_of(&f), 1);
+	ASSERT(f.stats.state == GR_MIGRATE_FAILED);
+	gr_ram_free(to);
+}
+
+TEST(the_source_hears_no_success_of_a_machine_that_lacks_a_device)
+{
+	both_dialects(incomplete);
+}
+
 TEST(an_unterminated_stream_needs_leave)
 {
 	struct made s;
