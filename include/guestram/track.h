@@ -23,8 +23,12 @@
  *   KVM log     yes         -        -       -
  *   KVM ring    yes         -        -       -
  *   uffd-wp     yes (*)    yes       -       -
+ *   uffd-sync   yes (*)    yes (+)   -       -
  *
  *   (*) when the KVM slots use the blocks' own mapping, as gr_kvm_memory does.
+ *   (+) a process without privilege gets it for stores alone (GR_WRITERS_STORES): its system calls
+ *       into watched memory, and KVM_RUN, would fail with EFAULT, so whoever names KVM_VCPUS, MAPPING
+ *       or MARKED is refused.
  *
  * Threads: use, start and stop from one thread at a time; sync and rearm from any thread
  * that drives a consumer. Plugging and unplugging go on meanwhile and wait for no sync.
@@ -32,7 +36,8 @@
  * Caveats: no tracker can know of a second mapping of a block, of another process that has
  * its fd, or of write() on the fd: whoever lets one exist has to name GR_WRITERS_OUTSIDE, and
  * is refused. Discarding memory and punching holes is invisible to write protection: who does
- * it marks. So is DMA into pages that were pinned before (O_DIRECT reads, registered
+ * it marks (and under uffd-sync uses gr_ram_discard(), since anonymous memory loses its protection
+ * together with its pages). So is DMA into pages that were pinned before (O_DIRECT reads, registered
  * buffers, VFIO), which the kernel notes when it pins and not when the bytes arrive: take
  * such memory as an iovec, and it is marked when it is put back. A fork's child has no
  * trackers: what it stores is tracked in no way.
@@ -54,6 +59,10 @@ enum gr_tracker_kind {
 			      *   needs no privilege, tracks memory of any kind */
 	GR_TRACKER_KVM_RING, /**< KVM's dirty rings, one per vCPU: costs what is written, not
 			      *   what exists; instead of the log */
+	GR_TRACKER_UFFD_SYNC, /**< userfaultfd write protection whose faults a thread of ours serves:
+			       *   each first store waits for it. For kernels that cannot do
+			       *   GR_TRACKER_UFFD_WP (Linux 5.19 will do). To keep what a store will
+			       *   replace see guestram/copy_before_write.h */
 };
 
 /** Who writes guest memory. */
@@ -63,6 +72,9 @@ enum gr_writers {
 					*   gr_ram_block.host, without marks */
 	GR_WRITERS_MARKED = 1 << 2,    /**< gr_ram_write(), iovecs, gr_ram_mark() */
 	GR_WRITERS_OUTSIDE = 1 << 3,   /**< another mapping, another process, write() on the fd */
+	GR_WRITERS_STORES = 1 << 4,    /**< stores of this process through gr_ram_block.host, marked
+					*   or not (gr_ram_write() too), and no system calls: what
+					*   MAPPING and MARKED have in common */
 };
 
 struct gr_track;

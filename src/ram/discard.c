@@ -113,13 +113,60 @@ int gr_ram_range_check(const struct gr_ram_block *block, uint64_t offset, uint64
 	return 0;
 }
 
+void gr_ram_discard_watch_add(struct gr_ram *ram, struct gr_ram_discard_watch *watch)
+{
+	gr_mutex_lock(&ram->discard_lock);
+	watch->next = ram->discard_watches;
+	ram->discard_watches = watch;
+	gr_mutex_unlock(&ram->discard_lock);
+}
+
+void gr_ram_discard_watch_del(struct gr_ram *ram, struct gr_ram_discard_watch *watch)
+{
+	struct gr_ram_discard_watch **at = &ram->discard_watches;
+
+	gr_mutex_lock(&ram->discard_lock);
+	while (*at != watch) {
+		GR_ASSERT(*at);
+		at = &(*at)->next;
+	}
+	*at = watch->next;
+	gr_mutex_unlock(&ram->discard_lock);
+}
+
+int gr_ram_discard_begins_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+				 struct gr_error *err)
+{
+	int ret = 0;
+
+	for (struct gr_ram_discard_watch *w = block->ram->discard_watches; w && ret == 0;
+	     w = w->next) {
+		ret = w->before ? w->before(w->opaque, block, offset, bytes, err) : 0;
+	}
+	return ret;
+}
+
+void gr_ram_discard_ended_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
+{
+	for (struct gr_ram_discard_watch *w = block->ram->discard_watches; w; w = w->next) {
+		if (w->after) {
+			w->after(w->opaque, block, offset, bytes);
+		}
+	}
+}
+
 int gr_ram_throw_away_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 			     struct gr_error *err)
 {
 	bool locked = gr_ram_block_flags(block) & GR_RAM_LOCK;
-	int ret = bytes == 0 ? 0 :
-			       gr_memory_discard(&gr_block(block)->memory, offset, bytes,
-						 locked);
+	int ret = gr_ram_discard_begins_locked(block, offset, bytes, err);
+
+	if (ret < 0) {
+		return ret;
+	}
+	ret = bytes == 0 ? 0 :
+			   gr_memory_discard(&gr_block(block)->memory, offset, bytes, locked);
+	gr_ram_discard_ended_locked(block, offset, bytes);
 
 #ifndef GR_MUTANT_DISCARD_UNMARKED
 	/* Also if it failed: a part may be gone. The last page may be a part of a host's. */

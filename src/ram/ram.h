@@ -30,6 +30,21 @@ struct gr_ram {
 	const char *frozen_why;		     /* (l) of the last freeze */
 	struct gr_mutex discard_lock;	     /* memory that goes while its block stays */
 	unsigned int discard_holds[GR_RAM_DISCARD_HOLDS]; /* (discard_lock) how many of each */
+	struct gr_ram_discard_watch *discard_watches;	  /* (discard_lock) */
+};
+
+/*
+ * Who must know of content that goes without a store that write protection could see: discards and
+ * remaps. Called under discard_lock, with the whole pages that go. Either may be NULL.
+ */
+struct gr_ram_discard_watch {
+	/* They are about to go. May refuse with a negative errno; others may have been asked before. */
+	int (*before)(void *opaque, struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+		      struct gr_error *err);
+	/* They went, or perhaps a part, with what the mapping knew of them; they are not marked yet. */
+	void (*after)(void *opaque, struct gr_ram_block *block, uint64_t offset, uint64_t bytes);
+	void *opaque;
+	struct gr_ram_discard_watch *next; /* (discard_lock) */
 };
 
 /* A block with what only the library sees. */
@@ -108,6 +123,15 @@ int gr_ram_discard_allowed_locked(const struct gr_ram_block *block, unsigned int
 /* Gives it back and marks it. */
 int gr_ram_throw_away_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 			     struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
+void gr_ram_discard_watch_add(struct gr_ram *ram, struct gr_ram_discard_watch *watch)
+	GR_EXCLUDES(ram->discard_lock);
+/* When it returns nobody is in one of its functions. */
+void gr_ram_discard_watch_del(struct gr_ram *ram, struct gr_ram_discard_watch *watch)
+	GR_EXCLUDES(ram->discard_lock);
+int gr_ram_discard_begins_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+				 struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
+void gr_ram_discard_ended_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
+	GR_REQUIRES(block->ram->discard_lock);
 /* populate.c */
 void gr_block_gone_free(struct gr_block *block);
 

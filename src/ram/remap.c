@@ -25,7 +25,8 @@ static int whole_pages(const struct gr_ram_block *block, uint64_t *offset, uint6
 	return 0;
 }
 
-static int remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, struct gr_error *err)
+static int replace(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+		   struct gr_error *err)
 {
 	const struct gr_memory *m = &gr_block(block)->memory;
 	int ret = gr_memory_discard(m, offset, bytes, gr_ram_block_flags(block) & GR_RAM_LOCK);
@@ -42,6 +43,20 @@ static int remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, st
 				    (unsigned long long)offset, strerror(-ret));
 	}
 	return gr_policy_again(gr_block(block), (size_t)offset, (size_t)bytes, err);
+}
+
+static int remap_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+			struct gr_error *err) GR_REQUIRES(block->ram->discard_lock)
+{
+	int ret = gr_ram_discard_begins_locked(block, offset, bytes, err);
+
+	if (ret < 0) {
+		return ret;
+	}
+	ret = replace(block, offset, bytes, err);
+	gr_ram_discard_ended_locked(block, offset, bytes);
+	gr_ram_mark_sliced(block, offset, GR_MIN(bytes, block->max_bytes - offset));
+	return ret;
 }
 
 int gr_ram_remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, struct gr_error *err)
@@ -63,8 +78,7 @@ int gr_ram_remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, st
 	}
 	/* Not while a piece is being discarded: the two would undo each other. */
 	gr_mutex_lock(&block->ram->discard_lock);
-	ret = remap(block, offset, bytes, err);
-	gr_ram_mark_sliced(block, offset, GR_MIN(bytes, block->max_bytes - offset));
+	ret = remap_locked(block, offset, bytes, err);
 	gr_mutex_unlock(&block->ram->discard_lock);
 	return ret;
 }

@@ -6,6 +6,7 @@
 #include "base/compiler.h"
 #include "base/heavy_fence.h"
 #include "base/uapi.h"
+#include "track/uffd_server.h"
 #include "track/uffd_wp.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -174,6 +175,22 @@ static void probe_wp_async_anonymous(struct gr_feature *f)
 static void probe_wp_async_shared(struct gr_feature *f)
 {
 	probe_wp_async(f, true);
+}
+
+static void probe_wp_sync(struct gr_feature *f)
+{
+	struct gr_uffd_server s;
+	struct gr_error err;
+
+	if (gr_uffd_server_open(&s, NULL, NULL, &err) < 0) {
+		say(f, false, "%.150s", err.msg);
+		return;
+	}
+	say(f, true, "anonymous and shared memory; stores%s%s",
+	    s.kernel_faults ? ", system calls and KVM" :
+			      " of this process alone: no privilege for system calls and KVM",
+	    s.unpopulated ? "" : "; pages that are not there are made");
+	gr_uffd_server_close(&s);
 }
 
 /* What a destination does: place a page, whole or not at all, where none is. */
@@ -391,6 +408,7 @@ unsigned int gr_features_probe(struct gr_feature *features, unsigned int max)
 		{ "pagemap-scan", probe_pagemap_scan },
 		{ "uffd-wp-async", probe_wp_async_anonymous },
 		{ "uffd-wp-async-shared", probe_wp_async_shared },
+		{ "uffd-wp-sync", probe_wp_sync },
 		{ "uffd-copy", probe_copy_anonymous },
 		{ "uffd-copy-shared", probe_copy_shared },
 		{ "kvm", probe_kvm },

@@ -339,6 +339,7 @@ static const struct {
 	[GR_TRACKER_KVM_LOG] = { "kvm-log", gr_tracker_kvm_log_create },
 	[GR_TRACKER_KVM_RING] = { "kvm-ring", gr_tracker_kvm_ring_create },
 	[GR_TRACKER_UFFD_WP] = { "uffd-wp", gr_tracker_uffd_wp_create },
+	[GR_TRACKER_UFFD_SYNC] = { "uffd-sync", gr_tracker_uffd_sync_create },
 };
 
 static int use_locked(struct gr_track *track, unsigned int kind,
@@ -413,9 +414,12 @@ static const struct {
 	  "writers outside this mapping (another mapping, another process, write() on the file)",
 	  "no tracker of this version sees them: have them write through the blocks' own mapping, "
 	  "or mark what they wrote" },
-	{ GR_WRITERS_KVM_VCPUS, "the virtual CPUs of KVM", "kvm-log, kvm-ring and uffd-wp see them" },
+	{ GR_WRITERS_KVM_VCPUS, "the virtual CPUs of KVM",
+	  "kvm-log, kvm-ring, uffd-wp and uffd-sync see them" },
 	{ GR_WRITERS_MAPPING, "stores and system calls of this process through the blocks' mapping",
-	  "uffd-wp sees them, or mark each with gr_ram_mark()" },
+	  "uffd-wp and uffd-sync see them, or mark each with gr_ram_mark()" },
+	{ GR_WRITERS_STORES, "stores of this process through the blocks' mapping",
+	  "uffd-wp and uffd-sync see them, or mark each with gr_ram_mark()" },
 	{ GR_WRITERS_MARKED, "code that marks what it writes", "software sees it" },
 };
 
@@ -429,6 +433,15 @@ static int check_coverage(const struct gr_track *track, unsigned int writers, st
 	}
 	describe(track->trackers, track->tracker_count, names, sizeof(names));
 	for (size_t i = 0; i < GR_ARRAY_SIZE(writers_of); i++) {
+		for (unsigned int j = 0; j < track->tracker_count; j++) {
+			const struct gr_tracker_ops *ops = track->trackers[j]->ops;
+
+			if (writers & writers_of[i].bit & ops->breaks) {
+				return gr_error_set(err, -EINVAL,
+						    "tracking refused: %s cannot go on under %s: %s",
+						    writers_of[i].who, ops->name, ops->breaks_why);
+			}
+		}
 		known |= writers_of[i].bit;
 		if (writers & writers_of[i].bit & ~covered) {
 			return gr_error_set(err, -EINVAL,

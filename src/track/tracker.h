@@ -43,6 +43,9 @@ struct gr_tracker;
 struct gr_tracker_ops {
 	const char *name;    /* for messages, e.g. "uffd-wp" */
 	unsigned int covers; /* enum gr_writers it sees */
+	/* Those whose writes would fail while it tracks, and why; they are refused. */
+	unsigned int breaks;
+	const char *breaks_why;
 
 	/* Frees the tracker. Required. */
 	void (*destroy)(struct gr_tracker *t);
@@ -97,6 +100,8 @@ struct gr_tracker {
  */
 int gr_tracker_uffd_wp_create(struct gr_ram *ram, const struct gr_tracker_params *params,
 			      struct gr_tracker **ret_tracker, struct gr_error *err);
+int gr_tracker_uffd_sync_create(struct gr_ram *ram, const struct gr_tracker_params *params,
+				struct gr_tracker **ret_tracker, struct gr_error *err);
 int gr_tracker_kvm_log_create(struct gr_ram *ram, const struct gr_tracker_params *params,
 			      struct gr_tracker **ret_tracker, struct gr_error *err);
 int gr_tracker_kvm_ring_create(struct gr_ram *ram, const struct gr_tracker_params *params,

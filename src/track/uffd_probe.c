@@ -3,10 +3,11 @@
  * Opening a userfaultfd and the page map, and trying whether asynchronous write protection
  * works. Nothing here looks at versions.
  *
- * We always ask for UFFD_USER_MODE_ONLY, privileged or not: an unprivileged process may have
- * nothing else (vm.unprivileged_userfaultfd = 0), and asynchronous write protection never
- * hands a fault to user space, so that the kernel resolves the faults of system calls by
- * itself all the same.
+ * For asynchronous write protection we always ask for UFFD_USER_MODE_ONLY, privileged or not: an
+ * unprivileged process may have nothing else (vm.unprivileged_userfaultfd = 0), and no fault is ever
+ * handed to user space, so that the kernel resolves the faults of system calls by itself all the
+ * same. Synchronous protection takes what it can get: with user mode only, a system call into
+ * protected memory fails with EFAULT, and KVM_RUN too.
  */
 #include "base/compiler.h"
 #include "base/uapi.h"
@@ -22,11 +23,12 @@
 #define PAGEMAP_PATH "/proc/self/pagemap"
 
 /* A userfaultfd without the API handshake. Containers may forbid one of the two ways. */
-static int open_raw(struct gr_error *err)
+static int open_raw(int flags, struct gr_error *err)
 {
-	int flags = O_CLOEXEC | O_NONBLOCK | GR_UFFD_USER_MODE_ONLY;
-	int fd = (int)syscall(SYS_userfaultfd, flags), dev, code;
+	int fd, dev, code;
 
+	flags |= O_CLOEXEC | O_NONBLOCK;
+	fd = (int)syscall(SYS_userfaultfd, flags);
 	if (fd >= 0) {
 		return fd;
 	}
@@ -61,7 +63,7 @@ static const char *missing_name(uint64_t missing)
 static int explain_refusal(uint64_t features, int code, struct gr_error *err)
 {
 	struct uffdio_api api = { .api = UFFD_API };
-	int fd = open_raw(err);
+	int fd = open_raw(GR_UFFD_USER_MODE_ONLY, err);
 
 	if (fd < 0) {
 		return fd;
@@ -77,10 +79,10 @@ static int explain_refusal(uint64_t features, int code, struct gr_error *err)
 	return -code;
 }
 
-int gr_uffd_open(uint64_t features, struct gr_error *err)
+static int open_flags(int flags, uint64_t features, struct gr_error *err)
 {
 	struct uffdio_api api = { .api = UFFD_API, .features = features };
-	int fd = open_raw(err), code;
+	int fd = open_raw(flags, err), code;
 
 	if (fd < 0) {
 		return fd;
@@ -91,6 +93,28 @@ int gr_uffd_open(uint64_t features, struct gr_error *err)
 		return explain_refusal(features, code, err);
 	}
 	return fd;
+}
+
+int gr_uffd_open(uint64_t features, struct gr_error *err)
+{
+	return open_flags(GR_UFFD_USER_MODE_ONLY, features, err);
+}
+
+int gr_uffd_open_sync(bool *ret_kernel_faults, bool *ret_unpopulated, struct gr_error *err)
+{
+	uint64_t needed = GR_UFFD_FEATURE_PAGEFAULT_FLAG_WP | GR_UFFD_FEATURE_WP_HUGETLBFS_SHMEM;
+	struct gr_error why;
+	int fd = -1;
+
+	for (unsigned int i = 0; i < 4 && fd < 0; i++) {
+		*ret_kernel_faults = i < 2;
+		*ret_unpopulated = i % 2 == 0;
+		fd = open_flags(*ret_kernel_faults ? 0 : GR_UFFD_USER_MODE_ONLY,
+				needed | (*ret_unpopulated ? GR_UFFD_FEATURE_WP_UNPOPULATED : 0),
+				&why);
+	}
+	/* The last refusal is of the least that will do. */
+	return fd >= 0 ? fd : gr_error_set(err, fd, "%s", why.msg);
 }
 
 int gr_pagemap_open(struct gr_error *err)

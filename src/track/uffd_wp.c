@@ -207,7 +207,7 @@ static void uffd_wp_destroy(struct gr_tracker *t)
 
 static const struct gr_tracker_ops uffd_wp_ops = {
 	.name = "uffd-wp",
-	.covers = GR_WRITERS_KVM_VCPUS | GR_WRITERS_MAPPING,
+	.covers = GR_WRITERS_KVM_VCPUS | GR_WRITERS_MAPPING | GR_WRITERS_STORES,
 	.destroy = uffd_wp_destroy,
 	.block_add = uffd_wp_block_add,
 	.block_del = uffd_wp_block_del,

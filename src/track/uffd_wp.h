@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* What the uffd-wp tracker and the feature probe share: opening and trying. */
+/* What the userfaultfd trackers and the feature probe share: opening and trying. */
 #ifndef GR_TRACK_UFFD_WP_H
 #define GR_TRACK_UFFD_WP_H
 
@@ -16,6 +16,13 @@
  * @return The file descriptor or a negative errno; the message says what is missing.
  */
 int gr_uffd_open(uint64_t features, struct gr_error *err);
+
+/*
+ * Open a userfaultfd for write faults that are served: of the kernel too, if we may, and of pages
+ * that are not there yet, if this kernel knows them.
+ * @return As gr_uffd_open().
+ */
+int gr_uffd_open_sync(bool *ret_kernel_faults, bool *ret_unpopulated, struct gr_error *err);
 
 /* Open this process's page map. @return The file descriptor or a negative errno. */
 int gr_pagemap_open(struct gr_error *err);

@@ -90,6 +90,7 @@ TEST(without_privilege_write_protection_stays_what_it_was)
 	struct gr_feature f[GR_FEATURES_MAX];
 	unsigned int n = gr_features_probe(f, GR_FEATURES_MAX);
 	bool async = find(f, n, "uffd-wp-async-shared")->available;
+	bool sync = find(f, n, "uffd-wp-sync")->available;
 
 	if (geteuid() != 0) {
 		SKIP("needs root to drop privileges");
@@ -107,6 +108,10 @@ TEST(without_privilege_write_protection_stays_what_it_was)
 	ASSERT_EQ(find(f, n, "uffd-wp-async")->available, async);
 	if (!find(f, n, "userfaultfd-kernel-faults")->available) {
 		ASSERT_HAS(find(f, n, "userfaultfd-kernel-faults")->detail, "ermi");
+		ASSERT_EQ(find(f, n, "uffd-wp-sync")->available, sync);
+		if (sync) {
+			ASSERT_HAS(find(f, n, "uffd-wp-sync")->detail, "of this process alone");
+		}
 	}
 }
 

@@ -208,7 +208,7 @@ TEST(software_alone_covers_only_code_that_marks)
 	expect_refusal(track, GR_WRITERS_MAPPING | GR_WRITERS_MARKED,
 		       "stores and system calls of this process", "(software)");
 	expect_refusal(track, GR_WRITERS_KVM_VCPUS, "virtual CPUs of KVM",
-		       "kvm-log, kvm-ring and uffd-wp see them");
+		       "kvm-log, kvm-ring, uffd-wp and uffd-sync see them");
 	expect_refusal(track, GR_WRITERS_OUTSIDE, "another process", "no tracker of this version");
 	expect_refusal(track, 1u << 20, "unknown writers", "0x100000");
 	ASSERT_EQ(gr_track_start(track, GR_WRITERS_MARKED, NULL), 0);
