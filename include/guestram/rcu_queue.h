@@ -14,7 +14,8 @@
  * Classes: most callbacks of a queue with a lock run with it held, in bounded slices. Those
  * of gr_rcu_free() and gr_rcu_call_nolock() never take it. Callbacks of one thread, one class
  * and one queue run in the order of the calls; what thread-exit destructors queue that run after
- * the library's own is in order among itself.
+ * the library's own is in order among itself, and what a signal handler queues in the middle of a
+ * call of its thread comes before what is called later only.
  *
  * Limits: a queue over its soft limit stops gathering callbacks and hurries; over its hard limit
  * calls wait until the worker has caught up. A call that must not wait (inside a section, on a

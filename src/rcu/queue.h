@@ -18,10 +18,9 @@
  * that either writes. The runner gets an array of heads, so it can fetch many objects
  * at once instead of one link after the other. A full ring is followed by a new, larger one;
  * where there is no memory for it, calls go on the shard's own stack, `over`, for as long as that
- * is not empty. A handler that interrupts a call of its own thread (the shard is busy) leaves its
- * callback `aside`, and the interrupted call puts it into the ring as its next.
- * Threads without a shard (they call seldom, have ended, or there was no memory) use a stack for
- * all, `incoming`. Stacks are pushed by compare-and-swap (S2, release) and taken whole (acquire).
+ * is not empty.
+ * Threads without a shard (they call seldom, have ended, or there was no memory) and handlers that
+ * interrupt a call of their own thread (the shard is busy) use a stack for all, `incoming`. Stacks are pushed by compare-and-swap (S2, release) and taken whole (acquire).
  * So a call never fails, and a handler may call.
  *
  * BATCHES. They are numbered. At most one is *open* (waiting for its grace period) and one
@@ -42,8 +41,9 @@
  * batch `incoming` comes first, then shard by shard the ring's part, then what was `over`.
  *   - A thread goes from `incoming` to a shard once, never back. Take reads the tails first, then
  *     takes incoming: if it has an entry, it has what that thread pushed before, or had it.
- *     (It does go back when its exit hook has run. What destructors call after that, and
- *     handlers, is in order among itself only.)
+ *     (It does go back when its exit hook has run: what destructors call after that is in order
+ *     among itself only. A handler that interrupts a call goes there for once: what its thread
+ *     calls later comes later all the same, but what it called before may run after.)
  *   - While `over` is not empty nothing is put into the ring. Take reads tail, then, if over is not
  *     empty, over_at: the tail when the first was pushed, which stays as long as over is not
  *     empty. All entries below are visible (S2), and there are none above: they come with
@@ -135,7 +135,6 @@ struct gr_rcu_shard {
 	size_t full_at;		    /* (o) tail at which head must be looked at again */
 	struct gr_rcu_head *over;   /* (a) stack, newest first: calls that found no room */
 	size_t over_at;		    /* (a) tail when over was last pushed on while empty */
-	struct gr_rcu_head *aside;  /* (a) stack: calls of handlers that interrupted a call */
 	uint32_t busy;		    /* (o) a call is under way in the owner */
 	size_t bytes;		    /* (a) of sized calls, ever */
 	size_t reported;	    /* (o) tail when the queue's count was last told... */

@@ -5,7 +5,7 @@
  *
  * A shard belongs to one thread, so its producer side needs no atomic read-modify-write; but
  * the thread's signal handlers call too. `busy` is set for as long as the ring and its tail
- * may disagree: a handler that finds it set leaves its callback aside. Everything that changes
+ * may disagree: a handler that finds it set does without the shard. Everything that changes
  * which shards there are runs with signals blocked; a handler may walk the thread's list at any
  * time.
  */
@@ -82,7 +82,7 @@ static void reset_shard(struct gr_rcu_shard *s)
 	s->ring0.mask = ring_entries(SHARD_BYTES - offsetof(struct gr_rcu_shard, ring0)) - 1;
 	s->put = s->get = s->oldest = &s->ring0;
 	s->tail = s->bytes = s->reported = s->reported_bytes = 0;
-	s->over = s->aside = NULL;
+	s->over = NULL;
 	memset(s->open_over, 0, sizeof(s->open_over));
 	memset(s->closed_over, 0, sizeof(s->closed_over));
 	s->head = s->run = s->pass = s->closed = s->open = s->open_bytes = 0;
@@ -301,47 +301,6 @@ static inline void put(struct gr_rcu_queue *q, struct gr_rcu_shard *s, gr_rcu_en
 	gr_store_release(&s->tail, tail + 1); /* S1 */
 }
 
-/* What handlers have left while the shard was busy, oldest first. It is busy again, with us. */
-static GR_COLD void put_aside(struct gr_rcu_queue *q, struct gr_rcu_shard *s)
-{
-	struct gr_rcu_head *newest, *oldest = NULL, *next;
-
-	newest = gr_xchg_acq_rel(&s->aside, (struct gr_rcu_head *)NULL);
-	for (; newest; newest = gr_rcu_entry_head((uintptr_t)next)) {
-		next = newest->next;
-		newest->next = (struct gr_rcu_head *)((uintptr_t)oldest | ((uintptr_t)next & 1));
-		oldest = newest;
-	}
-	for (; oldest; oldest = gr_rcu_entry_head((uintptr_t)next)) {
-		next = oldest->next;
-		put(q, s, (uintptr_t)oldest | ((uintptr_t)next & 1));
-	}
-}
-
-/* For handlers: between these two they leave their callbacks aside. */
-static inline void begin_call(struct gr_rcu_queue *q, struct gr_rcu_shard *s)
-{
-	gr_store_relaxed(&s->busy, 1u);
-	gr_barrier();
-	/* Left since the end of a call that we interrupt: older than ours. */
-	if (GR_UNLIKELY(gr_load_relaxed(&s->aside) != NULL)) {
-		put_aside(q, s);
-	}
-}
-
-static inline void end_call(struct gr_rcu_queue *q, struct gr_rcu_shard *s)
-{
-	gr_barrier();
-	gr_store_relaxed(&s->busy, 0u);
-	gr_barrier();
-	while (GR_UNLIKELY(gr_load_relaxed(&s->aside) != NULL)) {
-		begin_call(q, s);
-		gr_barrier();
-		gr_store_relaxed(&s->busy, 0u);
-		gr_barrier();
-	}
-}
-
 /* How many calls, and bytes, the queue's count must be told of; none most of the time. */
 static inline size_t due(struct gr_rcu_queue *q, struct gr_rcu_shard *s, size_t *ret_bytes)
 {
@@ -356,20 +315,24 @@ static inline size_t due(struct gr_rcu_queue *q, struct gr_rcu_shard *s, size_t 
 	return n;
 }
 
+/* A handler is in the middle of its thread's call. */
+static inline bool is_busy(const struct gr_rcu_shard *s)
+{
+#ifdef GR_MUTANT_RCU_HANDLER_IGNORES_BUSY
+	(void)s;
+	return false;
+#else
+	return gr_load_relaxed(&s->busy) != 0;
+#endif
+}
+
 static inline size_t call_in_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *s, gr_rcu_entry e,
 				   size_t bytes, size_t *ret_bytes)
 {
 	size_t n;
 
-#ifndef GR_MUTANT_RCU_HANDLER_IGNORES_BUSY
-	if (GR_UNLIKELY(gr_load_relaxed(&s->busy))) { /* a handler in its thread's call */
-		gr_add_relaxed(&q->pushed_bytes, bytes);
-		gr_add_relaxed(&q->bytes, (int64_t)bytes);
-		push(&s->aside, gr_rcu_entry_head(e), (enum gr_rcu_class)(e & 1));
-		return 0;
-	}
-#endif
-	begin_call(q, s);
+	gr_store_relaxed(&s->busy, 1u);
+	gr_barrier();
 #ifdef GR_MUTANT_RCU_BYTES_AFTER_CALL
 	put(q, s, e);
 	GR_HOOK("call: put");
@@ -382,7 +345,8 @@ static inline size_t call_in_shard(struct gr_rcu_queue *q, struct gr_rcu_shard *
 	GR_HOOK("call: put");
 #endif
 	n = due(q, s, ret_bytes);
-	end_call(q, s);
+	gr_barrier();
+	gr_store_relaxed(&s->busy, 0u);
 	return n;
 }
 
@@ -407,7 +371,7 @@ static inline void call(struct gr_rcu_queue *q, struct gr_rcu_head *head,
 	if (GR_UNLIKELY(!s || gr_load_relaxed(&s->queue) != q)) {
 		s = find_shard(q);
 	}
-	if (GR_LIKELY(s != NULL)) {
+	if (GR_LIKELY(s != NULL && !is_busy(s))) {
 		n = call_in_shard(q, s, (uintptr_t)head | class, bytes, &bytes);
 	} else {
 		n = call_without_shard(q, head, class, bytes);

@@ -455,6 +455,50 @@ TEST(bytes_are_taken_with_their_calls)
 	gr_rcu_queue_free(queue);
 }
 
+/* ---- a fork while a call is under way whose handler has called ------------------------------- */
+
+static struct call handlers;
+
+static void *fork_and_look(void *arg)
+{
+	int status;
+	pid_t pid = fork();
+
+	ASSERT(pid >= 0);
+	if (pid == 0) {
+		gr_rcu_barrier(NULL);
+		_exit(LOAD(&handlers.ran) == 1 ? 0 : 1);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	ASSERT_EQ(status, 0);
+	return arg;
+}
+
+static void call_and_fork_elsewhere(void)
+{
+	gr_rcu_call(NULL, &handlers.head, run);
+	pthread_join(spawn(fork_and_look, NULL), NULL);
+}
+
+TEST(a_child_has_what_a_handler_called_in_the_middle_of_its_threads_call)
+{
+	enum { CALLS = 100 }; /* enough for a shard */
+	static struct call calls[CALLS];
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	for (int i = 0; i < CALLS; i++) {
+		if (i == CALLS - 1) {
+			do_once_at("call: put", call_and_fork_elsewhere);
+		}
+		gr_rcu_call(NULL, &calls[i].head, run);
+	}
+	gr_rcu_barrier(NULL);
+	ASSERT_EQ(LOAD(&handlers.ran), 1u);
+	for (int i = 0; i < CALLS; i++) {
+		ASSERT_EQ(LOAD(&calls[i].ran), 1u);
+	}
+}
+
 static void *run_all(void *arg)
 {
 	gr_rcu_barrier(queue);
