@@ -5,7 +5,7 @@ ARGS  ?=
 SOAK_SECONDS ?= 3600
 
 .DEFAULT_GOAL := build
-.PHONY: help deps build demo test asan tsan verify kvm-rig soak fuzz bench check install clean portability
+.PHONY: help deps build demo test asan tsan verify kvm-rig soak fuzz bench check qemu10 install clean portability
 
 help: ## Show this list.
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ fuzz: ## Fuzz every parser for FUZZ_SECONDS (60) each.
 
 bench: ## Build and run the benchmarks against their peers.
 	@scripts/bench.sh
+
+qemu10: ## Fetch and unpack a newer QEMU for the tests (not installed).
+	@scripts/qemu10.sh
 
 check: ## Static checks: layers, headers alone, exported symbols, documents, format.
 	@scripts/check.sh

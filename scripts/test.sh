@@ -11,6 +11,14 @@ if [ $# -eq 0 ]; then
 	[ "${CI:-}" = true ] && set -- plain asan tsan
 fi
 
+# A newer QEMU, too: CI fetches it, otherwise it is used where it is (make qemu10).
+offline=--offline
+[ "${CI:-}" = true ] && offline=
+# shellcheck disable=SC2086
+if qemu10=$(scripts/qemu10.sh $offline); then
+	export GR_QEMU10="$qemu10/usr/bin/qemu-system-x86_64" GR_QEMU10_DATA="$qemu10/usr/share/qemu"
+fi
+
 # The limits are for what hangs, on machines of any speed.
 run_tests()
 {

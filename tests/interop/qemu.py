@@ -9,8 +9,17 @@ import time
 
 from tap import Skip
 
-BINARY = os.environ.get("GR_QEMU", "qemu-system-x86_64")
+# With GR_TEST_QEMU10 the newer one that scripts/qemu10.sh unpacks.
+NEWER = os.environ.get("GR_QEMU10", "")
+BINARY = (NEWER if os.environ.get("GR_TEST_QEMU10")
+          else os.environ.get("GR_QEMU", "qemu-system-x86_64"))
 TIMEOUT = 120  # seconds; generous, machines that run tests are slow
+
+
+def firmware(binary):
+    """Where the newer one, which is not installed, has its own."""
+    data = os.environ.get("GR_QEMU10_DATA")
+    return ["-L", data] if binary == NEWER and data else []
 
 
 class QemuError(Exception):
@@ -32,6 +41,8 @@ class Qemu:
     """`with Qemu(tmp, "source", "-m", "64", ...) as q: q.cmd("stop")`"""
 
     def __init__(self, folder, name, *args, machine="pc", binary=BINARY):
+        if not binary:
+            raise Skip("GR_QEMU10 names no newer QEMU (scripts/qemu10.sh)")
         if not shutil.which(binary):
             raise Skip(f"{binary} is not installed")
         self.folder = folder
@@ -40,7 +51,7 @@ class Qemu:
         self.stderr_path = os.path.join(folder, name + ".stderr")
         ours, theirs = socket.socketpair()
         command = [binary, "-accel", "tcg", "-machine", machine, "-nodefaults",
-                   "-display", "none", "-no-user-config",
+                   "-display", "none", "-no-user-config", *firmware(binary),
                    "-chardev", f"socket,id=qmp,fd={theirs.fileno()}",
                    "-mon", "chardev=qmp,mode=control", *args]
         with open(self.stderr_path, "wb") as stderr:

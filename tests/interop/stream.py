@@ -41,6 +41,10 @@ class Stream:
         code = self.data[self.at]
         if code == 4:
             return False
+        if code == 8:  # a command: from QEMU 10 that it switches over
+            self._take(3)
+            self._take(self._be(2))
+            return True
         self.sections.append((code, self.at))
         self._take(5)
         if code == 1:

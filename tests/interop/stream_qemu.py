@@ -9,7 +9,8 @@ import sys
 import tempfile
 import time
 
-QEMU = "qemu-system-x86_64"
+import qemu
+
 MACHINE = ["-machine", "pc", "-accel", "tcg", "-m", "16", "-nodefaults", "-display", "none", "-S"]
 
 
@@ -17,7 +18,7 @@ class Qemu:
     """One QEMU whose monitor is its standard input and output."""
 
     def __init__(self, *args):
-        self.p = subprocess.Popen([QEMU, *MACHINE, *args, "-qmp", "stdio"],
+        self.p = subprocess.Popen([qemu.BINARY, *MACHINE, *qemu.firmware(qemu.BINARY), *args, "-qmp", "stdio"],
                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.reply("QMP")
         self.command("qmp_capabilities")
@@ -134,7 +135,7 @@ def main():
         ("a_capability_that_changes_the_layout_is_refused_by_name", check_named_refusal),
     ]
     print(f"1..{len(tests)}")
-    missing = None if shutil.which(QEMU) else f"no {QEMU}"
+    missing = None if shutil.which(qemu.BINARY) else f"no {qemu.BINARY or 'newer QEMU'}"
     dir_ = tempfile.mkdtemp(prefix="guestram-stream-")
     bad = 0
     for number, (name, test) in enumerate(tests, 1):

@@ -1,10 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Images are QEMU's own mapped-ram files: a QEMU from 9.0 on loads ours, and we read its.
-
-GR_QEMU10 names such a QEMU; GR_QEMU10_DATA the folder of its firmware if that is not where
-it looks by itself.
-"""
+"""Images are QEMU's own mapped-ram files: a QEMU from 9.0 on loads ours, and we read its."""
 import os
 import subprocess
 
@@ -20,22 +16,22 @@ PAGES = 2048
 
 
 def newer_qemu():
-    binary = os.environ.get("GR_QEMU10", qemu.BINARY)
+    binary = qemu.NEWER
+    if not binary:
+        raise Skip("GR_QEMU10 names no newer QEMU (scripts/qemu10.sh)")
     try:
         said = subprocess.run([binary, "--version"], capture_output=True, check=True).stdout
     except OSError as error:
         raise Skip(f"{binary}: {error.strerror}") from None
     version = said.decode().split("version ")[1].split()[0]
     if int(version.split(".")[0]) < 9:
-        raise Skip(f"{binary} is {version}, mapped-ram needs 9.0; GR_QEMU10 names another")
+        raise Skip(f"{binary} is {version}, mapped-ram needs 9.0 (scripts/qemu10.sh)")
     return binary
 
 
 def newer(tmp, name, *args):
-    data = os.environ.get("GR_QEMU10_DATA")
     return Qemu(tmp, name, "-m", "32", *writer_guest.floppy(tmp, PAGES),
-                "-debugcon", f"file:{tmp}/{name}.e9", *(["-L", data] if data else []), *args,
-                binary=newer_qemu())
+                "-debugcon", f"file:{tmp}/{name}.e9", *args, binary=newer_qemu())
 
 
 def wait_writer(q, tmp):
