@@ -99,6 +99,12 @@ static inline void oracle_read(struct oracle *o, struct gr_ram_block *block, uin
 	o->pages_copied += bytes / ORACLE_PAGE;
 }
 
+/* What nobody can write has no copy. */
+static inline bool oracle_copies(const struct gr_ram_block *block)
+{
+	return !(gr_ram_block_flags(block) & GR_RAM_HOST_READONLY);
+}
+
 /* Reads the part of a run that lies in one block, or skips what is in none. */
 static inline uint64_t oracle_read_some(struct oracle *o, uint64_t page, uint64_t pages)
 {
@@ -120,7 +126,9 @@ static inline uint64_t oracle_read_some(struct oracle *o, uint64_t page, uint64_
 	if (offset < used) {
 		n = (used - offset) / ORACLE_PAGE;
 		n = n < pages ? n : pages;
-		oracle_read(o, block, offset, n * ORACLE_PAGE);
+		if (oracle_copies(block)) {
+			oracle_read(o, block, offset, n * ORACLE_PAGE);
+		}
 	}
 	gr_ram_block_put(block);
 	return n;
@@ -162,8 +170,12 @@ static inline void oracle_check(struct oracle *o)
 	oracle_round(o);
 	gr_rcu_read_lock();
 	gr_ram_for_each_block_rcu(block, o->ram) {
-		const uint8_t *copy = oracle_copy_of(o, block);
+		const uint8_t *copy;
 
+		if (!oracle_copies(block)) {
+			continue;
+		}
+		copy = oracle_copy_of(o, block);
 		for (uint64_t at = 0; at < gr_ram_block_used_bytes(block); at += ORACLE_PAGE) {
 			if (memcmp(copy + at, block->host + at, ORACLE_PAGE) != 0) {
 				FAIL("%s: page %llu of block '%s' differs", o->name,

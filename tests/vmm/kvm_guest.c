@@ -156,6 +156,18 @@ void kvm_guest_fill(struct kvm_guest *g, uint32_t gpa, uint32_t stride, uint32_t
 	ASSERT_EQ(run_out(g), (uint32_t)KVM_EXIT_HLT);
 }
 
+static void run_once(struct kvm_guest *g)
+{
+	if (ioctl(g->vcpu_fd, KVM_RUN, 0) < 0) {
+		ASSERT_EQ(errno, EINTR);
+	} else if (g->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
+		empty_ring(g);
+	} else {
+		/* A store where no memory is any more: dropped. */
+		ASSERT_EQ(g->run->exit_reason, (uint32_t)KVM_EXIT_MMIO);
+	}
+}
+
 static void *spin(void *arg)
 {
 	struct kvm_guest *g = arg;
@@ -163,45 +175,54 @@ static void *spin(void *arg)
 	pthread_mutex_lock(&g->lock);
 	while (g->spinning) {
 		if (g->held > 0) {
-			g->out = true;
-			pthread_cond_broadcast(&g->changed);
 			pthread_cond_wait(&g->changed, &g->lock);
 			continue;
 		}
-		g->out = false;
+		/* Whoever asks from here on finds it inside, and pokes. */
+		__atomic_store_n(&g->run->immediate_exit, 0, __ATOMIC_RELAXED);
+		g->inside = true;
 		pthread_mutex_unlock(&g->lock);
-		if (ioctl(g->vcpu_fd, KVM_RUN, 0) < 0) {
-			ASSERT_EQ(errno, EINTR);
-		} else if (g->run->exit_reason == KVM_EXIT_DIRTY_RING_FULL) {
-			empty_ring(g);
-		} else {
-			/* A store where no memory is any more: dropped. */
-			ASSERT_EQ(g->run->exit_reason, (uint32_t)KVM_EXIT_MMIO);
-		}
+		run_once(g);
 		pthread_mutex_lock(&g->lock);
-		if (g->held == 0) {
-			__atomic_store_n(&g->run->immediate_exit, 0, __ATOMIC_RELAXED);
-		}
+		g->inside = false;
+		pthread_cond_broadcast(&g->changed);
 	}
 	pthread_mutex_unlock(&g->lock);
 	return NULL;
 }
 
-void kvm_guest_spin(struct kvm_guest *g, uint32_t gpa, uint32_t bytes)
+void kvm_guest_spin_over(struct kvm_guest *g, uint32_t gpa, uint32_t bits, uint32_t value)
 {
 	set_regs(g, (struct kvm_regs){ .rip = g->code + CODE_SPIN,
+				       .rax = value,
 				       .rsi = gpa,
-				       .rdx = (bytes - 1) & ~UINT32_C(4095),
+				       .rdx = bits & ~UINT32_C(4095),
 				       .rbx = 1 });
+	pthread_mutex_lock(&g->lock);
 	g->spinning = true;
+	g->first_value = value;
+	pthread_mutex_unlock(&g->lock);
 	ASSERT_EQ(pthread_create(&g->thread, NULL, spin, g), 0);
 }
 
-/* Out of the guest, now or at the next entry: the flag for the second, the signal for the first. */
-static void poke(struct kvm_guest *g)
+void kvm_guest_spin(struct kvm_guest *g, uint32_t gpa, uint32_t bytes)
 {
-	__atomic_store_n(&g->run->immediate_exit, 1, __ATOMIC_RELAXED);
-	pthread_kill(g->thread, SIGUSR1);
+	kvm_guest_spin_over(g, gpa, bytes - 1, 0);
+}
+
+/*
+ * With the lock held, out of the guest now or at the next entry: the flag for the second, the
+ * signal for the first.
+ */
+static void wait_until_out(struct kvm_guest *g)
+{
+	if (g->inside) {
+		__atomic_store_n(&g->run->immediate_exit, 1, __ATOMIC_RELAXED);
+		pthread_kill(g->thread, SIGUSR1);
+	}
+	while (g->inside) {
+		pthread_cond_wait(&g->changed, &g->lock);
+	}
 }
 
 uint32_t kvm_guest_halt(struct kvm_guest *g)
@@ -210,12 +231,13 @@ uint32_t kvm_guest_halt(struct kvm_guest *g)
 
 	pthread_mutex_lock(&g->lock);
 	g->spinning = false;
-	poke(g);
+	pthread_cond_broadcast(&g->changed);
+	wait_until_out(g);
 	pthread_mutex_unlock(&g->lock);
 	pthread_join(g->thread, NULL);
-	g->run->immediate_exit = 0;
+	__atomic_store_n(&g->run->immediate_exit, 0, __ATOMIC_RELAXED);
 	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_GET_REGS, &r), 0);
-	return (uint32_t)r.rax;
+	return (uint32_t)r.rax - g->first_value;
 }
 
 void kvm_guest_kick(void *arg)
@@ -224,12 +246,7 @@ void kvm_guest_kick(void *arg)
 
 	pthread_mutex_lock(&g->lock);
 	g->held++;
-	if (g->spinning) {
-		poke(g);
-		while (!g->out) {
-			pthread_cond_wait(&g->changed, &g->lock);
-		}
-	}
+	wait_until_out(g);
 	pthread_mutex_unlock(&g->lock);
 }
 
@@ -239,8 +256,6 @@ void kvm_guest_resume(void *arg)
 
 	pthread_mutex_lock(&g->lock);
 	if (--g->held == 0) {
-		__atomic_store_n(&g->run->immediate_exit, 0, __ATOMIC_RELAXED);
-		g->out = false;
 		pthread_cond_broadcast(&g->changed);
 	}
 	pthread_mutex_unlock(&g->lock);

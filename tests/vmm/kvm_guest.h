@@ -16,16 +16,17 @@ struct kvm_guest {
 	int kvm_fd, vm_fd, vcpu_fd;
 	struct kvm_run *run;
 	size_t run_bytes;
-	uint32_t code; /* where its program is */
+	uint32_t code;		   /* where its program is */
 	struct gr_kvm_memory *kvm; /* whom to tell that the vCPU's dirty ring is full, or NULL */
 	uint64_t ring_full;	   /* how often it was */
 
 	pthread_t thread; /* while it spins */
 	pthread_mutex_t lock;
 	pthread_cond_t changed;
-	bool spinning; /* (l) the thread shall go on */
-	int held;      /* (l) kicks without resume */
-	bool out;      /* (l) the vCPU is out of the guest and stays */
+	bool spinning;	      /* (l) the thread shall go on */
+	int held;	      /* (l) kicks without resume */
+	bool inside;	      /* (l) the vCPU is in the guest, or on its way in or out */
+	uint32_t first_value; /* that it stored after */
 };
 
 /* Opens /dev/kvm and makes a VM, or skips the test with the reason. */
@@ -44,7 +45,9 @@ void kvm_guest_fill(struct kvm_guest *g, uint32_t gpa, uint32_t stride, uint32_t
 /* The guest stores a growing number at the start of random pages of [gpa, gpa + bytes) until
  * it is halted; bytes is a power of two. */
 void kvm_guest_spin(struct kvm_guest *g, uint32_t gpa, uint32_t bytes);
-/* Returns how many stores it has made. */
+/* Random pages of which only these bits of the address vary; the number grows from value on. */
+void kvm_guest_spin_over(struct kvm_guest *g, uint32_t gpa, uint32_t bits, uint32_t value);
+/* Returns how many stores it has made. May run beside a kick. */
 uint32_t kvm_guest_halt(struct kvm_guest *g);
 /* Have the spinning guest out and keep it out; for gr_kvm_memory_create(). */
 void kvm_guest_kick(void *g);
