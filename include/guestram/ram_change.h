@@ -256,7 +256,8 @@ struct gr_ram_table_entry {
 };
 
 /**
- * Fill a memory table: all regions, by guest address, of one moment.
+ * Fill a memory table: all regions, by guest address, of one moment. Keep it as long as another
+ * process may write this memory: meanwhile tracking starts only with GR_WRITERS_REPORTING.
  * @param ram         The machine's RAM.
  * @param entries     Filled; put them back with gr_ram_table_put().
  * @param entries_max How many there is room for.
@@ -264,13 +265,19 @@ struct gr_ram_table_entry {
  * @param err         May be NULL.
  * @return 0 or a negative errno; on failure nothing needs to be put back.
  * @errors  -ENOSPC more regions; -ENOTSUP the memory of a region has no fd, or stores to it do not
- *          reach the fd (GR_RAM_PRIVATE); the message names the block.
+ *          reach the fd (GR_RAM_PRIVATE); the message names the block; -EBUSY dirty tracking
+ *          goes on that was started without GR_WRITERS_REPORTING, and a region may be written.
  * @context Any thread; enters a read-side section.
  */
 GR_EXPORT GR_MUST_CHECK int gr_ram_table_get(struct gr_ram *ram, struct gr_ram_table_entry *entries,
 					     unsigned int entries_max, unsigned int *ret_entries,
 					     struct gr_error *err);
-/** Put entries back. @param entries What was filled. @param count How many. @context Any. */
+/**
+ * Put a table back: the other process cannot write any more.
+ * @param entries What was filled, all of it.
+ * @param count   How many.
+ * @context Any thread.
+ */
 GR_EXPORT void gr_ram_table_put(struct gr_ram_table_entry *entries, unsigned int count);
 
 GR_END_DECLS

@@ -18,12 +18,12 @@
  * Coverage: a tracker sees some writers and not others. gr_track_start() is told who writes
  * this machine's memory, and refuses with the reason when no chosen tracker sees one of them.
  *
- *   tracker   KVM_VCPUS  MAPPING  MARKED  OUTSIDE
- *   software     -          -       yes      -
- *   KVM log     yes         -        -       -
- *   KVM ring    yes         -        -       -
- *   uffd-wp     yes (*)    yes       -       -
- *   uffd-sync   yes (*)    yes (+)   -       -
+ *   tracker   KVM_VCPUS  MAPPING  MARKED, REPORTING  OUTSIDE
+ *   software     -          -           yes            -
+ *   KVM log     yes         -            -             -
+ *   KVM ring    yes         -            -             -
+ *   uffd-wp     yes (*)    yes           -             -
+ *   uffd-sync   yes (*)    yes (+)       -             -
  *
  *   (*) when the KVM slots use the blocks' own mapping, as gr_kvm_memory does.
  *   (+) a process without privilege gets it for stores alone (GR_WRITERS_STORES): its system calls
@@ -33,14 +33,16 @@
  * Threads: use, start and stop from one thread at a time; sync and rearm from any thread
  * that drives a consumer. Plugging and unplugging go on meanwhile and wait for no sync.
  *
- * Caveats: no tracker can know of a second mapping of a block, of another process that has
- * its fd, or of write() on the fd: whoever lets one exist has to name GR_WRITERS_OUTSIDE, and
- * is refused. Discarding memory and punching holes is invisible to write protection: who does
- * it marks (and under uffd-sync uses gr_ram_discard(), since anonymous memory loses its protection
- * together with its pages). So is DMA into pages that were pinned before (O_DIRECT reads, registered
- * buffers, VFIO), which the kernel notes when it pins and not when the bytes arrive: take
- * such memory as an iovec, and it is marked when it is put back. A fork's child has no
- * trackers: what it stores is tracked in no way.
+ * Caveats: no tracker sees stores through a second mapping of a block, of another process that
+ * has its fd, or write() on the fd. What the library knows of is refused: two blocks that map the
+ * same bytes of a file (a start, or the plug that comes later, fails), and memory tables that are
+ * out, unless their holders are GR_WRITERS_REPORTING. Whoever lets others exist has to name
+ * GR_WRITERS_OUTSIDE, and is refused. Discarding memory and punching holes is invisible to write
+ * protection: who does it marks (and under uffd-sync uses gr_ram_discard(), since anonymous memory
+ * loses its protection together with its pages). So is DMA into pages that were pinned before
+ * (O_DIRECT reads, registered buffers, VFIO), which the kernel notes when it pins and not when
+ * the bytes arrive: take such memory as an iovec, and it is marked when it is put back. A fork's
+ * child has no trackers: what it stores is tracked in no way.
  */
 #ifndef GUESTRAM_TRACK_H
 #define GUESTRAM_TRACK_H
@@ -75,6 +77,8 @@ enum gr_writers {
 	GR_WRITERS_STORES = 1 << 4,    /**< stores of this process through gr_ram_block.host, marked
 					*   or not (gr_ram_write() too), and no system calls: what
 					*   MAPPING and MARKED have in common */
+	GR_WRITERS_REPORTING = 1 << 5, /**< who has a memory table (gr_ram_table_get()) and tells
+					*   what it wrote (vhost-user's log), which you then mark */
 };
 
 struct gr_track;
@@ -190,7 +194,8 @@ GR_EXPORT GR_MUST_CHECK int gr_track_use(struct gr_track *track, enum gr_tracker
  * @param err     May be NULL.
  * @return 0 or a negative errno; on failure nothing tracks that did not before.
  * @errors  -EINVAL a writer is covered by no tracker in use; the message names both.
- *          GR_WRITERS_OUTSIDE is always refused in this version. What the kernel says
+ *          GR_WRITERS_OUTSIDE is always refused in this version. Two blocks map the same bytes
+ *          of a file; a memory table is out, without GR_WRITERS_REPORTING. What the kernel says
  *          when a block cannot be tracked; the message names the block.
  * @context Any thread, outside a read-side section. What is stored after the return is
  *          tracked.

@@ -29,6 +29,8 @@ struct gr_ram {
 	unsigned int frozen;		     /* (l) */
 	const char *frozen_why;		     /* (l) of the last freeze */
 	struct gr_mutex discard_lock;	     /* memory that goes while its block stays */
+	uint32_t tables;		     /* (a) gr_ram_table_get(), writable, not put back */
+	uint32_t tables_forbidden;	     /* (a) how many trackers see no other process */
 	unsigned int discard_holds[GR_RAM_DISCARD_HOLDS]; /* (discard_lock) how many of each */
 	struct gr_ram_discard_watch *discard_watches;	  /* (discard_lock) */
 };
@@ -132,6 +134,13 @@ int gr_ram_discard_begins_locked(struct gr_ram_block *block, uint64_t offset, ui
 				 struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
 void gr_ram_discard_ended_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 	GR_REQUIRES(block->ram->discard_lock);
+/*
+ * table.c: from a success until gr_ram_tables_allow() no other process is given memory that it
+ * may write. -EINVAL: one has it already.
+ */
+GR_MUST_CHECK int gr_ram_tables_forbid(struct gr_ram *ram, struct gr_error *err);
+void gr_ram_tables_allow(struct gr_ram *ram);
+
 /* populate.c */
 void gr_block_gone_free(struct gr_block *block);
 

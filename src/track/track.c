@@ -15,6 +15,8 @@
  */
 #include "base/compiler.h"
 #include "base/mutex.h"
+#include "ram/ram.h"
+#include "track/coverage.h"
 #include "track/tracker.h"
 #include <errno.h>
 #include <stdio.h>
@@ -35,6 +37,8 @@ struct gr_track {
 	struct gr_tracker *trackers[TRACKERS_MAX]; /* (as starts; constant while started) */
 	unsigned int tracker_count;		   /* (as starts; constant while started) */
 	struct gr_ram_listener listener;	   /* (c) on the RAM list while started */
+	bool tables_forbidden;			   /* (as starts) until the last stop */
+	struct gr_shown shown;			   /* (list mutex) */
 
 	struct gr_mutex blocks_lock;
 	struct gr_ram_block **blocks; /* (blocks_lock) a reference each */
@@ -158,11 +162,11 @@ static bool trackable(const struct gr_ram_block *block)
 static int on_block_add(void *opaque, struct gr_ram_block *block, struct gr_error *err)
 {
 	struct gr_track *track = opaque;
+	int ret = gr_shown_add(&track->shown, block, err);
 	unsigned int i;
-	int ret = 0;
 
-	if (!trackable(block)) {
-		return 0;
+	if (ret < 0 || !trackable(block)) {
+		return ret;
 	}
 	for (i = 0; i < track->tracker_count && ret == 0; i++) {
 		struct gr_tracker *t = track->trackers[i];
@@ -174,6 +178,9 @@ static int on_block_add(void *opaque, struct gr_ram_block *block, struct gr_erro
 	} else {
 		/* Armed before a sync can see it. */
 		ret = blocks_put_in(track, block, err);
+	}
+	if (ret < 0) {
+		gr_shown_del(&track->shown, block);
 	}
 	while (ret < 0 && i-- > 0) {
 		struct gr_tracker *t = track->trackers[i];
@@ -190,6 +197,7 @@ static void on_block_del(void *opaque, struct gr_ram_block *block)
 	struct gr_track *track = opaque;
 	bool found;
 
+	gr_shown_del(&track->shown, block);
 	if (!trackable(block)) {
 		return;
 	}
@@ -278,6 +286,10 @@ static void all_stop(struct gr_track *track)
 			t->ops->stop(t);
 		}
 	}
+	if (track->tables_forbidden) {
+		gr_ram_tables_allow(track->ram);
+		track->tables_forbidden = false;
+	}
 }
 
 void gr_track_free(struct gr_track *track)
@@ -293,6 +305,7 @@ void gr_track_free(struct gr_track *track)
 	}
 	GR_ASSERT(track->block_count == 0);
 	free(track->blocks);
+	free(track->shown.piece);
 	gr_mutex_destroy(&track->blocks_lock);
 	gr_mutex_destroy(&track->report);
 	gr_mutex_destroy(&track->control);
@@ -405,56 +418,12 @@ void gr_track_describe(const struct gr_track *track, char *buf, size_t bytes)
 
 /* ---- coverage ------------------------------------------------------------------------- */
 
-static const struct {
-	unsigned int bit;
-	const char *who;
-	const char *advice;
-} writers_of[] = {
-	{ GR_WRITERS_OUTSIDE,
-	  "writers outside this mapping (another mapping, another process, write() on the file)",
-	  "no tracker of this version sees them: have them write through the blocks' own mapping, "
-	  "or mark what they wrote" },
-	{ GR_WRITERS_KVM_VCPUS, "the virtual CPUs of KVM",
-	  "kvm-log, kvm-ring, uffd-wp and uffd-sync see them" },
-	{ GR_WRITERS_MAPPING, "stores and system calls of this process through the blocks' mapping",
-	  "uffd-wp and uffd-sync see them, or mark each with gr_ram_mark()" },
-	{ GR_WRITERS_STORES, "stores of this process through the blocks' mapping",
-	  "uffd-wp and uffd-sync see them, or mark each with gr_ram_mark()" },
-	{ GR_WRITERS_MARKED, "code that marks what it writes", "software sees it" },
-};
-
 static int check_coverage(const struct gr_track *track, unsigned int writers, struct gr_error *err)
 {
-	unsigned int covered = GR_WRITERS_MARKED, known = 0;
 	char names[96];
 
-	for (unsigned int i = 0; i < track->tracker_count; i++) {
-		covered |= track->trackers[i]->ops->covers;
-	}
 	describe(track->trackers, track->tracker_count, names, sizeof(names));
-	for (size_t i = 0; i < GR_ARRAY_SIZE(writers_of); i++) {
-		for (unsigned int j = 0; j < track->tracker_count; j++) {
-			const struct gr_tracker_ops *ops = track->trackers[j]->ops;
-
-			if (writers & writers_of[i].bit & ops->breaks) {
-				return gr_error_set(err, -EINVAL,
-						    "tracking refused: %s cannot go on under %s: %s",
-						    writers_of[i].who, ops->name, ops->breaks_why);
-			}
-		}
-		known |= writers_of[i].bit;
-		if (writers & writers_of[i].bit & ~covered) {
-			return gr_error_set(err, -EINVAL,
-					    "tracking refused: %s are seen by no tracker in use "
-					    "(%s); %s",
-					    writers_of[i].who, names, writers_of[i].advice);
-		}
-	}
-	if (writers & ~known) {
-		return gr_error_set(err, -EINVAL, "tracking refused: unknown writers %#x",
-				    writers & ~known);
-	}
-	return 0;
+	return gr_coverage_check(track->trackers, track->tracker_count, names, writers, err);
 }
 
 /* ---- start and stop ------------------------------------------------------------------- */
@@ -486,6 +455,22 @@ static int all_start(struct gr_track *track, struct gr_error *err)
 	return ret;
 }
 
+/* Nobody sees what another process writes, unless it says so itself. */
+static int forbid_tables(struct gr_track *track, unsigned int writers, struct gr_error *err)
+{
+	int ret;
+
+#ifdef GR_MUTANT_TRACK_IGNORES_TABLES
+	return 0;
+#endif
+	if ((writers & GR_WRITERS_REPORTING) || track->tables_forbidden) {
+		return 0;
+	}
+	ret = gr_ram_tables_forbid(track->ram, err);
+	track->tables_forbidden = ret == 0;
+	return ret;
+}
+
 int gr_track_start(struct gr_track *track, unsigned int writers, struct gr_error *err)
 {
 	int ret;
@@ -494,9 +479,15 @@ int gr_track_start(struct gr_track *track, unsigned int writers, struct gr_error
 	ret = check_coverage(track, writers, err);
 	if (ret == 0) {
 		gr_mutex_lock(&track->report);
-		ret = track->starts > 0 ? 0 : all_start(track, err);
+		ret = forbid_tables(track, writers, err);
+		if (ret == 0 && track->starts == 0) {
+			ret = all_start(track, err);
+		}
 		if (ret == 0) {
 			track->starts++;
+		} else if (track->starts == 0 && track->tables_forbidden) {
+			gr_ram_tables_allow(track->ram);
+			track->tables_forbidden = false;
 		}
 		gr_mutex_unlock(&track->report);
 	}

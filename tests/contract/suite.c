@@ -340,24 +340,45 @@ static void drop_privileges(void)
 	ASSERT_EQ(prctl(PR_SET_DUMPABLE, 1), 0);
 }
 
-static void set_up(struct suite *s)
+struct suite *suite_create(const struct suite_row *row, enum suite_condition condition)
 {
+	struct suite *s = calloc(1, sizeof(*s));
 	struct gr_error err;
 
-	if (s->row->without_privilege) {
+	ASSERT(s);
+	s->row = row;
+	s->condition = condition;
+	if (row->without_privilege) {
 		drop_privileges();
 	}
 	ASSERT_EQ(gr_ram_create(NULL, &s->ram, NULL), 0);
 	ASSERT_EQ(gr_track_create(s->ram, &s->track, NULL), 0);
-	if (s->row->guest_create) {
-		s->guest = s->row->guest_create(s);
-	} else if (s->row->kind != GR_TRACKER_SOFTWARE &&
-		   gr_track_use(s->track, s->row->kind, NULL, &err) < 0) {
+	if (row->guest_create) {
+		s->guest = row->guest_create(s);
+	} else if (row->kind != GR_TRACKER_SOFTWARE &&
+		   gr_track_use(s->track, row->kind, NULL, &err) < 0) {
 		SKIP("%s", err.msg);
 	}
+	return s;
+}
+
+void suite_free(struct suite *s)
+{
+	if (s->guest) {
+		s->row->guest_destroy(s->guest);
+	}
+	gr_track_free(s->track);
+	gr_ram_free(s->ram);
+	free(s);
+}
+
+static void start(struct suite *s)
+{
+	bool race = s->condition == SUITE_RACE;
+	struct gr_error err;
+
 	for (unsigned int slot = 0; slot < SUITE_FIXED; slot++) {
-		(void)plug_whole(s, slot,
-				 s->condition == SUITE_RACE ? SUITE_RACE_PAGES : SUITE_FIXED_PAGES);
+		(void)plug_whole(s, slot, race ? SUITE_RACE_PAGES : SUITE_FIXED_PAGES);
 	}
 	if (gr_track_start(s->track, s->row->writers, &err) < 0) {
 		FAIL("%s", err.msg);
@@ -407,14 +428,11 @@ static uint64_t run(struct suite *s)
 
 void suite_run(const struct suite_row *row, enum suite_condition condition)
 {
-	struct suite *s = calloc(1, sizeof(*s));
+	struct suite *s = suite_create(row, condition);
 	uint64_t writes;
 	char names[64];
 
-	ASSERT(s);
-	s->row = row;
-	s->condition = condition;
-	set_up(s);
+	start(s);
 	writes = run(s);
 	gr_track_describe(s->track, names, sizeof(names));
 	test_diag("%s: %" PRIu64 " writes, %u changes", names, writes, s->changes);
@@ -422,10 +440,5 @@ void suite_run(const struct suite_row *row, enum suite_condition condition)
 	oracle_check(&s->a);
 	oracle_check(&s->b);
 	gr_track_stop(s->track);
-	if (s->guest) {
-		row->guest_destroy(s->guest);
-	}
-	gr_track_free(s->track);
-	gr_ram_free(s->ram);
-	free(s);
+	suite_free(s);
 }

@@ -68,28 +68,37 @@ struct suite {
 double suite_elapsed(const struct suite *s);
 /* How many of so many pages, from the first on, are not written any more. */
 uint64_t suite_retired(const struct suite *s, uint64_t pages);
+/* The machine and its tracker in use, not started. */
+struct suite *suite_create(const struct suite_row *row, enum suite_condition condition);
+void suite_free(struct suite *s);
 void suite_run(const struct suite_row *row, enum suite_condition condition);
+/* suite_coverage.c: writers that it cannot see are refused. */
+void suite_coverage(const struct suite_row *row);
 
-#define SUITE_ROWS(row)                           \
-	TEST(row##_beside_plugs)                  \
-	{                                         \
-		suite_run(&(row), SUITE_PLUG);    \
-	}                                         \
-	TEST(row##_beside_growth)                 \
-	{                                         \
-		suite_run(&(row), SUITE_GROW);    \
-	}                                         \
-	TEST(row##_beside_discards)               \
-	{                                         \
-		suite_run(&(row), SUITE_DISCARD); \
-	}                                         \
-	TEST(row##_beside_resizes)                \
-	{                                         \
-		suite_run(&(row), SUITE_RESIZE);  \
-	}                                         \
-	TEST(row##_in_a_race)                     \
-	{                                         \
-		suite_run(&(row), SUITE_RACE);    \
+#define SUITE_ROWS(row)                                \
+	TEST(row##_beside_plugs)                       \
+	{                                              \
+		suite_run(&(row), SUITE_PLUG);         \
+	}                                              \
+	TEST(row##_beside_growth)                      \
+	{                                              \
+		suite_run(&(row), SUITE_GROW);         \
+	}                                              \
+	TEST(row##_beside_discards)                    \
+	{                                              \
+		suite_run(&(row), SUITE_DISCARD);      \
+	}                                              \
+	TEST(row##_beside_resizes)                     \
+	{                                              \
+		suite_run(&(row), SUITE_RESIZE);       \
+	}                                              \
+	TEST(row##_in_a_race)                          \
+	{                                              \
+		suite_run(&(row), SUITE_RACE);         \
+	}                                              \
+	TEST(row##_refuses_writers_that_it_cannot_see) \
+	{                                              \
+		suite_coverage(&(row));                \
 	}
 
 #endif
