@@ -8,9 +8,9 @@
  *   tracker.<tracker>_<rate>/guest_qemu   the same, ours against QEMU's scheme
  *   tracker.kvm_ring_<rate>/log, /guest_log   ours, the ring against the log
  *
- * trackers: software, uffd_wp, kvm_log, kvm_ring; rate: 1, 10, 100 and 1000 MB of whole pages a
- * second, chosen at random, in bursts; a round every 50 ms. /guest is 1/slow-down. Without /dev/kvm
- * the cases of KVM are left out, and the program says so.
+ * trackers: software, uffd_wp, uffd_sync, kvm_log, kvm_ring; rate: 1, 10, 100 and 1000 MB of whole
+ * pages a second, chosen at random, in bursts; a round every 50 ms. /guest is 1/slow-down. Without
+ * /dev/kvm the cases of KVM are left out, and the program says so.
  *
  * Checked in each run, whoever tracks: the first word of each page, read only when the page was
  * reported, is at the end what is in memory.
@@ -232,7 +232,8 @@ int main(int argc, char **argv)
 {
 	static const unsigned rates[] = { 1, 10, 100, 1000 };
 	static const struct comparison *all[] = { &compare_software, &compare_uffd_wp,
-						  &compare_kvm_log, &compare_kvm_ring };
+						  &compare_uffd_sync, &compare_kvm_log,
+						  &compare_kvm_ring };
 	const char *no_kvm = kvm_missing();
 	struct bench_options o;
 

@@ -39,7 +39,7 @@ struct comparison {
 	const struct way *log; /* that ours is to be no slower than, or NULL */
 };
 
-extern const struct comparison compare_software, compare_uffd_wp;
+extern const struct comparison compare_software, compare_uffd_wp, compare_uffd_sync;
 extern const struct comparison compare_kvm_log, compare_kvm_ring;
 
 /* Why there is no KVM here, or NULL. */

@@ -179,17 +179,27 @@ const struct comparison compare_software = {
 
 /* ---- userfaultfd ---------------------------------------------------------------------- */
 
-static void uffd_wp_create(struct watched *w)
+static void uffd_create(struct watched *w, enum gr_tracker_kind kind)
 {
 	struct ours *o = ours_create(w, 0);
 	struct gr_error err;
 
-	if (gr_track_use(o->track, GR_TRACKER_UFFD_WP, NULL, &err) < 0) {
+	if (gr_track_use(o->track, kind, NULL, &err) < 0) {
 		bench_die("%s", err.msg);
 	}
-	ours_start(o, GR_WRITERS_MAPPING);
+	ours_start(o, GR_WRITERS_STORES);
 	w->tracker = o;
 	w->burst = thread_burst;
+}
+
+static void uffd_wp_create(struct watched *w)
+{
+	uffd_create(w, GR_TRACKER_UFFD_WP);
+}
+
+static void uffd_sync_create(struct watched *w)
+{
+	uffd_create(w, GR_TRACKER_UFFD_SYNC);
 }
 
 /*
@@ -300,6 +310,13 @@ static void handler_destroy(struct watched *w)
 const struct comparison compare_uffd_wp = {
 	.name = "uffd_wp",
 	.ours = { "ours", uffd_wp_create, ours_round, ours_destroy },
+	.qemu = { "QEMU's scheme: a thread for faults", handler_create, handler_round,
+		  handler_destroy },
+	.untracked = { "untracked guest", untracked_create, NULL, nothing },
+};
+const struct comparison compare_uffd_sync = {
+	.name = "uffd_sync",
+	.ours = { "ours", uffd_sync_create, ours_round, ours_destroy },
 	.qemu = { "QEMU's scheme: a thread for faults", handler_create, handler_round,
 		  handler_destroy },
 	.untracked = { "untracked guest", untracked_create, NULL, nothing },

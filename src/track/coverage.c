@@ -16,9 +16,11 @@ static const struct {
 	  "no tracker of this version sees them: have them write through the blocks' own mapping, "
 	  "or mark what they wrote" },
 	{ GR_WRITERS_KVM_VCPUS, "the virtual CPUs of KVM",
-	  "kvm-log, kvm-ring and uffd-wp see them" },
+	  "kvm-log, kvm-ring, uffd-wp and uffd-sync see them" },
 	{ GR_WRITERS_MAPPING, "stores and system calls of this process through the blocks' mapping",
-	  "uffd-wp sees them, or mark each with gr_ram_mark()" },
+	  "uffd-wp and uffd-sync see them, or mark each with gr_ram_mark()" },
+	{ GR_WRITERS_STORES, "stores of this process through the blocks' mapping",
+	  "uffd-wp and uffd-sync see them, or mark each with gr_ram_mark()" },
 	{ GR_WRITERS_MARKED, "code that marks what it writes", "software sees it" },
 	{ GR_WRITERS_REPORTING, "processes that report what they write", "software sees it" },
 };
@@ -36,9 +38,10 @@ int gr_coverage_check(struct gr_tracker *const *trackers, unsigned int count, co
 			const struct gr_tracker_ops *ops = trackers[j]->ops;
 
 			if (writers & writers_of[i].bit & ops->breaks) {
-				return gr_error_set(err, -EINVAL,
-						    "tracking refused: %s cannot go on under %s: %s",
-						    writers_of[i].who, ops->name, ops->breaks_why);
+				return gr_error_set(
+					err, -EINVAL,
+					"tracking refused: %s cannot go on under %s: %s",
+					writers_of[i].who, ops->name, ops->breaks_why);
 			}
 		}
 		known |= writers_of[i].bit;

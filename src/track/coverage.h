@@ -9,7 +9,8 @@
 
 #include "track/tracker.h"
 
-/* 0, or -EINVAL: one of `writers` is seen by none of the trackers, whose names those are, or broken. */
+/* 0, or -EINVAL: one of `writers` is seen by none of the trackers, whose names those are, or
+ * broken. */
 GR_MUST_CHECK int gr_coverage_check(struct gr_tracker *const *trackers, unsigned int count,
 				    const char *names, unsigned int writers, struct gr_error *err);
 

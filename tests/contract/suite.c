@@ -131,7 +131,7 @@ static void write_unmarked(struct worker *w, struct gr_ram_block *block, uint64_
 {
 	uint64_t value = test_rand(&w->rnd);
 
-	if (value % 4 == 0) {
+	if (value % 4 == 0 && !(w->suite->row->writers & GR_WRITERS_STORES)) {
 		/* By the kernel; may cross into the next page. */
 		size_t bytes = room < 300 ? room : 300;
 
