@@ -71,7 +71,7 @@ int gr_uffd_protect(struct gr_uffd_server *s, const struct gr_uffd_range *r, uin
 	return ret;
 }
 
-void gr_uffd_wake(struct gr_uffd_server *s, uint64_t start, uint64_t bytes)
+static void wake(struct gr_uffd_server *s, uint64_t start, uint64_t bytes)
 {
 	struct uffdio_range range = { start, bytes };
 
@@ -86,7 +86,7 @@ void gr_uffd_open_range(struct gr_uffd_server *s, uint64_t start, uint64_t bytes
 	if (write_protect(s, start, bytes, 0) < 0) {
 		/* Nothing is registered there: it cannot be protected. Somebody may sleep all the
 		 * same. */
-		gr_uffd_wake(s, start, bytes);
+		wake(s, start, bytes);
 	}
 #endif
 }
@@ -175,7 +175,7 @@ void gr_uffd_disarm(struct gr_uffd_server *s, const struct gr_uffd_range *r)
 	 */
 	(void)ioctl(s->uffd, UFFDIO_UNREGISTER, &range);
 #ifndef GR_MUTANT_UFFD_DISARM_NO_WAKE
-	gr_uffd_wake(s, r->start, r->bytes);
+	wake(s, r->start, r->bytes);
 #endif
 	merge(r, true);
 }

@@ -5,9 +5,10 @@
  * its users' business: the tracker uffd-sync marks the page, a copy before write saves it.
  *
  * The one rule for users, from which it follows that no writer sleeps for ever: after fault() has
- * been told of an address, the page there is opened (gr_uffd_open()), or woken because it is open
- * already, or it is kept on purpose and opened later. A writer that comes to its sleep after the
- * page was opened does not sleep: the kernel looks at the page again behind its place in the queue.
+ * been told of an address, the page there is opened (gr_uffd_open_range(), which does no harm to
+ * one that is open), or it is kept on purpose and opened later. A writer that comes to its sleep
+ * after the page was opened does not sleep: the kernel looks at the page again behind its place in
+ * the queue.
  *
  * A fault may be told of more than once: another thread stored to the same page, a signal handler
  * ran in between, or the page was opened meanwhile.
@@ -86,8 +87,6 @@ int gr_uffd_protect(struct gr_uffd_server *s, const struct gr_uffd_range *r, uin
 		    uint64_t bytes, struct gr_error *err);
 /* Takes protection away and wakes who waits. It can fail only where nothing is registered. */
 void gr_uffd_open_range(struct gr_uffd_server *s, uint64_t start, uint64_t bytes);
-/* Wakes who waits: to look again. */
-void gr_uffd_wake(struct gr_uffd_server *s, uint64_t start, uint64_t bytes);
 /* A piece may have been mapped anew: registers it again. */
 void gr_uffd_register_again(struct gr_uffd_server *s, uint64_t start, uint64_t bytes);
 

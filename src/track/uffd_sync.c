@@ -146,7 +146,7 @@ static void fault_locked(struct uffd_sync *u, struct range *r, uint64_t unit) GR
 	uint64_t offset = unit * r->at.unit, start = r->at.start + offset;
 
 	if (gr_unit_test(r->open, unit)) {
-		gr_uffd_wake(&u->server, start, r->at.unit);
+		gr_uffd_open_range(&u->server, start, r->at.unit);
 		return;
 	}
 #ifdef GR_MUTANT_UFFD_SYNC_OPENS_FIRST
