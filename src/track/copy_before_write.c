@@ -417,7 +417,7 @@ static int check_writers(const struct gr_cbw *cbw, unsigned int writers, struct 
 {
 	unsigned int by_kernel = GR_WRITERS_KVM_VCPUS | GR_WRITERS_MAPPING | GR_WRITERS_MARKED;
 
-	if (writers & GR_WRITERS_OUTSIDE) {
+	if (writers & (GR_WRITERS_OUTSIDE | GR_WRITERS_REPORTING)) {
 		return gr_error_set(
 			err, -EINVAL,
 			"no copy before write: writers outside this mapping (another mapping, "

@@ -610,6 +610,8 @@ ON_BOTH(writers_that_cannot_be_stopped_are_refused)
 
 	ASSERT_EQ(try_start(r, GR_WRITERS_OUTSIDE | GR_WRITERS_STORES, false, &err), -EINVAL);
 	ASSERT_HAS(err.msg, "another mapping");
+	ASSERT_EQ(try_start(r, GR_WRITERS_REPORTING, false, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "another process");
 	ASSERT_EQ(try_start(r, 1u << 20, false, &err), -EINVAL);
 	ASSERT_HAS(err.msg, "unknown writers");
 	if (geteuid() == 0) {
