@@ -3,7 +3,7 @@
  * Dirty memory: marks against harvests, on one chunk of two leaf words, a sum and a top.
  *
  * Mirrors src/bitmap/mark.c (I1 to I3, L1, L2: light_fence(), mark_leaf(), mark_sums()) and
- * src/bitmap/harvest.c (H1, H2: take_top(), take_sum(), take_leaf(), heavy_fence_locked()).
+ * src/bitmap/harvest.c (H1, H2: take_top(), take_all(), take_line(), heavy_fence_locked()).
  *
  * Each marker stores to its page, then marks it. Markers are out-of-order machines as in
  * reader.inc: the store to the page may be performed after the loads that follow it, until an
@@ -15,7 +15,8 @@
  * may stand still half way for ever, and takes nothing from the others.
  *
  * Bounds: -DP0=page -DP1=page (-DP2=page): A and B share a leaf word, C has the other;
- * -DHARVESTS=n; -DFALLBACK: no process-wide fence, each side has its own.
+ * -DHARVESTS=n; -DFALLBACK: no process-wide fence, each side has its own; -DLOOK: leaf words that a
+ * look finds 0 are not exchanged, which is for machines where all see stores in one order, as here.
  *
  * Mutants: MARK_THEN_STORE (O1) TOP_DOWN (I2) TRUSTS_LEAF (I3, PROMPT) LEAF_STORE (I1) OR_RELAXED (L1)
  * BOTTOM_UP (H1) NO_FENCE FENCE_FIRST (H2) NO_LIGHT_FENCE (FALLBACK).
@@ -146,7 +147,14 @@ inline heavy_fence()
 
 inline take_leaf(w)
 {
+#ifdef LOOK
+	if
+	:: leaf[w] == 0
+	:: leaf[w] != 0 -> atomic { taken = taken | leaf[w]; leaf[w] = 0 }
+	fi
+#else
 	atomic { taken = taken | leaf[w]; leaf[w] = 0 }
+#endif
 }
 
 inline harvest()

@@ -95,15 +95,21 @@ GR_EXPORT uint64_t gr_dirty_pages(const struct gr_dirty *dirty);
  * Laid out as src/bitmap has it, which checks that.
  */
 enum {
-	GR_DIRTY_LEAVES_ = 32768,
-	GR_DIRTY_SUMS_ = GR_DIRTY_LEAVES_ / 64,
-	GR_DIRTY_CHUNK_PAGES_ = GR_DIRTY_LEAVES_ * 64,
+	GR_DIRTY_LINE_PAGES_ = 512,
+	GR_DIRTY_GROUP_PAGES_ = 64 * GR_DIRTY_LINE_PAGES_,
+	GR_DIRTY_CHUNK_PAGES_ = 64 * GR_DIRTY_GROUP_PAGES_,
+};
+struct gr_dirty_chunk_ {
+	const uint64_t *leaf;
+	const uint64_t *sum;
+	const uint64_t *head;
+	size_t together;
 };
 struct gr_dirty_map_ {
 	struct gr_rcu_head rcu;
 	size_t chunks;
 	bool fence;
-	const uint64_t *chunk[1]; /* as many as there are; C++ knows no open arrays */
+	struct gr_dirty_chunk_ chunk[1]; /* as many as there are; C++ knows no open arrays */
 };
 /* Private: whatever is not as expected. */
 GR_EXPORT void gr_dirty_mark_slow(struct gr_dirty *dirty, uint64_t page)
@@ -122,17 +128,16 @@ static inline bool gr_dirty_is_marked_(struct gr_dirty *dirty, uint64_t page)
 	/* L5: pairs with the publication in gr_dirty_grow(). */
 	const struct gr_dirty_map_ *map = __atomic_load_n(
 		(const struct gr_dirty_map_ *const *)(const void *)dirty, __ATOMIC_CONSUME);
-	uint64_t word = page / 64 % GR_DIRTY_LEAVES_;
-	const uint64_t *c;
+	uint64_t p = page % GR_DIRTY_CHUNK_PAGES_;
+	const struct gr_dirty_chunk_ *c;
 
 	if (GR_UNLIKELY(page / GR_DIRTY_CHUNK_PAGES_ >= map->chunks || map->fence)) {
 		return false;
 	}
 	__atomic_signal_fence(__ATOMIC_SEQ_CST); /* L2: the caller's stores before the look */
-	c = map->chunk[page / GR_DIRTY_CHUNK_PAGES_];
-	return gr_dirty_bit_(c, page % GR_DIRTY_CHUNK_PAGES_) &&
-	       gr_dirty_bit_(c + GR_DIRTY_LEAVES_, word) &&
-	       gr_dirty_bit_(c + GR_DIRTY_LEAVES_ + GR_DIRTY_SUMS_, word / 64);
+	c = &map->chunk[page / GR_DIRTY_CHUNK_PAGES_];
+	return gr_dirty_bit_(c->leaf, p) && gr_dirty_bit_(c->sum, p / GR_DIRTY_LINE_PAGES_) &&
+	       gr_dirty_bit_(c->head, p / GR_DIRTY_GROUP_PAGES_);
 }
 
 /**

@@ -54,6 +54,17 @@ static inline void gr_fence(void)
 #endif
 }
 
+/*
+ * May a word that others OR into be passed over, instead of exchanged with 0, if a look finds it 0? Where
+ * read-modify-writes are full fences and all processors see stores in one order, as on x86: there it is
+ * as if it had been exchanged, at the look.
+ */
+#if defined(__x86_64__)
+#	define GR_LOOK_BEFORE_EXCHANGE true
+#else
+#	define GR_LOOK_BEFORE_EXCHANGE false
+#endif
+
 /* Compiler barrier: the light half of an asymmetric pair whose heavy half is membarrier. */
 static inline void gr_barrier(void)
 {

@@ -9,9 +9,59 @@
 #include "base/atomic.h"
 #include "base/heavy_fence.h"
 #include "base/hook.h"
+#include "base/memory.h"
 #include <errno.h>
 #include <string.h>
 #include <unistd.h>
+
+/* Of one mapping: the heads of n chunks, then their sums, then their leaves. */
+static size_t sums_at(size_t n)
+{
+	return GR_ROUND_UP(n * sizeof(struct gr_dirty_head), (size_t)GR_CACHE_LINE);
+}
+
+static size_t leaves_at(size_t n)
+{
+	return GR_ROUND_UP(sums_at(n) + n * GR_BITS_GROUPS * sizeof(uint64_t), gr_page_bytes());
+}
+
+static size_t mapping_bytes(size_t n)
+{
+	return leaves_at(n) + n * GR_DIRTY_LEAVES * sizeof(uint64_t);
+}
+
+/* Zeroes, which cost nothing until they are touched. 0 or -ENOMEM. */
+static int chunks_create(struct gr_dirty_chunk *chunk, size_t n)
+{
+	unsigned char *mapping = n ? gr_pages_alloc(mapping_bytes(n)) : NULL;
+
+	if (n && !mapping) {
+		return -ENOMEM;
+	}
+	if (mapping) {
+		/*
+		 * A wish, for those of 64 GiB and more. With pages of 4 KiB each line that a
+		 * harvest of few pages in much memory touches is a miss of the translation as well.
+		 */
+		(void)gr_memory_advise(mapping, mapping_bytes(n), GR_MEMORY_THP);
+	}
+	for (size_t i = 0; i < n; i++) {
+		chunk[i].head = (struct gr_dirty_head *)(void *)mapping + i;
+		chunk[i].sum = (uint64_t *)(void *)(mapping + sums_at(n)) + i * GR_BITS_GROUPS;
+		chunk[i].leaf = (uint64_t *)(void *)(mapping + leaves_at(n)) + i * GR_DIRTY_LEAVES;
+		chunk[i].together = i == 0 ? n : 0;
+	}
+	return 0;
+}
+
+static void chunks_free(struct gr_dirty_chunk *chunk, size_t n)
+{
+	for (size_t i = 0, together; i < n; i += together) {
+		together = chunk[i].together;
+		GR_ASSERT(together > 0 && together <= n - i);
+		gr_pages_free(chunk[i].head, mapping_bytes(together));
+	}
+}
 
 static struct gr_dirty_map *map_alloc(size_t chunks)
 {
@@ -28,7 +78,7 @@ static struct gr_dirty_map *map_alloc(size_t chunks)
 static void map_free(struct gr_dirty_map *map, size_t first)
 {
 	if (map) {
-		gr_bits_chunks_free(map->chunk + first, map->chunks - first);
+		chunks_free(map->chunk + first, map->chunks - first);
 		free(map);
 	}
 }
@@ -49,13 +99,15 @@ static struct gr_dirty_map *map_extend(const struct gr_dirty_map *old, size_t ch
 	}
 	for (size_t i = 0; i < have; i++) {
 #ifdef GR_MUTANT_GROW_COPIES_WORDS
-		(void)gr_bits_chunks_create(&map->chunk[i], 1);
-		memcpy(map->chunk[i], old->chunk[i], offsetof(struct gr_bits_chunk, together));
+		(void)chunks_create(&map->chunk[i], 1);
+		*map->chunk[i].head = *old->chunk[i].head;
+		memcpy(map->chunk[i].sum, old->chunk[i].sum, GR_BITS_GROUPS * sizeof(uint64_t));
+		memcpy(map->chunk[i].leaf, old->chunk[i].leaf, GR_DIRTY_LEAVES * sizeof(uint64_t));
 #else
 		map->chunk[i] = old->chunk[i];
 #endif
 	}
-	if (gr_bits_chunks_create(map->chunk + have, chunks - have) != 0) {
+	if (chunks_create(map->chunk + have, chunks - have) != 0) {
 		free(map);
 		return NULL;
 	}
@@ -167,24 +219,38 @@ uint64_t gr_dirty_pages(const struct gr_dirty *dirty)
 	return gr_load_acquire(&dirty->pages); /* pairs with the release in gr_dirty_grow() */
 }
 
+/* Pages of the words of a line that have any. */
+static uint64_t estimate_line(const uint64_t *leaf)
+{
+	uint64_t pages = 0;
+
+	for (unsigned int w = 0; w < GR_BITS_LINE_WORDS; w++) {
+		pages += gr_load_relaxed(&leaf[w]) ? GR_BITS_PER_WORD : 0;
+	}
+	return pages;
+}
+
 uint64_t gr_dirty_live_estimate(const struct gr_dirty *dirty)
 {
 	GR_RCU_READ_GUARD();
 	const struct gr_dirty_map *map = gr_rcu_dereference(dirty->map);
-	uint64_t words = 0, wholes = 0;
+	uint64_t pages = 0;
 
 	for (size_t i = 0; i < map->chunks; i++) {
-		const struct gr_bits_chunk *c = map->chunk[i];
+		const struct gr_dirty_chunk *c = &map->chunk[i];
 
-		for (unsigned int t = 0; t < GR_BITS_TOPS; t++) {
-			/* A snapshot of bits that change: nothing is concluded from them. */
-			for (uint64_t x = gr_load_relaxed(&c->top[t]); x; x &= x - 1) {
-				unsigned int v = t * 64 + (unsigned int)__builtin_ctzll(x);
+		/* A snapshot of bits that change: nothing is concluded from them. */
+		for (uint64_t x = gr_load_relaxed(&c->head->top); x; x &= x - 1) {
+			unsigned int v = gr_bits_first(x);
 
-				words += (uint64_t)__builtin_popcountll(gr_load_relaxed(&c->sum[v]));
+			for (uint64_t y = gr_load_relaxed(&c->sum[v]); y; y &= y - 1) {
+				unsigned int line = v * GR_BITS_GROUP_LINES + gr_bits_first(y);
+
+				pages += estimate_line(&c->leaf[line * GR_BITS_LINE_WORDS]);
 			}
-			wholes += (uint64_t)__builtin_popcountll(gr_load_relaxed(&c->whole[t]));
 		}
+		pages += (uint64_t)gr_bits_in(gr_load_relaxed(&c->head->whole)) *
+			 GR_BITS_GROUP_PAGES;
 	}
-	return words * 64 + wholes * GR_BITS_SUM_PAGES;
+	return pages;
 }

@@ -12,31 +12,52 @@
 #include <guestram/dirty.h>
 #include <sys/types.h>
 
+/* The upper end of a chunk. whole: a bit says that all pages of the group are set, whatever its
+ * lines say. */
+struct gr_dirty_head {
+	uint64_t top;	/* (a) */
+	uint64_t whole; /* (a) */
+};
+
+/*
+ * Where the live words of a chunk are. Chunks that came together have their heads side by side, and
+ * their sums: so a harvest of few pages in much memory reads both in order.
+ */
+struct gr_dirty_chunk {
+	uint64_t *leaf;		    /* (c) GR_DIRTY_LEAVES words */
+	uint64_t *sum;		    /* (c) GR_BITS_GROUPS words: a bit for each line of leaves */
+	struct gr_dirty_head *head; /* (c) */
+	size_t together; /* (c) in the first chunk of a mapping: how many it has; 0 in the others */
+};
+
+enum { GR_DIRTY_LEAVES = GR_BITS_CHUNK_PAGES / GR_BITS_PER_WORD };
+
 /* What a marker needs to find a word. Replaced as a whole when dirty memory grows. */
 struct gr_dirty_map {
 	struct gr_rcu_head rcu;
-	size_t chunks;		       /* (c) */
-	bool fence;		       /* (c) no process-wide fence: the marker has its own */
-	struct gr_bits_chunk *chunk[]; /* (c) the chunks live as long as the dirty memory */
+	size_t chunks; /* (c) */
+	bool fence;    /* (c) no process-wide fence: the marker has its own */
+	struct gr_dirty_chunk
+		chunk[]; /* (c) what they point to lives as long as the dirty memory */
 };
 
 struct gr_dirty {
-	struct gr_dirty_map *map;	   /* (r) lock */
-	gr_atomic_u64 pages;		   /* (a) covered; follows map */
-	struct gr_mutex lock;		   /* the harvest lock: markers never take it */
-	unsigned int consumers;		   /* (l) */
+	struct gr_dirty_map *map; /* (r) lock */
+	gr_atomic_u64 pages;	  /* (a) covered; follows map */
+	struct gr_mutex lock;	  /* the harvest lock: markers never take it */
+	unsigned int consumers;	  /* (l) */
 	struct gr_dirty_consumer *consumer[GR_DIRTY_CONSUMERS_MAX]; /* (l) */
-	uint64_t fences;		   /* (l) process-wide fences run, for tests */
-	pid_t pid;			   /* (l) of the last harvest: another one after fork() */
-	struct gr_dirty *next;		   /* the list's lock (fork.c) */
+	uint64_t fences;       /* (l) process-wide fences run, for tests */
+	pid_t pid;	       /* (l) of the last harvest: another one after fork() */
+	struct gr_dirty *next; /* the list's lock (fork.c) */
 };
 
 struct gr_dirty_consumer {
-	struct gr_dirty *dirty; /* (c) */
-	char *name;		/* (c) */
-	struct gr_bits pend;	/* (l) what harvests found since this consumer's last begin */
-	struct gr_bits set;	/* (o) the open epoch; empty without one */
-	bool open;		/* (o) */
+	struct gr_dirty *dirty;	     /* (c) */
+	char *name;		     /* (c) */
+	struct gr_bits pend;	     /* (l) what harvests found since this consumer's last begin */
+	struct gr_bits set;	     /* (o) the open epoch; empty without one */
+	bool open;		     /* (o) */
 	struct gr_dirty_epoch *kept; /* (o) epochs that were set aside */
 };
 

@@ -4,12 +4,11 @@
  * asked and to the pending set of every other one. One at a time, under the harvest lock,
  * which markers never take. Invariants and argument are in mark.c; what is added here:
  *
- * H1 Clear top-down: top, then sum (or whole), then leaf, each by an exchange. Only a top word may be
- *    tested before it is exchanged: a sum or a leaf that is skipped because a plain load
- *    found it zero would break the chain of L1.
- * H2 After the last live word was cleared, before the lock is dropped and before the caller
- *    reads a page: one process-wide fence for all chunks and all consumers (O2, L2). None
- *    if no bit was taken: then nobody reads on the strength of a cleared bit.
+ * H1 Clear top-down: top, then sum (or whole), then leaf, each by an exchange. Only a top word may
+ * be tested before it is exchanged: a sum or a leaf that is skipped because a plain load found it
+ * zero would break the chain of L1. H2 After the last live word was cleared, before the lock is
+ * dropped and before the caller reads a page: one process-wide fence for all chunks and all
+ * consumers (O2, L2). None if no bit was taken: then nobody reads on the strength of a cleared bit.
  * H3 Between two harvests a page dirtied since a consumer's last commit is in the live
  *    bitmap, in that consumer's pending set, or in its open epoch (L3). The fan-out below is
  *    the one place where bits leave the live bitmap, so it is the one place that keeps this.
@@ -24,29 +23,52 @@
 #include "bitmap/dirty.h"
 #include <unistd.h>
 
-enum { AHEAD = 64 }; /* chunks whose top words are loaded at once */
+/*
+ * Each exchange waits for its cache line, and nothing passes an exchange: so the lines of many
+ * groups, or heads of many chunks, are asked for in one go, level by level. By loads, not by
+ * prefetches, which processors drop when they miss the page's translation too, and here they do.
+ * The values that are loaded mean nothing.
+ */
+enum { AHEAD = 64 };
+/* Of a group that has more lines they come in order, which the processor sees for itself. */
+enum { LINES_AHEAD = 8 };
+
+/* A group whose top bit was taken. */
+struct group {
+	const struct gr_dirty_chunk *c;
+	size_t chunk;
+	unsigned int v;
+	uint64_t lines; /* its sum word, when that was taken */
+};
 
 struct harvest {
 	struct gr_dirty *dirty;
-	struct gr_bits *to;		   /* the asking consumer's epoch, may be NULL */
+	struct gr_bits *to;		      /* the asking consumer's epoch, may be NULL */
 	const struct gr_dirty_consumer *skip; /* whose pending set gets nothing */
-	size_t chunk;
 	bool took;
+	unsigned int groups;
+	struct group group[AHEAD];
+	struct gr_bits_batch batch;
 };
 
-/* H3: every consumer learns of every bit. These two are all there is of fan-out. */
-static void fan_out_words(struct harvest *h, unsigned int v, uint64_t mask, const uint64_t *words)
+/* H3: every consumer learns of every bit. This is all there is of fan-out. */
+static void fan_out(struct harvest *h, size_t chunk, unsigned int v)
 {
 	struct gr_dirty *d = h->dirty;
 
 	h->took = true;
 	if (h->to) {
-		gr_bits_or_words(h->to, h->chunk, v, mask, words);
+		gr_bits_or_batch(h->to, chunk, v, &h->batch);
 	}
+#ifdef GR_MUTANT_HARVEST_NO_FAN_OUT_WHOLE
+	if (h->batch.part == 0) {
+		return;
+	}
+#endif
 #ifndef GR_MUTANT_HARVEST_NO_FAN_OUT
 	for (unsigned int i = 0; i < d->consumers; i++) {
 		if (d->consumer[i] != h->skip) {
-			gr_bits_or_words(&d->consumer[i]->pend, h->chunk, v, mask, words);
+			gr_bits_or_batch(&d->consumer[i]->pend, chunk, v, &h->batch);
 		}
 	}
 #else
@@ -54,166 +76,199 @@ static void fan_out_words(struct harvest *h, unsigned int v, uint64_t mask, cons
 #endif
 }
 
-static void fan_out_whole(struct harvest *h, unsigned int v)
+/* H1: the words of a line that have to be exchanged. */
+static unsigned int words_to_take(const uint64_t *from)
 {
-	struct gr_dirty *d = h->dirty;
+	unsigned int words = 0;
 
-	h->took = true;
-	if (h->to) {
-		gr_bits_or_whole(h->to, h->chunk, v);
+	/* No branches: which word it is that has something, nobody can predict. */
+	for (unsigned int w = 0; w < GR_BITS_LINE_WORDS; w++) {
+		words |= (unsigned int)(gr_load_acquire(&from[w]) != 0) << w;
 	}
-#ifndef GR_MUTANT_HARVEST_NO_FAN_OUT_WHOLE
-	for (unsigned int i = 0; i < d->consumers; i++) {
-		if (d->consumer[i] != h->skip) {
-			gr_bits_or_whole(&d->consumer[i]->pend, h->chunk, v);
-		}
-	}
-#else
-	(void)d;
-#endif
+	return GR_LOOK_BEFORE_EXCHANGE ? words : (1u << GR_BITS_LINE_WORDS) - 1;
 }
 
-/* The leaf words of sum word v that y names. */
-static void take_leaves(struct harvest *h, struct gr_bits_chunk *c, unsigned int v, uint64_t y)
+/* Returns how many pages the line had. */
+static unsigned int take_line(uint64_t *from, struct gr_bits_line *to)
 {
-	uint64_t words[64], mask = 0;
+	unsigned int pages = 0;
 
-	for (; y; y &= y - 1) {
-		unsigned int i = (unsigned int)__builtin_ctzll(y);
+	*to = (struct gr_bits_line){ { 0 } };
+	for (unsigned int x = words_to_take(from); x; x &= x - 1) {
+		unsigned int w = gr_bits_first(x);
 
 		/* Pairs with the OR in mark_leaf(): the bytes of who ORed are visible now (L2). */
-		words[i] = gr_xchg_acq_rel(&c->leaf[v * 64 + i], 0);
-		if (words[i]) {
-			mask |= (uint64_t)1 << i;
+		to->word[w] = gr_xchg_acq_rel(&from[w], 0);
+		pages += to->word[w] == ~(uint64_t)0 ? 64 : gr_bits_in(to->word[w]);
+	}
+	return pages;
+}
+
+/* The lines of a group that its sum word named. */
+static void take_lines(struct harvest *h, const struct group *g)
+{
+	struct gr_bits_batch *b = &h->batch;
+	struct gr_bits_line *to = b->line;
+
+	b->whole = 0;
+	b->part = 0;
+	b->part_pages = 0;
+	for (uint64_t y = g->lines; y; y &= y - 1) {
+		unsigned int i = gr_bits_first(y);
+		unsigned int line = g->v * GR_BITS_GROUP_LINES + i;
+		unsigned int pages = take_line(&g->c->leaf[line * GR_BITS_LINE_WORDS], to);
+
+		if (pages == GR_BITS_LINE_PAGES) {
+			b->whole |= gr_bits_bit(i);
+		} else if (pages) {
+			b->part |= gr_bits_bit(i);
+			b->part_pages += pages;
+			to++;
 		}
 	}
-	if (mask) {
-		fan_out_words(h, v, mask, words);
+	if (b->whole | b->part) {
+		fan_out(h, g->chunk, g->v);
 	}
 }
 
-static void take_wholes(struct harvest *h, struct gr_bits_chunk *c, unsigned int t)
+static void take_wholes(struct harvest *h, const struct gr_dirty_chunk *c, size_t chunk)
 {
-	/* Pairs with the OR in mark_whole(), as a leaf's (L1, L2). */
-	for (uint64_t x = gr_xchg_acq_rel(&c->whole[t], 0); x; x &= x - 1) {
-		fan_out_whole(h, t * 64 + (unsigned int)__builtin_ctzll(x));
+	uint64_t x = ~(uint64_t)0;
+
+	if (GR_LOOK_BEFORE_EXCHANGE) {
+		x = gr_load_acquire(&c->head->whole);
+	}
+	if (x) {
+		/* Pairs with the OR in mark_whole(), as a leaf's (L1, L2). */
+		x = gr_xchg_acq_rel(&c->head->whole, 0);
+	}
+	for (; x; x &= x - 1) {
+		h->batch.whole = ~(uint64_t)0;
+		h->batch.part = 0;
+		fan_out(h, chunk, gr_bits_first(x));
 	}
 }
 
-/*
- * Each exchange waits for its cache line, and nothing passes an exchange: so what comes next is
- * loaded before, all lines of a chunk at once. By loads, not by prefetches, which many processors
- * drop when the page's translation is missing, and here it is. Dense words come in order,
- * which the processor sees for itself. The values loaded mean nothing.
- */
-static void load_ahead(const struct harvest *h, const struct gr_bits_chunk *c, unsigned int v,
-			    uint64_t y)
+static void ask_for_leaves(const struct group *g)
 {
-	const struct gr_bits_chunk *to = h->to ? h->to->chunk[h->chunk] : NULL;
-
-	if (__builtin_popcountll(y) > 8) {
+	if (gr_bits_in(g->lines) > LINES_AHEAD) {
 		return;
 	}
-	for (; y; y &= y - 1) {
-		unsigned int w = v * 64 + (unsigned int)__builtin_ctzll(y);
+	for (uint64_t y = g->lines; y; y &= y - 1) {
+		unsigned int line = g->v * GR_BITS_GROUP_LINES + gr_bits_first(y);
 
-		(void)gr_load_relaxed(&c->leaf[w]);
-		if (to) {
-			(void)gr_load_relaxed(&to->leaf[w]);
-		}
-	}
-	if (to) {
-		(void)gr_load_relaxed(&to->sum[v]);
+		(void)gr_load_relaxed(&g->c->leaf[line * GR_BITS_LINE_WORDS]);
 	}
 }
 
-#define for_each_sum(v, x)                                                                         \
-	for (unsigned int t_ = 0; t_ < GR_BITS_TOPS; t_++)                                         \
-		for (uint64_t x_ = (x)[t_];                                                        \
-		     x_ && ((v) = t_ * 64 + (unsigned int)__builtin_ctzll(x_), true); x_ &= x_ - 1)
-
-/* H1: all that the top words name, wholes and sums before leaves. */
-static void take_below(struct harvest *h, struct gr_bits_chunk *c, const uint64_t *x)
+/* H1: what the groups have that have come together, sums before leaves. */
+static void take_all(struct harvest *h)
 {
-	uint64_t y[GR_BITS_SUMS];
-	unsigned int v;
+	for (unsigned int n = 0; n < h->groups; n++) {
+		struct group *g = &h->group[n];
 
-	(void)gr_load_relaxed(&c->whole[0]); /* as in load_ahead() */
-	for_each_sum(v, x)
-	{
-		(void)gr_load_relaxed(&c->sum[v]);
-	}
-	for (unsigned int t = 0; t < GR_BITS_TOPS; t++) {
-		if (x[t]) {
-			take_wholes(h, c, t);
-		}
-	}
-	for_each_sum(v, x)
-	{
 #ifdef GR_MUTANT_HARVEST_BOTTOM_UP
 		/* The leaf words first, then the summary that led to them: breaks H1. */
-		y[v] = gr_load_acquire(&c->sum[v]);
+		g->lines = gr_load_acquire(&g->c->sum[g->v]);
 #else
 		/* H1: before the leaf words. Pairs with the look in mark_sums(). */
-		y[v] = gr_xchg_acq_rel(&c->sum[v], 0);
+		g->lines = gr_xchg_acq_rel(&g->c->sum[g->v], 0);
 #endif
-		load_ahead(h, c, v, y[v]);
 	}
 	GR_HOOK("harvest: sum taken");
-	for_each_sum(v, x)
-	{
-		take_leaves(h, c, v, y[v]);
+	for (unsigned int n = 0; n < h->groups; n++) {
+		ask_for_leaves(&h->group[n]);
+	}
+	for (unsigned int n = 0; n < h->groups; n++) {
+		take_lines(h, &h->group[n]);
 	}
 	GR_HOOK("harvest: leaf taken");
 #ifdef GR_MUTANT_HARVEST_BOTTOM_UP
-	for_each_sum(v, x)
-	{
-		(void)gr_xchg_acq_rel(&c->sum[v], 0);
+	for (unsigned int n = 0; n < h->groups; n++) {
+		(void)gr_xchg_acq_rel(&h->group[n].c->sum[h->group[n].v], 0);
 	}
 #endif
+	h->groups = 0;
 }
 
-static void take_chunk(struct harvest *h, struct gr_bits_chunk *c)
+/* A group whose turn comes when there are enough of them. */
+static void take_later(struct harvest *h, const struct gr_dirty_chunk *c, size_t chunk,
+		       unsigned int v)
 {
-	uint64_t x[GR_BITS_TOPS], any = 0;
+	(void)gr_load_relaxed(&c->sum[v]);
+	if (h->to) {
+		(void)gr_load_relaxed(&h->to->chunk[chunk].group[v].any);
+	}
+	h->group[h->groups++] = (struct group){ .c = c, .chunk = chunk, .v = v };
+	if (h->groups == AHEAD) {
+		take_all(h);
+	}
+}
 
-	for (unsigned int t = 0; t < GR_BITS_TOPS; t++) {
-		/*
-		 * The test is safe here alone: a marker whose bit this load missed has not
-		 * returned, or its bit is found by the next harvest, as if this one had come a
-		 * little earlier.
-		 */
-		x[t] = gr_load_relaxed(&c->top[t]);
-		if (x[t]) {
-			/* H1; pairs with the ORs of the top in mark.c. */
-			x[t] = gr_xchg_acq_rel(&c->top[t], 0);
+static uint64_t take_top(struct harvest *h, const struct gr_dirty_chunk *c, size_t chunk)
+{
+	/*
+	 * The test is safe here alone: a marker whose bit this load missed has not returned, or its
+	 * bit is found by the next harvest, as if this one had come a little earlier.
+	 */
+	uint64_t x = gr_load_relaxed(&c->head->top);
+
+	if (x) {
+		/* H1; pairs with the ORs of the top in mark.c. */
+		x = gr_xchg_acq_rel(&c->head->top, 0);
+		GR_HOOK("harvest: top taken");
+		take_wholes(h, c, chunk);
+	}
+	return x;
+}
+
+static void ask_for_heads(const struct harvest *h, const struct gr_dirty_map *map, size_t first)
+{
+	for (size_t i = first; i < GR_MIN(first + AHEAD, map->chunks); i++) {
+		(void)gr_load_relaxed(&map->chunk[i].head->top);
+		if (h->to) {
+			(void)gr_load_relaxed(&h->to->chunk[i].top);
 		}
-		any |= x[t];
 	}
-	if (!any) {
-		return;
+}
+
+static void take_chunks(struct harvest *h, const struct gr_dirty_map *map)
+{
+	ask_for_heads(h, map, 0);
+	for (size_t first = 0; first < map->chunks; first += AHEAD) {
+		unsigned int n = (unsigned int)GR_MIN((size_t)AHEAD, map->chunks - first);
+		uint64_t top[AHEAD];
+
+		for (unsigned int i = 0; i < n; i++) {
+			top[i] = take_top(h, &map->chunk[first + i], first + i);
+		}
+		ask_for_heads(h, map, first + AHEAD);
+		for (unsigned int i = 0; i < n; i++) {
+			for (uint64_t x = top[i]; x; x &= x - 1) {
+				take_later(h, &map->chunk[first + i], first + i, gr_bits_first(x));
+			}
+		}
 	}
-	GR_HOOK("harvest: top taken");
-	take_below(h, c, x);
+	take_all(h);
 }
 
 /*
  * Trust no summary. For the child of a fork(), which lacks the markers that were half way
  * up when it was made: nobody will ever set their summaries.
  */
-static void take_everything(struct harvest *h, struct gr_bits_chunk *c)
+static void take_everything(struct harvest *h, const struct gr_dirty_map *map)
 {
-	for (unsigned int t = 0; t < GR_BITS_TOPS; t++) {
-		(void)gr_xchg_acq_rel(&c->top[t], 0);
-	}
-	for (unsigned int t = 0; t < GR_BITS_TOPS; t++) {
-		take_wholes(h, c, t);
-	}
-	for (unsigned int v = 0; v < GR_BITS_SUMS; v++) {
-		(void)gr_xchg_acq_rel(&c->sum[v], 0);
-	}
-	for (unsigned int v = 0; v < GR_BITS_SUMS; v++) {
-		take_leaves(h, c, v, ~(uint64_t)0); /* an exchange of each, tested or not: L1 needs it */
+	for (size_t i = 0; i < map->chunks; i++) {
+		const struct gr_dirty_chunk *c = &map->chunk[i];
+
+		(void)gr_xchg_acq_rel(&c->head->top, 0);
+		take_wholes(h, c, i);
+		for (unsigned int v = 0; v < GR_BITS_GROUPS; v++) {
+			struct group g = { .c = c, .chunk = i, .v = v, .lines = ~(uint64_t)0 };
+
+			(void)gr_xchg_acq_rel(&c->sum[v], 0);
+			take_lines(h, &g);
+		}
 	}
 }
 
@@ -226,19 +281,11 @@ static void heavy_fence_locked(struct gr_dirty *dirty) GR_REQUIRES(dirty->lock)
 	dirty->fences++;
 }
 
-/* As load_ahead(), for idle memory of any size. */
-static void load_tops_ahead(const struct gr_dirty_map *map, size_t first)
-{
-	for (size_t i = first; i < GR_MIN(first + AHEAD, map->chunks); i++) {
-		(void)gr_load_relaxed(&map->chunk[i]->top[0]);
-	}
-}
-
 void gr_dirty_harvest_locked(struct gr_dirty *dirty, struct gr_bits *to,
 			     const struct gr_dirty_consumer *skip)
 {
-	struct harvest h = { .dirty = dirty, .to = to, .skip = skip };
 	const struct gr_dirty_map *map = gr_rcu_dereference_protected(dirty->map);
+	struct harvest h;
 	pid_t pid = getpid();
 #ifdef GR_MUTANT_HARVEST_TRUSTS_SUMMARIES_AFTER_FORK
 	bool forked = false;
@@ -248,20 +295,18 @@ void gr_dirty_harvest_locked(struct gr_dirty *dirty, struct gr_bits *to,
 
 	gr_mutex_assert_held(&dirty->lock);
 	dirty->pid = pid;
+	h.dirty = dirty; /* its arrays are as they come */
+	h.to = to;
+	h.skip = skip;
+	h.took = false;
+	h.groups = 0;
 #ifdef GR_MUTANT_HARVEST_FENCE_FIRST
 	gr_heavy_fence();
 #endif
-	for (h.chunk = 0; h.chunk < map->chunks; h.chunk++) {
-		struct gr_bits_chunk *c = map->chunk[h.chunk];
-
-		if (h.chunk % AHEAD == 0) {
-			load_tops_ahead(map, h.chunk);
-		}
-		if (GR_UNLIKELY(forked)) {
-			take_everything(&h, c);
-		} else {
-			take_chunk(&h, c);
-		}
+	if (GR_UNLIKELY(forked)) {
+		take_everything(&h, map);
+	} else {
+		take_chunks(&h, map);
 	}
 	GR_HOOK("harvest: all taken");
 #ifndef GR_MUTANT_HARVEST_FENCE_FIRST

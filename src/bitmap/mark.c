@@ -21,7 +21,10 @@
  * stands still half way.
  *
  * A whole bit stands for all pages of a sum word. It lies directly below the top, and what is said
- * here of leaf and sum holds for whole and top: set before the top, exchanged after it.
+ * here of leaf and sum holds for whole and top: set before the top, taken after it.
+ *
+ * A sum bit stands for a line of 8 leaf words, each of which has its own chain; a harvest that
+ * cleared it comes to all of them.
  *
  * Argument, bytes (L2). The marker stored to the page, then looks at the leaf. If it ORed,
  * the exchange that takes the bit synchronises with the OR. If it found the bit set, the
@@ -48,18 +51,38 @@
 #include <string.h>
 
 /* What the inline half in guestram/dirty.h takes for granted. */
+#define SAME_PLACE(type, member) (offsetof(struct type, member) == offsetof(struct type##_, member))
 static_assert(offsetof(struct gr_dirty, map) == 0, "a marker finds the map first");
-static_assert(offsetof(struct gr_dirty_map, chunks) == offsetof(struct gr_dirty_map_, chunks) &&
-		      offsetof(struct gr_dirty_map, fence) == offsetof(struct gr_dirty_map_, fence) &&
-		      offsetof(struct gr_dirty_map, chunk) == offsetof(struct gr_dirty_map_, chunk),
+static_assert(SAME_PLACE(gr_dirty_map, chunks) && SAME_PLACE(gr_dirty_map, fence) &&
+		      SAME_PLACE(gr_dirty_map, chunk),
 	      "the map has two layouts");
-static_assert((int)GR_DIRTY_LEAVES_ == (int)GR_BITS_LEAVES &&
-		      (int)GR_DIRTY_SUMS_ == (int)GR_BITS_SUMS &&
-		      offsetof(struct gr_bits_chunk, leaf) == 0 &&
-		      offsetof(struct gr_bits_chunk, sum) == GR_DIRTY_LEAVES_ * sizeof(uint64_t) &&
-		      offsetof(struct gr_bits_chunk, top) ==
-			      (GR_DIRTY_LEAVES_ + GR_DIRTY_SUMS_) * sizeof(uint64_t),
+static_assert(SAME_PLACE(gr_dirty_chunk, leaf) && SAME_PLACE(gr_dirty_chunk, sum) &&
+		      SAME_PLACE(gr_dirty_chunk, head) &&
+		      sizeof(struct gr_dirty_chunk) == sizeof(struct gr_dirty_chunk_) &&
+		      offsetof(struct gr_dirty_head, top) == 0,
 	      "a chunk has two layouts");
+static_assert((int)GR_DIRTY_LINE_PAGES_ == (int)GR_BITS_LINE_PAGES &&
+		      (int)GR_DIRTY_GROUP_PAGES_ == (int)GR_BITS_GROUP_PAGES &&
+		      (int)GR_DIRTY_CHUNK_PAGES_ == (int)GR_BITS_CHUNK_PAGES,
+	      "the levels differ");
+
+enum { GROUP_WORDS = GR_BITS_GROUP_PAGES / GR_BITS_PER_WORD };
+
+static inline unsigned int leaf_in_chunk(uint64_t page)
+{
+	return (unsigned int)(page / GR_BITS_PER_WORD % GR_DIRTY_LEAVES);
+}
+
+/* The sum word of leaf word w, and w's bit there. */
+static inline unsigned int sum_of(unsigned int w)
+{
+	return w / GROUP_WORDS;
+}
+
+static inline uint64_t sum_bit(unsigned int w)
+{
+	return gr_bits_bit(w / GR_BITS_LINE_WORDS);
+}
 
 /* L2: the store to the page, before the look at the leaf. Partner: the fence in harvest.c. */
 static inline void light_fence(const struct gr_dirty_map *map)
@@ -88,47 +111,47 @@ static inline const struct gr_dirty_map *marker_map(struct gr_dirty *dirty, uint
 }
 
 /* Set bits of a leaf word, unless they are. */
-static inline void mark_leaf(struct gr_bits_chunk *c, unsigned int w, uint64_t mask)
+static inline void mark_leaf(const struct gr_dirty_chunk *c, unsigned int w, uint64_t mask)
 {
 	/* I3, L1: acquire, pairs with the RMW that set the bits, before the look at the sum. */
 	if ((gr_load_acquire(&c->leaf[w]) & mask) != mask) {
-		/* L1, L2: pairs with the exchange in take_leaf(). */
+		/* L1, L2: pairs with the taking in take_lines(). */
 		(void)gr_or_acq_rel(&c->leaf[w], mask);
 	}
 }
 
 /* Set summary bits of sum word v, after all leaf words below them (I2). */
-static inline void mark_sums(struct gr_bits_chunk *c, unsigned int v, uint64_t mask)
+static inline void mark_sums(const struct gr_dirty_chunk *c, unsigned int v, uint64_t mask)
 {
-	uint64_t top_mask = (uint64_t)1 << (v % 64);
+	uint64_t top_mask = gr_bits_bit(v);
 
-	/* L1: as in mark_leaf(), one level up; pairs with the exchange in take_sum(). */
+	/* L1: as in mark_leaf(), one level up; pairs with the exchange in take_all(). */
 	if ((gr_load_acquire(&c->sum[v]) & mask) != mask) {
 		(void)gr_or_acq_rel(&c->sum[v], mask);
 	}
 	GR_HOOK("mark: sum set");
-	/* Nothing is looked at after the top: relaxed. Pairs with the exchange in take_top(). */
-	if ((gr_load_relaxed(&c->top[v / 64]) & top_mask) == 0) {
-		(void)gr_or_acq_rel(&c->top[v / 64], top_mask);
+	/* Nothing is looked at after the top: relaxed. Pairs with the exchange in take_tops(). */
+	if ((gr_load_relaxed(&c->head->top) & top_mask) == 0) {
+		(void)gr_or_acq_rel(&c->head->top, top_mask);
 	}
 }
 
-/* Set whole bits of top word t: leaves and their summary in one. */
-static inline void mark_whole(struct gr_bits_chunk *c, unsigned int t, uint64_t mask)
+/* Set whole bits: leaves and their summary in one. */
+static inline void mark_whole(const struct gr_dirty_chunk *c, uint64_t mask)
 {
 #ifdef GR_MUTANT_MARK_WHOLE_TOP_DOWN
-	(void)gr_or_acq_rel(&c->top[t], mask);
+	(void)gr_or_acq_rel(&c->head->top, mask);
 	GR_HOOK("mark: half way");
 #endif
-	/* L1, L2: as in mark_leaf(); pairs with the exchange in take_wholes(). */
-	if ((gr_load_acquire(&c->whole[t]) & mask) != mask) {
-		(void)gr_or_acq_rel(&c->whole[t], mask);
+	/* L1, L2: as in mark_leaf(); pairs with the taking in take_wholes(). */
+	if ((gr_load_acquire(&c->head->whole) & mask) != mask) {
+		(void)gr_or_acq_rel(&c->head->whole, mask);
 	}
 #ifndef GR_MUTANT_MARK_WHOLE_TOP_DOWN
 	GR_HOOK("mark: half way");
 	/* As in mark_sums(). */
-	if ((gr_load_relaxed(&c->top[t]) & mask) != mask) {
-		(void)gr_or_acq_rel(&c->top[t], mask);
+	if ((gr_load_relaxed(&c->head->top) & mask) != mask) {
+		(void)gr_or_acq_rel(&c->head->top, mask);
 	}
 #endif
 }
@@ -136,25 +159,25 @@ static inline void mark_whole(struct gr_bits_chunk *c, unsigned int t, uint64_t 
 void gr_dirty_mark_slow(struct gr_dirty *dirty, uint64_t page)
 {
 	const struct gr_dirty_map *map = marker_map(dirty, page, 1);
-	struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
-	unsigned int w = (unsigned int)(page / 64 % GR_BITS_LEAVES);
+	const struct gr_dirty_chunk *c = &map->chunk[page / GR_BITS_CHUNK_PAGES];
+	unsigned int w = leaf_in_chunk(page);
 
 #ifdef GR_MUTANT_MARK_TOP_DOWN
-	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
+	mark_sums(c, sum_of(w), sum_bit(w));
 	GR_HOOK("mark: half way");
-	mark_leaf(c, w, (uint64_t)1 << (page % 64));
+	mark_leaf(c, w, gr_bits_bit((unsigned int)(page % 64)));
 #elif defined(GR_MUTANT_MARK_TRUSTS_LEAF)
 	/* A set leaf bit taken as proof of the summary: breaks I3. */
 	if (gr_load_acquire(&c->leaf[w]) & (uint64_t)1 << (page % 64)) {
 		return;
 	}
-	mark_leaf(c, w, (uint64_t)1 << (page % 64));
+	mark_leaf(c, w, gr_bits_bit((unsigned int)(page % 64)));
 	GR_HOOK("mark: half way");
-	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
+	mark_sums(c, sum_of(w), sum_bit(w));
 #else
-	mark_leaf(c, w, (uint64_t)1 << (page % 64));
+	mark_leaf(c, w, gr_bits_bit((unsigned int)(page % 64)));
 	GR_HOOK("mark: half way");
-	mark_sums(c, w / 64, (uint64_t)1 << (w % 64));
+	mark_sums(c, sum_of(w), sum_bit(w));
 #endif
 }
 
@@ -169,16 +192,18 @@ void gr_dirty_mark_range(struct gr_dirty *dirty, uint64_t page, uint64_t pages)
 	map = marker_map(dirty, page, pages);
 	end = page + pages;
 	while (page < end) {
-		struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
-		unsigned int v = (unsigned int)(page / GR_BITS_SUM_PAGES % GR_BITS_SUMS);
-		uint64_t sum_end = GR_MIN(end, page - page % GR_BITS_SUM_PAGES + GR_BITS_SUM_PAGES);
+		const struct gr_dirty_chunk *c = &map->chunk[page / GR_BITS_CHUNK_PAGES];
+		unsigned int v = (unsigned int)(page / GR_BITS_GROUP_PAGES % GR_BITS_GROUPS);
+		uint64_t sum_end =
+			GR_MIN(end, page - page % GR_BITS_GROUP_PAGES + GR_BITS_GROUP_PAGES);
 		uint64_t sums = 0;
 
-		if (page % GR_BITS_SUM_PAGES == 0 && end - page >= GR_BITS_SUM_PAGES) {
-			uint64_t n = GR_MIN((end - page) / GR_BITS_SUM_PAGES, (uint64_t)64 - v % 64);
+		if (page % GR_BITS_GROUP_PAGES == 0 && end - page >= GR_BITS_GROUP_PAGES) {
+			uint64_t n = GR_MIN((end - page) / GR_BITS_GROUP_PAGES,
+					    (uint64_t)GR_BITS_GROUPS - v);
 
-			mark_whole(c, v / 64, gr_bits_mask(v % 64, v % 64 + (unsigned int)n - 1));
-			page += n * GR_BITS_SUM_PAGES;
+			mark_whole(c, gr_bits_mask(v, v + (unsigned int)n - 1));
+			page += n * GR_BITS_GROUP_PAGES;
 			continue;
 		}
 #ifdef GR_MUTANT_MARK_RANGE_SUM_EARLY
@@ -188,11 +213,11 @@ void gr_dirty_mark_range(struct gr_dirty *dirty, uint64_t page, uint64_t pages)
 		while (page < sum_end) {
 			unsigned int first = (unsigned int)(page % 64);
 			unsigned int n = (unsigned int)GR_MIN(sum_end - page, (uint64_t)64 - first);
-			unsigned int w = (unsigned int)(page / 64 % GR_BITS_LEAVES);
+			unsigned int w = leaf_in_chunk(page);
 
 			GR_HOOK("mark range: before leaf");
 			mark_leaf(c, w, gr_bits_mask(first, first + n - 1));
-			sums |= (uint64_t)1 << (w % 64);
+			sums |= sum_bit(w);
 			page += n;
 		}
 #ifndef GR_MUTANT_MARK_RANGE_SUM_EARLY
@@ -214,13 +239,14 @@ uint64_t gr_dirty_or_le(struct gr_dirty *dirty, uint64_t page, const void *words
 	map = marker_map(dirty, page, pages);
 	end = page + pages;
 	while (page < end) {
-		struct gr_bits_chunk *c = map->chunk[page / GR_BITS_CHUNK_PAGES];
-		unsigned int v = (unsigned int)(page / GR_BITS_SUM_PAGES % GR_BITS_SUMS);
-		uint64_t sum_end = GR_MIN(end, page - page % GR_BITS_SUM_PAGES + GR_BITS_SUM_PAGES);
+		const struct gr_dirty_chunk *c = &map->chunk[page / GR_BITS_CHUNK_PAGES];
+		unsigned int v = (unsigned int)(page / GR_BITS_GROUP_PAGES % GR_BITS_GROUPS);
+		uint64_t sum_end =
+			GR_MIN(end, page - page % GR_BITS_GROUP_PAGES + GR_BITS_GROUP_PAGES);
 		uint64_t sums = 0;
 
 		for (; page < sum_end; page += 64, in += sizeof(uint64_t)) {
-			unsigned int w = (unsigned int)(page / 64 % GR_BITS_LEAVES);
+			unsigned int w = leaf_in_chunk(page);
 			uint64_t x;
 
 			memcpy(&x, in, sizeof(x));
@@ -230,8 +256,8 @@ uint64_t gr_dirty_or_le(struct gr_dirty *dirty, uint64_t page, const void *words
 			}
 			if (x) {
 				mark_leaf(c, w, x);
-				sums |= (uint64_t)1 << (w % 64);
-				set += (uint64_t)__builtin_popcountll(x);
+				sums |= sum_bit(w);
+				set += gr_bits_in(x);
 			}
 		}
 		if (sums) {

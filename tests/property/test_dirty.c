@@ -2,8 +2,8 @@
 /*
  * Random operations on dirty memory against a model that is too simple to be wrong: for each
  * consumer one bool per page for "will be in its next epoch" and one for "is in its open
- * epoch". Pages are those of some windows, which lie across the borders of words, sum words,
- * top words and chunks, where mistakes live.
+ * epoch". Pages are those of some windows, which lie across the borders of words, lines, groups
+ * and chunks, where mistakes live.
  */
 #include "bitmap/dirty.h"
 #include "harness.h"
@@ -13,26 +13,32 @@
 
 #define CHUNK ((uint64_t)GR_BITS_CHUNK_PAGES)
 
-enum { WINDOW = 320, WINDOWS = 9, PAGES = WINDOW * WINDOWS };
+enum {
+	WINDOW = 320,
+	WINDOWS = 9,
+	PAGES = WINDOW * WINDOWS,
+	LINE = GR_BITS_LINE_PAGES,
+	GROUP = GR_BITS_GROUP_PAGES,
+};
 
 /* All are multiples of 64, for gr_dirty_or_le(). */
 static const uint64_t window_at[WINDOWS] = {
 	0,
-	4096 - 128,		  /* across a sum word */
-	4096 * 64 - 192,	  /* across a top word */
+	5 * LINE - 128, /* across lines */
+	GROUP - 192,	/* across groups */
 	CHUNK / 2,
-	CHUNK - 128,		  /* across chunks */
-	CHUNK + 4096 * 64 * 3 - 64,
+	CHUNK - 128, /* across chunks */
+	CHUNK + GROUP * 3 - 64,
 	2 * CHUNK - 256,
 	3 * CHUNK - 64,
-	4 * CHUNK - WINDOW,	  /* the very end */
+	4 * CHUNK - WINDOW, /* the very end */
 };
 
 struct model {
 	struct gr_dirty_consumer *c;
 	bool open;
-	bool next[PAGES]; /* marked, and not in an epoch since */
-	bool set[PAGES];  /* in the open epoch */
+	bool next[PAGES];	     /* marked, and not in an epoch since */
+	bool set[PAGES];	     /* in the open epoch */
 	struct gr_dirty_epoch *kept; /* one that was set aside, or NULL */
 	bool kept_set[PAGES];
 };
@@ -293,10 +299,10 @@ TEST(random_operations_agree_with_a_model)
 
 /* ---- private sets, where ranges are wide ---------------------------------------------- */
 
-enum { WIDE = 5 * GR_BITS_SUM_PAGES };
+enum { WIDE = 5 * GR_BITS_GROUP_PAGES };
 
 /* Across a chunk's border. */
-static const uint64_t wide_at = CHUNK - 2 * GR_BITS_SUM_PAGES;
+static const uint64_t wide_at = CHUNK - 2 * GR_BITS_GROUP_PAGES;
 
 static void check_wide(const struct gr_bits *bits, const bool *model)
 {
@@ -316,7 +322,7 @@ static void check_wide(const struct gr_bits *bits, const bool *model)
 
 TEST(sets_of_wide_ranges_agree_with_a_model)
 {
-	unsigned int steps = test_under_tsan() || test_under_asan() ? 1000 : 5000;
+	unsigned int steps = test_under_tsan() || test_under_asan() ? 120 : 3000;
 	static bool model[2][WIDE];
 	struct gr_bits bits[2];
 
@@ -330,9 +336,11 @@ TEST(sets_of_wide_ranges_agree_with_a_model)
 		unsigned int n = roll(WIDE - first) + 1;
 		uint64_t before = bits[k].pages, changed;
 
-		if (roll(2)) { /* whole groups, exactly or nearly */
-			first -= first % GR_BITS_SUM_PAGES;
-			n = GR_MIN((roll(5) + 1) * GR_BITS_SUM_PAGES, WIDE - first) - roll(2);
+		if (roll(2)) { /* whole groups or lines, exactly or nearly */
+			unsigned int unit = roll(2) ? GROUP : LINE;
+
+			first -= first % unit;
+			n = GR_MIN((roll(5) + 1) * unit, WIDE - first) - roll(2);
 		}
 		if (what < 45) {
 			changed = gr_bits_set_range(&bits[k], wide_at + first, n);
@@ -361,6 +369,64 @@ TEST(sets_of_wide_ranges_agree_with_a_model)
 	}
 	gr_bits_destroy(&bits[0]);
 	gr_bits_destroy(&bits[1]);
+}
+
+/* Groups with any number of lines, which come, go and come back in any order. */
+TEST(sets_of_scattered_pages_agree_with_a_model)
+{
+	unsigned int steps = test_under_tsan() || test_under_asan() ? 6000 : 200000;
+	static bool model[WIDE];
+	struct gr_bits bits;
+	uint64_t pages = 0;
+
+	rng = test_seed();
+	ASSERT_EQ(gr_bits_init(&bits), 0);
+	ASSERT_EQ(gr_bits_grow(&bits, 2), 0);
+	for (unsigned int i = 0; i < steps; i++) {
+		/* It fills, it empties, it fills again. */
+		bool set = roll(8) < (i / (steps / 6) % 2 ? 1 : 7);
+		unsigned int first = roll(4) ? roll(WIDE) : roll(WIDE / LINE) * LINE, n = 1;
+		uint64_t changed = 0;
+
+		if (!set && roll(2)) {
+			n = GR_MIN(roll(3 * LINE) + 1, WIDE - first);
+		}
+		for (unsigned int p = first; p < first + n; p++) {
+			changed += model[p] != set;
+			model[p] = set;
+		}
+		if (set) {
+			ASSERT_EQ(gr_bits_set_range(&bits, wide_at + first, n), changed);
+			pages += changed;
+		} else {
+			ASSERT_EQ(gr_bits_clear_range(&bits, wide_at + first, n), changed);
+			pages -= changed;
+		}
+		ASSERT_EQ(bits.pages, pages);
+		if (i % 1000 == 0) {
+			check_wide(&bits, model);
+		}
+	}
+	check_wide(&bits, model);
+	ASSERT_EQ(gr_bits_clear_range(&bits, 0, 2 * CHUNK), pages);
+	ASSERT_EQ(bits.lines, 0u); /* an empty set begins anew */
+	gr_bits_destroy(&bits);
+}
+
+TEST(lines_that_come_and_go_take_the_places_of_each_other)
+{
+	struct gr_bits bits;
+
+	ASSERT_EQ(gr_bits_init(&bits), 0);
+	ASSERT_EQ(gr_bits_grow(&bits, 1), 0);
+	(void)gr_bits_set_range(&bits, CHUNK - 1, 1); /* so that it is never empty */
+	for (unsigned int i = 0; i < 1000; i++) {
+		(void)gr_bits_set_range(&bits, i, 1);
+		(void)gr_bits_clear_range(&bits, i, 1);
+	}
+	ASSERT_EQ(bits.pages, (uint64_t)1);
+	ASSERT_LE(bits.lines, (uint32_t)GR_BITS_GROUP_LINES);
+	gr_bits_destroy(&bits);
 }
 
 TEST_MAIN()

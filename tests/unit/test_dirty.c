@@ -12,6 +12,8 @@
 #include <unistd.h>
 
 #define CHUNK ((uint64_t)GR_BITS_CHUNK_PAGES)
+#define GROUP ((uint64_t)GR_BITS_GROUP_PAGES)
+#define LINE  ((uint64_t)GR_BITS_LINE_PAGES)
 
 static struct gr_dirty *make(uint64_t pages)
 {
@@ -134,7 +136,7 @@ TEST(store_during_an_epoch_is_in_the_next_one_though_this_one_commits)
 TEST(ranges_near_every_border_are_exact)
 {
 	/* Starts and ends around words, lines, sum words, top words and chunks. */
-	static const uint64_t borders[] = { 64, 512, 4096, 4096 * 64, CHUNK, CHUNK + 4096 };
+	static const uint64_t borders[] = { 64, LINE, 4096, GROUP, 8 * GROUP, CHUNK, CHUNK + LINE };
 	struct gr_dirty *d = make(2 * CHUNK);
 	struct gr_dirty_consumer *c = add(d, GR_DIRTY_START_CLEAN);
 
@@ -280,14 +282,19 @@ TEST(each_consumer_gets_ranges_that_were_marked_as_a_whole)
 	ASSERT_LE(CHUNK, gr_dirty_live_estimate(d));
 	ASSERT_EQ(begin(a), CHUNK);
 	ASSERT_EPOCH_IS(a, 4000, CHUNK);
-	mark(d, 4096 * 7);
+	mark(d, GROUP * 7);
 	ASSERT_EQ(begin(b), CHUNK);
 	ASSERT_EPOCH_IS(b, 4000, CHUNK);
-	/* A hole in the middle. */
-	gr_dirty_epoch_done(b, 4096 * 2 + 1, 4096 * 3);
-	ASSERT_EQ(gr_dirty_epoch_pages(b), CHUNK - 4096 * 3);
-	ASSERT_EQ(gr_dirty_epoch_count(b, 4096 * 2, 4096 * 4), (uint64_t)4096);
-	gr_dirty_epoch_add(b, 4096 * 2 + 1, 4096 * 3);
+	/* A hole in the middle, of lines and of groups. */
+	gr_dirty_epoch_done(b, GROUP * 2 + 1, GROUP * 3);
+	ASSERT_EQ(gr_dirty_epoch_pages(b), CHUNK - GROUP * 3);
+	ASSERT_EQ(gr_dirty_epoch_count(b, GROUP * 2, GROUP * 4), GROUP);
+	gr_dirty_epoch_add(b, GROUP * 2 + 1, GROUP * 3);
+	ASSERT_EPOCH_IS(b, 4000, CHUNK);
+	gr_dirty_epoch_done(b, LINE * 12 + 1, LINE * 3);
+	ASSERT_EQ(gr_dirty_epoch_pages(b), CHUNK - LINE * 3);
+	ASSERT_EQ(gr_dirty_epoch_count(b, LINE * 12, LINE * 4), LINE);
+	gr_dirty_epoch_add(b, LINE * 12 + 1, LINE * 3);
 	ASSERT_EPOCH_IS(b, 4000, CHUNK);
 	ASSERT_EQ(gr_dirty_epoch_abort(b), 0);
 	ASSERT_EQ(begin(b), CHUNK);
@@ -582,7 +589,7 @@ TEST(child_of_a_fork_finds_bits_whose_marker_it_lacks)
 	int status;
 
 	/* What a marker leaves that was stopped after the leaf and is not in the child. */
-	d->map->chunk[0]->leaf[1000] |= 4;
+	d->map->chunk[0].leaf[1000] |= 4;
 	pid = fork();
 	ASSERT_GE(pid, 0);
 	if (pid == 0) {

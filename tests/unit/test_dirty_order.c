@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #define CHUNK ((uint64_t)GR_BITS_CHUNK_PAGES)
+#define GROUP ((uint64_t)GR_BITS_GROUP_PAGES)
 
 void gr_test_hook(const char *place);
 
@@ -225,14 +226,14 @@ TEST(range_marked_as_a_whole_half_way_during_a_harvest_loses_no_page)
 {
 	struct gr_dirty_consumer *c;
 	struct gr_dirty *d = make(CHUNK, &c);
-	struct stopped m = { .dirty = d, .page = 4096, .pages = 3 * 4096 };
+	struct stopped m = { .dirty = d, .page = GROUP, .pages = 3 * GROUP };
 
 	run_to(&m, "mark: half way", do_mark_range);
 	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
 	finish(&m);
 	ASSERT_EQ(gr_dirty_epoch_abort(c), 0);
 	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
-	ASSERT_EQ(gr_dirty_epoch_pages(c), (uint64_t)3 * 4096);
+	ASSERT_EQ(gr_dirty_epoch_pages(c), 3 * GROUP);
 	end(d, c);
 }
 
@@ -250,7 +251,7 @@ TEST(marker_that_loaded_the_map_before_growth_marks_what_the_harvest_after_it_re
 	ASSERT_EQ(gr_dirty_grow(d, 3 * CHUNK, NULL), 0);
 	/* Were the old map freed already, somebody else would write there now. */
 	for (int i = 0; i < 64; i++) {
-		size_t bytes = sizeof(struct gr_dirty_map) + sizeof(struct gr_bits_chunk *);
+		size_t bytes = sizeof(struct gr_dirty_map) + sizeof(struct gr_dirty_chunk);
 
 		others_memory[i] = malloc(bytes);
 		ASSERT(others_memory[i] != NULL);
