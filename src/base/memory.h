@@ -41,6 +41,11 @@ void gr_memory_unmap(const struct gr_memory *m);
 
 /* Does the system let GR_MEMORY_NO_RESERVE have its way? `path` is that of Linux's setting. */
 bool gr_memory_may_overcommit(const char *path);
+/*
+ * Is it memory that this setting is about? What has a file of its own and is shared is counted by the
+ * page, if at all, and huge pages by themselves; a private copy of a file is counted like other memory.
+ */
+bool gr_memory_is_counted(const struct gr_memory *m);
 
 /* Wishes for a range of memory: 0 or a negative errno, -ENOTSUP where the system knows none. */
 enum gr_memory_advice {
@@ -51,6 +56,8 @@ enum gr_memory_advice {
 	GR_MEMORY_LOCK,	   /* in memory, now and always */
 };
 int gr_memory_advise(void *host, size_t bytes, enum gr_memory_advice advice);
+/* Is the file kept in memory, so that a policy of where goes with the file? Others ignore it. */
+bool gr_memory_file_is_memory(int fd);
 /* `policy` is one of enum gr_ram_numa of guestram/ram.h by value; `nodes` has bit n for node n. */
 int gr_memory_bind(void *host, size_t bytes, unsigned int policy, uint64_t nodes);
 
@@ -93,6 +100,8 @@ void gr_file_remove(const char *path);
  */
 int gr_file_lock(int fd, bool exclusive);
 void gr_file_unlock(int fd);
+/* The file of fd opened once more, for writing: an fd with locks of its own. Or a negative errno. */
+int gr_file_open_again(int fd);
 /* Another fd for the same file, closed on exec. Or a negative errno. */
 int gr_file_duplicate(int fd);
 int64_t gr_file_bytes(int fd);

@@ -55,8 +55,7 @@ static int map(struct gr_block *block, const struct gr_ram_block_desc *desc, str
 		.align = GR_MAX(align, bytes >= HUGE_BYTES ? HUGE_BYTES : page),
 		.fd = block->pub.fd, .offset = block->pub.fd_offset, .flags = memory_flags(desc),
 	};
-	/* Files in memory are counted by the page, huge pages by themselves: neither by the mode. */
-	if ((m->flags & GR_MEMORY_NO_RESERVE) && m->fd < 0 && page == gr_page_bytes() &&
+	if ((m->flags & GR_MEMORY_NO_RESERVE) && gr_memory_is_counted(m) &&
 	    !gr_memory_may_overcommit(OVERCOMMIT_PATH)) {
 		return gr_error_set(err, -ENOTSUP,
 				    "block '%s': GR_RAM_NO_RESERVE, but this system reserves all memory "
@@ -162,6 +161,7 @@ int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
 	int ret;
 
 	block->pub.fd = -1;
+	block->lock_fd = -1;
 	block->pub.backing = desc->backing;
 	ret = make(block, desc, err);
 	if (ret == 0 && block->pub.host) {
@@ -177,6 +177,17 @@ int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
 	return 0;
 }
 
+static void unlock(struct gr_block *block)
+{
+	if (block->lock_fd >= 0) {
+		gr_memory_file_close(block->lock_fd); /* and its lock with it */
+		block->lock_fd = -1;
+	} else {
+		gr_file_unlock(block->pub.fd);
+	}
+	block->file_locked = false;
+}
+
 void gr_backing_undo(struct gr_block *block)
 {
 	/* Without the lock others may have the file by now, and stores to it would raise SIGBUS. */
@@ -189,8 +200,7 @@ void gr_backing_undo(struct gr_block *block)
 	if (block->made_longer) {
 		(void)gr_file_set_bytes(block->pub.fd, 0);
 	}
-	gr_file_unlock(block->pub.fd);
-	block->file_locked = false;
+	unlock(block);
 }
 
 void gr_backing_keep(struct gr_block *block)
@@ -199,8 +209,7 @@ void gr_backing_keep(struct gr_block *block)
 	block->made_path = NULL;
 	block->made_longer = false;
 	if (block->file_locked) {
-		gr_file_unlock(block->pub.fd);
-		block->file_locked = false;
+		unlock(block);
 	}
 }
 

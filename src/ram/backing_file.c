@@ -34,10 +34,9 @@ static int open_path(struct gr_block *block, const struct gr_ram_block_desc *des
  * An empty file is ours alone from before it gets its length until the block is on the list: if
  * adding fails, it is shortened again, and whoever had mapped it meanwhile would fault. Any other
  * file is looked at only, to see that nobody is making it right now. Sets its length, as it is
- * under the lock. A caller's fd is not locked, the lock would be the caller's own: such a file is
- * never shortened.
+ * under the lock. A caller's fd is opened again for that, since its locks are the caller's own.
  */
-static int lock_path(struct gr_block *block, const struct gr_ram_block_desc *desc, int fd,
+static int lock_file(struct gr_block *block, const struct gr_ram_block_desc *desc, int fd,
 		     int64_t *bytes, struct gr_error *err)
 {
 	bool make = *bytes == 0 && !(desc->flags & GR_RAM_HOST_READONLY);
@@ -59,8 +58,28 @@ static int lock_path(struct gr_block *block, const struct gr_ram_block_desc *des
 			return 0;
 		}
 	}
-	return gr_error_set(err, -EBUSY, "block '%s': somebody else is making '%s' right now", desc->id,
-			    desc->path);
+	return gr_error_set(err, -EBUSY, "block '%s': somebody else has locked '%s', to make it right now",
+			    desc->id, desc->path ? desc->path : "the file of its fd");
+}
+
+static int lock_fd(struct gr_block *block, const struct gr_ram_block_desc *desc, int fd,
+		   int64_t *bytes, struct gr_error *err)
+{
+#ifdef GR_MUTANT_FD_STAYS_LONG
+	return 0;
+#endif
+	int again = gr_file_open_again(fd), ret;
+
+	if (again < 0) {
+		return 0; /* for reading only, perhaps, or sealed against it: then it has its length */
+	}
+	ret = lock_file(block, desc, again, bytes, err);
+	if (ret == 0 && block->file_locked) {
+		block->lock_fd = again;
+	} else {
+		gr_memory_file_close(again);
+	}
+	return ret;
 }
 
 /* An empty file gets its length; any other one must have it. */
@@ -76,10 +95,12 @@ static int make_room(struct gr_block *block, const struct gr_ram_block_desc *des
 				    desc->id);
 	}
 	if (desc->backing == GR_RAM_FILE || (desc->backing == GR_RAM_ON_DEMAND && desc->path)) {
-		ret = lock_path(block, desc, fd, &bytes, err);
-		if (ret < 0) {
-			return ret;
-		}
+		ret = lock_file(block, desc, fd, &bytes, err);
+	} else {
+		ret = lock_fd(block, desc, fd, &bytes, err);
+	}
+	if (ret < 0) {
+		return ret;
 	}
 	if (desc->fd_offset % (uint64_t)page != 0 ||
 	    __builtin_add_overflow(GR_ROUND_UP(block->pub.max_bytes, (uint64_t)page),

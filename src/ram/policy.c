@@ -112,6 +112,37 @@ int gr_policy_check(const struct gr_ram_block_desc *desc, struct gr_error *err)
 	return 0;
 }
 
+/*
+ * Wishes that the kernel takes and forgets. Who has asked for merging or for nodes must not find out
+ * later that nothing came of it.
+ */
+static int check_deaf(const struct gr_block *block, struct gr_error *err)
+{
+	const struct gr_memory *m = &block->memory;
+	bool shared = m->flags & GR_MEMORY_SHARED;
+	unsigned int flags = gr_ram_block_flags(&block->pub);
+
+#ifdef GR_MUTANT_WISHES_UNHEARD
+	return 0;
+#endif
+	if ((flags & GR_RAM_MERGE) &&
+	    (shared || m->page_bytes > gr_page_bytes() ||
+	     (block->pub.backing == GR_RAM_CALLER && !(flags & GR_RAM_PRIVATE)))) {
+		return gr_error_set(err, -ENOTSUP,
+				    "block '%s': GR_RAM_MERGE, but only private memory in ordinary pages "
+				    "is merged (GR_RAM_ANONYMOUS, or GR_RAM_PRIVATE)",
+				    block->pub.id);
+	}
+	if (block->numa_policy != GR_RAM_NUMA_DEFAULT && shared && m->fd >= 0 &&
+	    !gr_memory_file_is_memory(m->fd)) {
+		return gr_error_set(err, -ENOTSUP,
+				    "block '%s': a NUMA policy, but its file is cached wherever who reads "
+				    "it first runs (only files in memory heed one)",
+				    block->pub.id);
+	}
+	return 0;
+}
+
 static int advise(const struct gr_block *block, size_t offset, size_t bytes,
 		  enum gr_memory_advice advice, const char *what, struct gr_error *err)
 {
@@ -171,8 +202,11 @@ static int apply_lock(const struct gr_block *block, size_t offset, size_t bytes,
 int gr_policy_apply(struct gr_block *block, const struct gr_ram_block_desc *desc,
 		    struct gr_error *err)
 {
-	int ret = apply_early(block, 0, block->memory.bytes, err);
+	int ret = check_deaf(block, err);
 
+	if (ret == 0) {
+		ret = apply_early(block, 0, block->memory.bytes, err);
+	}
 	if (ret == 0 && (desc->flags & GR_RAM_PREALLOC)) {
 		ret = gr_prealloc(block, &desc->prealloc, err);
 	}

@@ -62,6 +62,7 @@ struct gr_block {
 	char *made_path;	       /* the file that came with it; until the block is on the list */
 	bool made_longer;	       /* its file was empty; as above */
 	bool file_locked;	       /* nobody else has mapped it since; as above */
+	int lock_fd;		       /* that has the lock if pub.fd shares its locks, or -1; as above */
 	struct gr_block_id *ids;       /* (l) the texts of all ids it ever had */
 	enum gr_ram_numa numa_policy;  /* (c) */
 	uint64_t numa_nodes;	       /* (c) */
@@ -114,15 +115,20 @@ void gr_block_ids_free(struct gr_block *block);
 int gr_ram_changeable_locked(const struct gr_ram *ram, const struct gr_ram_block *block,
 			     struct gr_error *err) GR_REQUIRES(ram->lock);
 
-/* list.c: gr_ram_mark() by chunks, so that no section gets long. */
-void gr_ram_mark_sliced(struct gr_ram_block *block, uint64_t offset, uint64_t bytes);
-
-/* discard.c: whole units within the block? May memory be given back, whichever holds forbid it? */
+/*
+ * discard.c: whole units within the block? Has nobody one of these holds? And can its memory be given
+ * back?
+ */
 int gr_ram_range_check(const struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 		       uint64_t unit, struct gr_error *err);
+int gr_ram_discard_unforbidden_locked(const struct gr_ram_block *block, unsigned int forbidding,
+				      struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
 int gr_ram_discard_allowed_locked(const struct gr_ram_block *block, unsigned int forbidding,
 				  struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
-/* Gives it back and marks it. */
+/* Gives it back, wherever it is mapped. 0 or a negative errno. */
+int gr_ram_give_back_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
+	GR_REQUIRES(block->ram->discard_lock);
+/* The same, marks it, and says what went wrong. */
 int gr_ram_throw_away_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 			     struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
 void gr_ram_discard_watch_add(struct gr_ram *ram, struct gr_ram_discard_watch *watch)
@@ -141,7 +147,11 @@ void gr_ram_discard_ended_locked(struct gr_ram_block *block, uint64_t offset, ui
 GR_MUST_CHECK int gr_ram_tables_forbid(struct gr_ram *ram, struct gr_error *err);
 void gr_ram_tables_allow(struct gr_ram *ram);
 
-/* populate.c */
+/* populate.c: what is plugged of these bytes is about to be other memory; then it is there. */
+void gr_ram_tell_memory_goes_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
+	GR_REQUIRES(block->ram->discard_lock);
+int gr_ram_tell_memory_came_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+				   struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
 void gr_block_gone_free(struct gr_block *block);
 
 /* place.c: the smallest gap of the index that fits. */

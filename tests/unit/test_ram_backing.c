@@ -12,6 +12,7 @@
 #include <sys/mman.h>
 #include <sys/mount.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -427,6 +428,33 @@ TEST(a_file_that_is_being_made_is_nobody_elses)
 	(void)rmdir(dir);
 }
 
+/* The same of a file that the caller has open, whose locks are not ours. */
+TEST(an_empty_file_of_the_callers_is_empty_again_if_the_block_is_not_to_be)
+{
+	struct gr_ram *ram = make();
+	struct gr_ram_block_desc desc = describe(GR_RAM_FD, MIB);
+	struct second_add s = { .ram = ram, .desc = &desc };
+	struct stat st;
+
+	desc.fd = memfd_create("test", MFD_CLOEXEC);
+	desc.flags = GR_RAM_PREALLOC;
+	desc.prealloc.progress = add_beside;
+	desc.prealloc.opaque = &s;
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, NULL, NULL), -ECANCELED);
+	ASSERT_EQ(s.ret, -EBUSY); /* while it may still be cut again */
+	ASSERT_EQ(fstat(desc.fd, &st), 0);
+	ASSERT_EQ(st.st_size, (off_t)0);
+	desc.flags = 0;
+	add(ram, &desc);
+	desc.id = "second";
+	desc.granule_bytes = 1;
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, NULL, NULL), -EINVAL);
+	ASSERT_EQ(fstat(desc.fd, &st), 0);
+	ASSERT_EQ(st.st_size, (off_t)MIB); /* that of the first */
+	gr_ram_free(ram);
+	close(desc.fd);
+}
+
 TEST(a_fifo_is_refused_at_once)
 {
 	struct gr_ram_block_desc desc = describe(GR_RAM_FILE, MIB);
@@ -614,6 +642,84 @@ TEST(numa_nodes_are_bound_or_refused)
 	desc.numa_nodes = UINT64_C(1) << 62;
 	refused(&desc, -EINVAL, "NUMA nodes 0x4000000000000000");
 	gr_ram_free(ram);
+}
+
+/* The kernel takes these wishes and forgets them. */
+TEST(wishes_that_nobody_would_hear_are_refused)
+{
+	struct gr_ram *ram = make();
+	struct gr_ram_block_desc desc = describe(GR_RAM_MEMFD, MIB);
+	char *dir = directory();
+
+	desc.flags = GR_RAM_MERGE;
+	refused(&desc, -ENOTSUP, "GR_RAM_MERGE");
+	desc.backing = GR_RAM_ANONYMOUS;
+	desc.flags = GR_RAM_MERGE | GR_RAM_SHARED;
+	refused(&desc, -ENOTSUP, "GR_RAM_MERGE");
+	desc = describe(GR_RAM_CALLER, MIB);
+	desc.host = test_pages(MIB);
+	desc.flags = GR_RAM_MERGE;
+	refused(&desc, -ENOTSUP, "GR_RAM_MERGE");
+	test_pages_free(desc.host, MIB);
+	desc = describe(GR_RAM_FILE, MIB);
+	desc.path = dir;
+	desc.flags = GR_RAM_MERGE;
+	refused(&desc, -ENOTSUP, "GR_RAM_MERGE");
+	ASSERT_EQ(names_in(dir), 0u);
+	desc.flags = 0;
+	desc.numa_policy = GR_RAM_NUMA_PREFERRED;
+	desc.numa_nodes = 1;
+	if (!gr_memory_file_is_memory(open(dir, O_RDONLY | O_CLOEXEC))) {
+		refused(&desc, -ENOTSUP, "NUMA");
+	} else {
+		test_diag("%s is in memory: policies hold there", dir);
+	}
+	(void)rmdir(dir);
+	gr_ram_free(ram);
+}
+
+/* A memfd has the policy itself, whoever brings its pages in. */
+TEST(a_numa_policy_of_a_memfd_holds_for_all_who_map_it)
+{
+	struct gr_ram *ram = make();
+	struct gr_ram_block_desc desc = describe(GR_RAM_MEMFD, MIB);
+	unsigned long nodes[2] = { 0 };
+	struct gr_ram_block *b;
+	struct gr_error err;
+	int mode = -1, ret;
+	void *other;
+
+	desc.numa_policy = GR_RAM_NUMA_BIND;
+	desc.numa_nodes = 1;
+	ret = gr_ram_block_add(ram, &desc, &b, &err);
+	if (ret == -ENOSYS || ret == -EPERM) {
+		SKIP("%s", err.msg);
+	}
+	ASSERT_EQ(ret, 0);
+	other = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_SHARED, b->fd, 0);
+	ASSERT(other != MAP_FAILED);
+	ASSERT_EQ(syscall(SYS_get_mempolicy, &mode, nodes, 8 * sizeof(nodes), other, 2 /* of this address */),
+		  0L);
+	ASSERT_EQ(mode, 2); /* MPOL_BIND */
+	ASSERT_EQ(nodes[0], 1ul);
+	(void)munmap(other, MIB);
+	gr_ram_free(ram);
+}
+
+/* NO_RESERVE means something for these; with a private file too. */
+TEST(what_a_system_that_reserves_everything_counts)
+{
+	struct gr_memory m = { .page_bytes = gr_page_bytes(), .fd = -1 };
+
+	ASSERT(gr_memory_is_counted(&m));
+	m.flags = GR_MEMORY_SHARED;
+	ASSERT(gr_memory_is_counted(&m));
+	m.fd = 0;
+	ASSERT(!gr_memory_is_counted(&m));
+	m.flags = 0;
+	ASSERT(gr_memory_is_counted(&m));
+	m.page_bytes = HUGE_BYTES;
+	ASSERT(!gr_memory_is_counted(&m));
 }
 
 TEST(memory_that_is_no_persistent_one_is_refused_as_such)

@@ -3,6 +3,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <stdio.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
@@ -39,6 +40,24 @@ int64_t gr_memory_file_page_bytes(int fd)
 		return fs.f_bsize;
 	}
 	return (int64_t)gr_page_bytes();
+}
+
+bool gr_memory_file_is_memory(int fd)
+{
+	struct statfs fs;
+
+	return fstatfs(fd, &fs) == 0 && ((uint32_t)fs.f_type == TMPFS_MAGIC ||
+					 (uint32_t)fs.f_type == HUGETLBFS_MAGIC);
+}
+
+int gr_file_open_again(int fd)
+{
+	char path[40];
+	int again;
+
+	(void)snprintf(path, sizeof(path), "/proc/self/fd/%d", fd);
+	again = open(path, O_RDWR | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	return again >= 0 ? again : -errno;
 }
 
 void gr_memory_file_close(int fd)

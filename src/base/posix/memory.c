@@ -148,6 +148,11 @@ int gr_memory_map_again(const struct gr_memory *m, size_t offset, size_t bytes)
 		       0;
 }
 
+bool gr_memory_is_counted(const struct gr_memory *m)
+{
+	return m->page_bytes <= gr_page_bytes() && (m->fd < 0 || !(m->flags & GR_MEMORY_SHARED));
+}
+
 void gr_memory_unmap(const struct gr_memory *m)
 {
 	(void)munmap(m->host, m->bytes + m->guard);

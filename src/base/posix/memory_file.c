@@ -20,6 +20,18 @@ int64_t gr_memory_file_page_bytes(int fd)
 	return fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ? (int64_t)gr_page_bytes() : -EINVAL;
 }
 
+bool gr_memory_file_is_memory(int fd)
+{
+	(void)fd;
+	return false;
+}
+
+int gr_file_open_again(int fd)
+{
+	(void)fd;
+	return -ENOTSUP;
+}
+
 void gr_memory_file_close(int fd)
 {
 	(void)close(fd);

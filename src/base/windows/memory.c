@@ -75,6 +75,24 @@ bool gr_memory_may_overcommit(const char *path)
 	return false;
 }
 
+bool gr_memory_is_counted(const struct gr_memory *m)
+{
+	(void)m;
+	return true;
+}
+
+bool gr_memory_file_is_memory(int fd)
+{
+	(void)fd;
+	return false;
+}
+
+int gr_file_open_again(int fd)
+{
+	(void)fd;
+	return -ENOTSUP;
+}
+
 int gr_memory_advise(void *host, size_t bytes, enum gr_memory_advice advice)
 {
 	(void)host;
