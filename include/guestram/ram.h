@@ -76,8 +76,10 @@ enum gr_ram_block_flags {
 	/** FILE, FD: stores stay in this process, the file never changes. CALLER: a promise that
 	 *  host is private memory without a file, which gr_ram_discard() then may throw away. */
 	GR_RAM_PRIVATE = 1 << 3,
-	/** Swap space is not set aside: more memory may be promised than there is. With huge pages, a
-	 *  store may find none left and end the process, so use it with PREALLOC only. */
+	/** Swap space is not set aside: more memory may be promised than there is; refused (-ENOTSUP)
+	 *  where the system counts all memory whatever one asks for. Shared files have none set aside
+	 *  anyway. With huge pages, a store may find none left and end the process, so use it with
+	 *  PREALLOC only. */
 	GR_RAM_NO_RESERVE = 1 << 4,
 	/** FILE, FD: mapped without write permission here too, and the file is opened for reading
 	 *  only. Implies READONLY; takes no part in migrations, so set NO_MIGRATE as well. */
@@ -86,14 +88,20 @@ enum gr_ram_block_flags {
 	GR_RAM_THP = 1 << 7,          /**< transparent huge pages where they fit */
 	GR_RAM_NO_DUMP = 1 << 8,      /**< not in core files */
 	GR_RAM_NO_FORK = 1 << 9,      /**< not in children of fork() */
-	GR_RAM_MERGE = 1 << 10,       /**< pages of equal content may become one (KSM) */
+	/** Pages of equal content may become one (KSM). That is done to private memory in ordinary
+	 *  pages only: ANONYMOUS, or with PRIVATE; others are refused (-ENOTSUP), MEMFD too. */
+	GR_RAM_MERGE = 1 << 10,
 	GR_RAM_LOCK = 1 << 11,        /**< all of it in memory, never swapped out */
 	/** FILE, FD: the file is on persistent memory, which is mapped itself (MAP_SYNC):
 	 *  gr_ram_sync() then costs no I/O. */
 	GR_RAM_PERSISTENT = 1 << 12,
 };
 
-/** Which NUMA nodes a block's memory is taken from. */
+/**
+ * Which NUMA nodes a block's memory is taken from. A policy is refused (-ENOTSUP) with a shared file
+ * that is on a disk: its pages are where they were first read. Of a private file it is for what is
+ * stored to; what is only read is the file's.
+ */
 enum gr_ram_numa {
 	GR_RAM_NUMA_DEFAULT,    /**< the thread's own policy */
 	GR_RAM_NUMA_PREFERRED,  /**< the node, others when it is full */
@@ -131,13 +139,16 @@ struct gr_ram_block_desc {
 	 *  MERGE, a NUMA policy) is done to this memory and stays so when it is released, or when
 	 *  adding fails: undo it, or unmap it. */
 	void *host;
-	/** GR_RAM_FD: the file; a duplicate is kept. GR_RAM_CALLER: fd behind host, or -1 if none;
+	/** GR_RAM_FD: the file; a duplicate is kept. An empty one is made long enough, as that of `path`
+	 *  is, with the same undoing and the same lock. GR_RAM_CALLER: fd behind host, or -1 if none;
 	 *  not taken. Whoever makes the file shorter while it is in use ends this process by
 	 *  SIGBUS: give files that only you can change, or sealed ones. */
 	int fd;
 	uint64_t fd_offset;         /**< FILE, FD, CALLER: where it starts in the file, bytes */
 	uint64_t incarnation;       /**< 0: a fresh one is made (the normal case) */
-	/** GR_RAM_CALLER: called once, when nothing in the library uses host any more. */
+	/** GR_RAM_CALLER: called once, when nothing in the library uses host any more: by whoever gives
+	 *  the last reference back, mostly the thread of the reclaim queue, under no lock of the list's.
+	 *  It may call all but gr_ram_free(). */
 	void (*release)(void *host, uint64_t max_bytes, void *opaque);
 	void *opaque;               /**< for release() */
 	/** GR_RAM_FILE: a file, made with mode 0600 if there is none and made max_bytes long if it
@@ -536,10 +547,24 @@ GR_EXPORT bool gr_ram_region_next_rcu(struct gr_ram *ram, gr_gpa_t gpa,
 	GR_REQUIRES_SHARED(gr_rcu_section);
 
 /**
- * Who wants to know of blocks and regions: KVM's memory slots, a tracker, vhost-user. All
- * callbacks run under the list mutex in the order of the changes; they may not add or
- * remove blocks, regions or listeners. Any may be NULL. An _add or _resize may refuse (negative
- * errno): the change is then taken back everywhere and the caller gets the error.
+ * Who wants to know of blocks and regions: KVM's memory slots, a tracker, vhost-user. Any callback may
+ * be NULL. An _add or _resize may refuse (negative errno): the change is then taken back everywhere
+ * and the caller gets the error.
+ *
+ * All callbacks run in the thread that makes the change, under the list mutex and outside of read-side
+ * sections, in the order of the changes. They
+ *
+ *   - may look blocks and regions up, access guest memory, take and put iovecs and references, mark,
+ *     read the version, format the list; wait for a grace period;
+ *   - may use consumers and epochs of the dirty memory;
+ *   - may discard, plug, unplug and remap pieces of blocks, take holds, and add and remove populate
+ *     listeners (guestram/ram_change.h), which come under a mutex of their own that is inside this one;
+ *   - may not call what takes the list mutex: adding, removing, resizing and renaming blocks, regions,
+ *     these listeners, freezing; nor start, sync or stop a tracker or step a migration. They would
+ *     wait for themselves.
+ *
+ * An _add is told of before readers can find it, a _del after they cannot any more (those that have
+ * found it may be using it still).
  */
 struct gr_ram_listener {
 	int (*block_add)(void *opaque, struct gr_ram_block *block, struct gr_error *err);
@@ -594,10 +619,10 @@ GR_EXPORT void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t
  * @param err   May be NULL.
  * @return 0 or a negative errno.
  * @errors  -EFAULT some address is not mapped; -EBUSY all windows of an ON_DEMAND block are in
- *          use, or another errno of mmap(2) for it. What was read before it is in buf, the message
+ *          use, -ENOSPC its file is in memory that is full, or another errno of mmap(2) for it. What was read before it is in buf, the message
  *          names the address.
- * @context Any thread; enters a read-side section. Concurrent guest stores may be seen in
- *          part, as on hardware.
+ * @context Any thread. Enters short read-side sections, as gr_ram_write(). Concurrent guest stores
+ *          may be seen in part, as on hardware.
  */
 GR_EXPORT int gr_ram_read(struct gr_ram *ram, gr_gpa_t gpa, void *buf, size_t bytes,
 			  struct gr_error *err);
@@ -611,10 +636,12 @@ GR_EXPORT int gr_ram_read(struct gr_ram *ram, gr_gpa_t gpa, void *buf, size_t by
  * @param bytes How many; 0 is allowed.
  * @param err   May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EFAULT some address is not mapped, -EROFS it is read-only; nothing was written. -EBUSY
- *          as gr_ram_read(): what lies before the address that the message names was written and
- *          marked.
- * @context Any thread; enters a read-side section.
+ * @errors  -EFAULT some address is not mapped, -EROFS it is read-only; nothing was written (more
+ *          than 64 KiB: unless the address was unplugged meanwhile). -EBUSY as gr_ram_read(), -ENOSPC
+ *          no space left for an ON_DEMAND block in its file system: what lies before the address that
+ *          the message names was written and marked.
+ * @context Any thread. Enters short read-side sections: what is longer than 64 KiB is done piece by
+ *          piece, outside of them.
  */
 GR_EXPORT int gr_ram_write(struct gr_ram *ram, gr_gpa_t gpa, const void *buf, size_t bytes,
 			   struct gr_error *err);
@@ -628,7 +655,7 @@ GR_EXPORT int gr_ram_write(struct gr_ram *ram, gr_gpa_t gpa, const void *buf, si
  * @param err   May be NULL.
  * @return 0 or a negative errno.
  * @errors  As gr_ram_write().
- * @context Any thread; enters a read-side section.
+ * @context As gr_ram_write().
  */
 GR_EXPORT int gr_ram_fill(struct gr_ram *ram, gr_gpa_t gpa, uint8_t byte, uint64_t bytes,
 			  struct gr_error *err);
@@ -674,7 +701,8 @@ struct gr_ram_iov {
  * @param ret_iov Set on success: entries filled.
  * @param err     May be NULL.
  * @return 0 or a negative errno; on failure nothing was taken.
- * @errors  -EFAULT, -EROFS, -EBUSY as gr_ram_write(); -ENOSPC more than iov_max pieces.
+ * @errors  -EFAULT, -EROFS, -EBUSY as gr_ram_write(); -ENOSPC more than iov_max pieces, or no space
+ *          for an ON_DEMAND block (the message says which).
  * @context Any thread; enters a read-side section.
  */
 GR_EXPORT GR_MUST_CHECK int gr_ram_iov_get(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes,

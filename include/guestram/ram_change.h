@@ -18,8 +18,9 @@
  * (gr_ram_populate_listener_add()).
  *
  * Threads: everything here is called outside read-side sections, by any thread that holds a
- * reference to the block or otherwise knows that it stays. Listeners are called under a mutex of
- * the machine's and may not call functions of this header.
+ * reference to the block or otherwise knows that it stays. Lengths, ids and gr_ram_block_set_migratable()
+ * change under the list mutex, as does all of guestram/ram.h; discards, remaps, holds and plugging have a
+ * mutex of their own for the machine, inside of the list mutex.
  */
 #ifndef GUESTRAM_RAM_CHANGE_H
 #define GUESTRAM_RAM_CHANGE_H
@@ -90,7 +91,8 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_block_set_migratable(struct gr_ram_block *blo
 /**
  * Replace the memory behind a piece of a block, after the host reported it broken: whole host
  * pages (huge ones too) of the same file and place, with the same policies. They read as zeroes
- * then (private pages of a file: as the file) and are dirty.
+ * then (private pages of a file: as the file) and are dirty. Populate listeners hear of the pieces
+ * that go, before, and come again, after: a device that maps the block maps the new memory.
  *
  * @param block  The block.
  * @param offset First byte; rounded down to block->page_bytes.
@@ -98,7 +100,9 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_block_set_migratable(struct gr_ram_block *blo
  * @param err    May be NULL.
  * @return 0 or a negative errno; on failure the old memory may be there still.
  * @errors  -EINVAL beyond the block; -ENOTSUP it is the caller's memory; -EROFS a shared file that is
- *          mapped for reading only (GR_RAM_HOST_READONLY); what mmap(2) says.
+ *          mapped for reading only (GR_RAM_HOST_READONLY); -EBUSY somebody holds GR_RAM_NO_DISCARDS,
+ *          who would go on using the old memory; what mmap(2) says; what a listener refused the
+ *          new memory with (it is there all the same, that listener does without it).
  * @context Outside a read-side section. Who uses these bytes meanwhile sees either memory.
  * @source  QEMU's qemu_ram_remap().
  */
@@ -160,8 +164,9 @@ GR_EXPORT bool gr_ram_discard_held(struct gr_ram *ram, enum gr_ram_discard_hold 
  * @param err    May be NULL.
  * @return 0 or a negative errno; on failure some of it may be gone.
  * @errors  -EINVAL such a range; -EBUSY a hold forbids it; -EROFS a block that is mapped for reading
- *          only; -ENOTSUP the caller's memory without an fd (and not GR_RAM_PRIVATE), or a file
- *          system or system without holes.
+ *          only; -ENOTSUP the caller's memory without an fd (and not GR_RAM_PRIVATE), a file
+ *          system or system without holes, or memory that is locked and cannot be thrown away as
+ *          such (the caller's own mlock(2), GR_RAM_LOCK with GR_RAM_SHARED, kernels before 5.18).
  * @context Outside a read-side section. Not for pieces that gr_ram_populate() manages.
  */
 GR_EXPORT GR_MUST_CHECK int gr_ram_discard(struct gr_ram_block *block, uint64_t offset,
@@ -170,6 +175,11 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_discard(struct gr_ram_block *block, uint64_t 
 
 /**
  * Who maps what is plugged and nothing else (VFIO). Either may be NULL.
+ *
+ * Both run in the thread that makes the change, under the machine's mutex of discards and outside of
+ * read-side sections (under the list mutex too if a gr_ram_listener made the change). They may look
+ * blocks up, access guest memory, take and put iovecs and references, and mark; they may not call
+ * functions of this header nor what takes the list mutex: they would wait for themselves.
  */
 struct gr_ram_populate_listener {
 	/** May refuse with a negative errno: those who were told before are told the reverse. */

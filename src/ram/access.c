@@ -6,14 +6,19 @@
  */
 #include "base/atomic.h"
 #include "base/hook.h"
+#include "bitmap/bits.h"
 #include "ram/copy.h"
 #include "ram/piece.h"
 #include <errno.h>
 
+/* No section of a millisecond: some 10 us of copying, or some 100 us of looking at regions. */
+enum { SECTION_BYTES = 64 << 10, SECTION_REGIONS = 4096 };
+#define PIECE_BYTES ((uint64_t)1 << 20)
+
 void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 {
 	uint32_t page_bytes = block->ram->page_bytes;
-	uint64_t first = (block->offset.v + offset) / page_bytes;
+	uint64_t page = (block->offset.v + offset) / page_bytes, end;
 
 	if (bytes == 0) {
 		return;
@@ -22,10 +27,14 @@ void gr_ram_mark(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 		gr_die("gr_ram_mark: block '%s' has no bytes %llu to %llu", block->id,
 		       (unsigned long long)offset, (unsigned long long)(offset + bytes - 1));
 	}
-	gr_rcu_read_lock();
-	gr_dirty_mark_range(block->ram->dirty, first,
-			    (block->offset.v + offset + bytes - 1) / page_bytes - first + 1);
-	gr_rcu_read_unlock();
+	end = (block->offset.v + offset + bytes - 1) / page_bytes + 1;
+	/* By chunks, so that no section gets long. */
+	for (uint64_t n; page < end; page += n) {
+		n = GR_MIN(end - page, GR_BITS_CHUNK_PAGES - page % GR_BITS_CHUNK_PAGES);
+		gr_rcu_read_lock();
+		gr_dirty_mark_range(block->ram->dirty, page, n);
+		gr_rcu_read_unlock();
+	}
 }
 
 /* What is done to guest memory, and the caller's side of it, which moves on. */
@@ -72,8 +81,8 @@ static void do_piece(struct access *a, const struct gr_piece *p, bool write)
 #endif
 }
 
-static int do_access(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write, struct access *a,
-		     struct gr_error *err)
+static int access_in_section(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
+			     struct access *a, struct gr_error *err)
 {
 	GR_RCU_READ_GUARD();
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
@@ -85,7 +94,7 @@ static int do_access(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool writ
 		if (!gr_piece_at_rcu(index, gpa, bytes, &p)) {
 			return gr_piece_fault(-EFAULT, gpa, err); /* writes: checked above */
 		}
-		ret = gr_piece_open(&p, gpa, err);
+		ret = gr_piece_open(&p, gpa, write, err);
 		if (ret == 0) {
 			do_piece(a, &p, write);
 			gr_piece_close(&p);
@@ -94,6 +103,70 @@ static int do_access(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool writ
 		bytes -= p.bytes;
 	}
 	return ret;
+}
+
+/* Are the first so many regions there, and writable? Moves on behind them. */
+static int check_some(struct gr_ram *ram, gr_gpa_t *gpa, uint64_t *bytes, struct gr_error *err)
+{
+	GR_RCU_READ_GUARD();
+	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
+
+	for (unsigned int i = 0; *bytes != 0 && i < SECTION_REGIONS; i++) {
+		const struct gr_ram_region *r = gr_ram_region_at_rcu(index, *gpa);
+		uint64_t n;
+
+		if (!r || r->readonly) {
+			return gr_piece_fault(r ? -EROFS : -EFAULT, *gpa, err);
+		}
+		n = GR_MIN(*bytes, r->bytes - (gpa->v - r->gpa.v));
+		gpa->v += n;
+		*bytes -= n;
+	}
+	return 0;
+}
+
+static int check_writable(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, struct gr_error *err)
+{
+	int ret = 0;
+
+	while (ret == 0 && bytes != 0) {
+		ret = check_some(ram, &gpa, &bytes, err);
+	}
+	return ret;
+}
+
+/*
+ * What takes long is done outside of sections, on memory that is borrowed piece by piece: nobody who
+ * waits for readers waits for it, not even if a page must come from a disk first.
+ */
+static int access_by_pieces(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
+			    struct access *a, struct gr_error *err)
+{
+	int ret = write ? check_writable(ram, gpa, bytes, err) : 0;
+	struct gr_ram_iov piece;
+
+	while (ret == 0 && bytes != 0) {
+		ret = gr_ram_translate(ram, gpa, GR_MIN(bytes, PIECE_BYTES), write, &piece, err);
+		if (ret == 0) {
+			gpa.v += piece.iov.iov_len;
+			bytes -= piece.iov.iov_len;
+			GR_HOOK("access: piece");
+			a->step(a, piece.iov.iov_base, piece.iov.iov_len);
+			gr_ram_iov_put(&piece, 1, piece.iov.iov_len); /* O1 */
+		}
+	}
+	return ret;
+}
+
+static int do_access(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write, struct access *a,
+		     struct gr_error *err)
+{
+#ifndef GR_MUTANT_ACCESS_ONE_SECTION
+	if (bytes > SECTION_BYTES) {
+		return access_by_pieces(ram, gpa, bytes, write, a, err);
+	}
+#endif
+	return access_in_section(ram, gpa, bytes, write, a, err);
 }
 
 int gr_ram_read(struct gr_ram *ram, gr_gpa_t gpa, void *buf, size_t bytes, struct gr_error *err)
@@ -138,7 +211,7 @@ int gr_ram_cmpxchg(struct gr_ram *ram, gr_gpa_t gpa, void *expected, const void 
 	if (p.region->readonly) {
 		return gr_piece_fault(-EROFS, gpa, err);
 	}
-	ret = gr_piece_open(&p, gpa, err);
+	ret = gr_piece_open(&p, gpa, true, err);
 	if (ret < 0) {
 		return ret;
 	}

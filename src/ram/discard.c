@@ -73,14 +73,22 @@ bool gr_ram_discard_held(struct gr_ram *ram, enum gr_ram_discard_hold hold)
 	return held;
 }
 
+int gr_ram_discard_unforbidden_locked(const struct gr_ram_block *block, unsigned int forbidding,
+				      struct gr_error *err)
+{
+	const char *why = held_locked(block->ram, forbidding);
+
+	return why ? gr_error_set(err, -EBUSY, "block '%s': no discards, %s", block->id, why) : 0;
+}
+
 int gr_ram_discard_allowed_locked(const struct gr_ram_block *block, unsigned int forbidding,
 				  struct gr_error *err)
 {
-	const char *why = held_locked(block->ram, forbidding);
 	unsigned int flags = gr_ram_block_flags(block);
+	int ret = gr_ram_discard_unforbidden_locked(block, forbidding, err);
 
-	if (why) {
-		return gr_error_set(err, -EBUSY, "block '%s': no discards, %s", block->id, why);
+	if (ret < 0) {
+		return ret;
 	}
 	if (flags & GR_RAM_HOST_READONLY) {
 		return gr_error_set(err, -EROFS, "block '%s' is mapped for reading only", block->id);
@@ -155,23 +163,30 @@ void gr_ram_discard_ended_locked(struct gr_ram_block *block, uint64_t offset, ui
 	}
 }
 
+int gr_ram_give_back_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
+{
+	struct gr_block *b = gr_block(block);
+
+	return b->windows ? gr_windows_discard(b->windows, offset, bytes) :
+			    gr_memory_discard(&b->memory, offset, bytes,
+					      gr_ram_block_flags(block) & GR_RAM_LOCK);
+}
+
 int gr_ram_throw_away_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 			     struct gr_error *err)
 {
-	bool locked = gr_ram_block_flags(block) & GR_RAM_LOCK;
 	int ret = gr_ram_discard_begins_locked(block, offset, bytes, err);
 
 	if (ret < 0) {
 		return ret;
 	}
-	ret = bytes == 0 ? 0 :
-			   gr_memory_discard(&gr_block(block)->memory, offset, bytes, locked);
+	ret = bytes == 0 ? 0 : gr_ram_give_back_locked(block, offset, bytes);
 	gr_ram_discard_ended_locked(block, offset, bytes);
 
 #ifndef GR_MUTANT_DISCARD_UNMARKED
 	/* Also if it failed: a part may be gone. The last page may be a part of a host's. */
 	if (offset < block->max_bytes) {
-		gr_ram_mark_sliced(block, offset, GR_MIN(bytes, block->max_bytes - offset));
+		gr_ram_mark(block, offset, GR_MIN(bytes, block->max_bytes - offset));
 	}
 #endif
 	return ret == 0 ? 0 :

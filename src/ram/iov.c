@@ -8,7 +8,7 @@ static int take(struct gr_piece *piece, gr_gpa_t gpa, bool write, struct gr_ram_
 		struct gr_error *err)
 {
 	struct gr_ram_block *block = piece->region->block;
-	int ret = gr_piece_open(piece, gpa, err);
+	int ret = gr_piece_open(piece, gpa, write, err);
 
 	if (ret < 0) {
 		return ret;

@@ -7,7 +7,6 @@
 #include "base/atomic.h"
 #include "base/futex.h"
 #include "base/hook.h"
-#include "bitmap/bits.h"
 #include "ram/ram.h"
 #include <errno.h>
 
@@ -109,15 +108,6 @@ static void publish_block_locked(struct gr_ram *ram, struct gr_block *block,
 	GR_HOOK("block add: published");
 }
 
-void gr_ram_mark_sliced(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
-{
-	uint64_t slice = (uint64_t)GR_BITS_CHUNK_PAGES * gr_ram_page_bytes(block->ram);
-
-	for (uint64_t at = 0; at < bytes; at += slice) {
-		gr_ram_mark(block, offset + at, GR_MIN(slice, bytes - at));
-	}
-}
-
 static int grow_dirty(struct gr_ram *ram, const struct gr_ram_block *block, struct gr_error *err)
 {
 	int ret = gr_dirty_grow(ram->dirty,
@@ -199,7 +189,7 @@ static int block_add_locked(struct gr_ram *ram, const struct gr_ram_block_desc *
 #endif
 #ifndef GR_MUTANT_ADD_STARTS_CLEAN
 	/* For every consumer; after publication (O3). */
-	gr_ram_mark_sliced(&block->pub, 0, gr_ram_block_used_bytes(&block->pub));
+	gr_ram_mark(&block->pub, 0, gr_ram_block_used_bytes(&block->pub));
 #endif
 	return 0;
 }

@@ -172,7 +172,7 @@ static int set_migratable_locked(struct gr_ram *ram, struct gr_ram_block *block,
 #ifndef GR_MUTANT_JOINS_CLEAN
 	/* A migration that runs has dropped its marks so far; it knows the block before these. */
 	if (joins) {
-		gr_ram_mark_sliced(block, 0, gr_ram_block_used_bytes(block));
+		gr_ram_mark(block, 0, gr_ram_block_used_bytes(block));
 	}
 #else
 	(void)joins;

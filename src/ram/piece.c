@@ -29,7 +29,7 @@ bool gr_piece_at_rcu(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t by
 	return true;
 }
 
-int gr_piece_open(struct gr_piece *piece, gr_gpa_t gpa, struct gr_error *err)
+int gr_piece_open(struct gr_piece *piece, gr_gpa_t gpa, bool write, struct gr_error *err)
 {
 	struct gr_ram_block *block = piece->region->block;
 	int ret;
@@ -38,7 +38,8 @@ int gr_piece_open(struct gr_piece *piece, gr_gpa_t gpa, struct gr_error *err)
 		piece->host = block->host + piece->offset;
 		return 0;
 	}
-	ret = gr_windows_pin(gr_block(block)->windows, piece->offset, &piece->window, &piece->host);
+	ret = gr_windows_pin(gr_block(block)->windows, piece->offset, piece->bytes, write,
+			     &piece->window, &piece->host);
 	if (ret == -EBUSY) {
 		return gr_error_set(err, ret,
 				    "guest address %#llx: all windows of block '%s' are in use",

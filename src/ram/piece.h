@@ -17,7 +17,7 @@ struct gr_piece {
 bool gr_piece_at_rcu(const struct gr_ram_index *index, gr_gpa_t gpa, uint64_t bytes,
 		     struct gr_piece *piece) GR_REQUIRES_SHARED(gr_rcu_section);
 /* Its address, until it is closed or its window (by then somebody else's) is unpinned. */
-int gr_piece_open(struct gr_piece *piece, gr_gpa_t gpa, struct gr_error *err);
+int gr_piece_open(struct gr_piece *piece, gr_gpa_t gpa, bool write, struct gr_error *err);
 void gr_piece_close(const struct gr_piece *piece);
 
 /* Is all of it mapped, and writable if asked? Counts the pieces; beyond pieces_max it stops. */

@@ -54,6 +54,26 @@ static bool next_run(const struct gr_block *b, uint64_t at, uint64_t end, bool g
 	return run->bytes != 0;
 }
 
+/*
+ * The next run of granules that are there, as listeners hear of it. The last granule may reach beyond the block: in memory of our own that
+ * is ours too, but behind a file's piece or the caller's memory there is somebody else's.
+ */
+static bool next_there(const struct gr_block *b, uint64_t at, uint64_t end, struct run *run)
+{
+	bool rest = b->pub.backing == GR_RAM_MEMFD || b->pub.backing == GR_RAM_ANONYMOUS;
+
+	if (!next_run(b, GR_ROUND_UP(at, b->pub.granule_bytes), end, false, run)) {
+		return false;
+	}
+#ifdef GR_MUTANT_POPULATE_REPLAYS_TOO_MUCH
+	rest = true;
+#endif
+	if (!rest) {
+		run->bytes = GR_MIN(run->bytes, b->pub.max_bytes - run->offset);
+	}
+	return true;
+}
+
 static void tell_gone(struct gr_ram_populate_listener *l, struct gr_block *b, const struct run *run)
 {
 	if (l->depopulate) {
@@ -178,6 +198,39 @@ static int depopulate_locked(struct gr_ram_block *block, uint64_t offset, uint64
 	return 0;
 }
 
+/* In whole granules: who maps them can let go of no less. */
+void gr_ram_tell_memory_goes_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
+{
+	struct gr_block *b = gr_block(block);
+	uint64_t end = GR_ROUND_UP(offset + bytes, block->granule_bytes);
+	struct run run;
+
+	offset -= offset % block->granule_bytes;
+	for (uint64_t at = offset; next_there(b, at, end, &run); at = run.offset + run.bytes) {
+		tell_all_gone(b, NULL, &run);
+	}
+}
+
+/* The memory is there whatever they say, so all are asked, and the first refusal is the answer. */
+int gr_ram_tell_memory_came_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+				   struct gr_error *err)
+{
+	struct gr_block *b = gr_block(block);
+	uint64_t end = GR_ROUND_UP(offset + bytes, block->granule_bytes);
+	struct run run;
+	int ret = 0;
+
+	offset -= offset % block->granule_bytes;
+	for (uint64_t at = offset; next_there(b, at, end, &run); at = run.offset + run.bytes) {
+		for (struct gr_ram_populate_listener *l = b->populate_listeners; l; l = l->next) {
+			int said = tell_there(l, b, &run, ret == 0 ? err : NULL);
+
+			ret = ret == 0 ? said : ret;
+		}
+	}
+	return ret;
+}
+
 int gr_ram_populate(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 		    struct gr_error *err)
 {
@@ -224,14 +277,19 @@ bool gr_ram_populated(struct gr_ram_block *block, uint64_t offset, uint64_t byte
 	return all;
 }
 
+static uint64_t replay_end(const struct gr_block *b)
+{
+	return GR_ROUND_UP(b->pub.max_bytes, b->pub.granule_bytes);
+}
+
 /* All that is there to one listener, until it refuses. Returns where, and why. */
 static int replay(struct gr_block *b, struct gr_ram_populate_listener *l, uint64_t *end,
 		  struct gr_error *err)
 {
-	uint64_t all = GR_ROUND_UP(b->pub.max_bytes, b->pub.granule_bytes);
+	uint64_t all = replay_end(b);
 	struct run run;
 
-	for (uint64_t at = 0; next_run(b, at, all, false, &run); at = run.offset + run.bytes) {
+	for (uint64_t at = 0; next_there(b, at, all, &run); at = run.offset + run.bytes) {
 		int ret = tell_there(l, b, &run, err);
 
 		if (ret < 0) {
@@ -247,7 +305,7 @@ static void replay_back(struct gr_block *b, struct gr_ram_populate_listener *l, 
 {
 	struct run run;
 
-	for (uint64_t at = 0; next_run(b, at, end, false, &run); at = run.offset + run.bytes) {
+	for (uint64_t at = 0; next_there(b, at, end, &run); at = run.offset + run.bytes) {
 		tell_gone(l, b, &run);
 	}
 }
@@ -288,7 +346,6 @@ void gr_ram_populate_listener_del(struct gr_ram_block *block,
 	}
 	*at = listener->next;
 	listener->next = NULL;
-	replay_back(gr_block(block), listener,
-		    GR_ROUND_UP(block->max_bytes, block->granule_bytes));
+	replay_back(gr_block(block), listener, replay_end(gr_block(block)));
 	gr_mutex_unlock(&block->ram->discard_lock);
 }

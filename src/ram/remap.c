@@ -25,11 +25,11 @@ static int whole_pages(const struct gr_ram_block *block, uint64_t *offset, uint6
 	return 0;
 }
 
-static int replace(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
-		   struct gr_error *err)
+static int replace_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
+			  struct gr_error *err) GR_REQUIRES(block->ram->discard_lock)
 {
 	const struct gr_memory *m = &gr_block(block)->memory;
-	int ret = gr_memory_discard(m, offset, bytes, gr_ram_block_flags(block) & GR_RAM_LOCK);
+	int ret = gr_ram_give_back_locked(block, offset, bytes);
 
 	if (ret == 0) {
 		return 0;
@@ -45,18 +45,36 @@ static int replace(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 	return gr_policy_again(gr_block(block), (size_t)offset, (size_t)bytes, err);
 }
 
+/*
+ * For whoever has the old memory mapped or pinned it is like a discard and what is plugged again after
+ * it: the one who pins forbids it, the one who listens lets go of the old and takes the new.
+ */
 static int remap_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
-			struct gr_error *err) GR_REQUIRES(block->ram->discard_lock)
+			     struct gr_error *err) GR_REQUIRES(block->ram->discard_lock)
 {
-	int ret = gr_ram_discard_begins_locked(block, offset, bytes, err);
+	int ret = 0, heard = 0;
 
+#ifndef GR_MUTANT_REMAP_UNDER_PINS
+	ret = gr_ram_discard_unforbidden_locked(block, 1u << GR_RAM_NO_DISCARDS, err);
+#endif
+	if (ret == 0) {
+		ret = gr_ram_discard_begins_locked(block, offset, bytes, err);
+	}
 	if (ret < 0) {
 		return ret;
 	}
-	ret = replace(block, offset, bytes, err);
+#ifndef GR_MUTANT_REMAP_UNTOLD
+	gr_ram_tell_memory_goes_locked(block, offset, bytes);
+#endif
+	ret = replace_locked(block, offset, bytes, err);
 	gr_ram_discard_ended_locked(block, offset, bytes);
-	gr_ram_mark_sliced(block, offset, GR_MIN(bytes, block->max_bytes - offset));
-	return ret;
+#ifndef GR_MUTANT_REMAP_UNMARKED
+	gr_ram_mark(block, offset, GR_MIN(bytes, block->max_bytes - offset)); /* O1 */
+#endif
+#ifndef GR_MUTANT_REMAP_UNTOLD
+	heard = gr_ram_tell_memory_came_locked(block, offset, bytes, ret == 0 ? err : NULL);
+#endif
+	return ret == 0 ? heard : ret;
 }
 
 int gr_ram_remap(struct gr_ram_block *block, uint64_t offset, uint64_t bytes, struct gr_error *err)

@@ -50,7 +50,7 @@ static int resize_locked(struct gr_ram *ram, struct gr_ram_block *block, uint64_
 	(void)gr_add_acq_rel(&ram->version, 1);
 #ifndef GR_MUTANT_RESIZE_GROWS_CLEAN
 	if (used > old) {
-		gr_ram_mark_sliced(block, old, used - old);
+		gr_ram_mark(block, old, used - old);
 	}
 #endif
 	return 0;

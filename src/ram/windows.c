@@ -27,8 +27,17 @@ struct gr_windows {
 	struct gr_window **table;	/* (l) mapped windows by their index */
 	struct gr_window order;		/* (l) ring of those that are not pinned: newer is the oldest */
 	struct gr_ram_window_stats stats; /* (l) */
+	uint64_t *backed[2];		/* (l) bit set: the page can be read, and [1] written; or NULL */
 	struct gr_window window[];
 };
+
+/* A bit for each page, in memory that is there when it is used. */
+static size_t backed_bytes(const struct gr_windows *all)
+{
+	uint64_t pages = GR_DIV_ROUND_UP(all->file_bytes, all->file.page_bytes);
+
+	return GR_ROUND_UP((size_t)GR_DIV_ROUND_UP(pages, 64) * 8, gr_page_bytes());
+}
 
 static void order_del(struct gr_window *w)
 {
@@ -68,6 +77,9 @@ struct gr_windows *gr_windows_create(const struct gr_memory *file, uint64_t file
 	all->count = windows_max;
 	all->table_mask = slots - 1;
 	all->order.older = all->order.newer = &all->order;
+	/* Without them each use asks the file system again. */
+	all->backed[0] = gr_pages_alloc(backed_bytes(all));
+	all->backed[1] = gr_pages_alloc(backed_bytes(all));
 	for (unsigned int i = 0; i < windows_max; i++) {
 		all->window[i].all = all;
 		order_insert_after(&all->window[i], &all->order);
@@ -83,6 +95,11 @@ void gr_windows_free(struct gr_windows *all)
 	for (unsigned int i = 0; i < all->count; i++) {
 		if (all->window[i].memory.host) {
 			gr_memory_unmap(&all->window[i].memory);
+		}
+	}
+	for (unsigned int i = 0; i < 2; i++) {
+		if (all->backed[i]) {
+			gr_pages_free(all->backed[i], backed_bytes(all));
 		}
 	}
 	gr_mutex_destroy(&all->lock);
@@ -146,8 +163,64 @@ static int take_locked(struct gr_windows *all, uint64_t index, struct gr_window 
 	return 0;
 }
 
-int gr_windows_pin(struct gr_windows *all, uint64_t offset, struct gr_window **ret_window,
-		   uint8_t **ret_host)
+static bool is_backed(const uint64_t *map, uint64_t page, uint64_t end)
+{
+	for (; map && page < end && (map[page / 64] >> page % 64 & 1); page++) {
+	}
+	return map && page == end;
+}
+
+static void set_backed(uint64_t *map, uint64_t page, uint64_t end, bool backed)
+{
+	for (; map && page < end; page++) {
+		uint64_t bit = UINT64_C(1) << page % 64;
+
+		map[page / 64] = backed ? map[page / 64] | bit : map[page / 64] & ~bit;
+	}
+}
+
+/*
+ * A page of a file may have no space in its file system: the first store to it asks for some, in files
+ * in memory the first load too, and where none is left that is a signal. So it is asked for before.
+ */
+static int back_locked(struct gr_windows *all, const struct gr_window *w, uint64_t offset,
+		       uint64_t bytes, bool write) GR_REQUIRES(all->lock)
+{
+	size_t size = all->file.page_bytes;
+	uint64_t page = offset / size, end = GR_DIV_ROUND_UP(offset + bytes, size);
+	struct gr_memory m = w->memory;
+	int ret;
+
+	if (is_backed(all->backed[write], page, end)) {
+		return 0;
+	}
+	if (!write) {
+		m.flags |= GR_MEMORY_READONLY;
+	}
+	ret = gr_memory_populate(&m, (size_t)(page * size - w->index * all->window_bytes),
+				 (size_t)(end - page) * size);
+	for (unsigned int i = 0; ret == 0 && i <= (unsigned int)write; i++) {
+		set_backed(all->backed[i], page, end, true);
+	}
+	return ret;
+}
+
+int gr_windows_discard(struct gr_windows *all, uint64_t offset, uint64_t bytes)
+{
+	uint64_t page = offset / all->file.page_bytes, end = page + bytes / all->file.page_bytes;
+	int ret;
+
+	/* With the lock: nobody finds them backed who are not any more. */
+	gr_mutex_lock(&all->lock);
+	ret = gr_memory_discard(&all->file, offset, bytes, false);
+	set_backed(all->backed[0], page, end, false);
+	set_backed(all->backed[1], page, end, false);
+	gr_mutex_unlock(&all->lock);
+	return ret;
+}
+
+int gr_windows_pin(struct gr_windows *all, uint64_t offset, uint64_t bytes, bool write,
+		   struct gr_window **ret_window, uint8_t **ret_host)
 {
 	uint64_t index = offset / all->window_bytes;
 	struct gr_window *w;
@@ -161,6 +234,11 @@ int gr_windows_pin(struct gr_windows *all, uint64_t offset, struct gr_window **r
 		all->stats.misses++;
 		ret = take_locked(all, index, &w);
 	}
+#ifndef GR_MUTANT_WINDOW_UNBACKED
+	if (ret == 0) {
+		ret = back_locked(all, w, offset, bytes, write);
+	}
+#endif
 	if (ret == 0) {
 #ifdef GR_MUTANT_WINDOW_IGNORES_PINS
 		order_del(w);

@@ -22,12 +22,15 @@ void gr_windows_free(struct gr_windows *all);
 /* How many of so many bytes from an offset on lie in the same window. */
 uint64_t gr_windows_clip(const struct gr_windows *all, uint64_t offset, uint64_t bytes);
 /*
- * The byte at an offset, with the rest of its window; mapped until it is unpinned. -EBUSY: all
- * windows are pinned; otherwise what mmap(2) says.
+ * So many bytes from an offset on, all in one window, mapped until it is unpinned. The file system has
+ * given what they need: to read them, or to write them too, raises no signal. -EBUSY: all windows are
+ * pinned; -ENOSPC: the file system is full; otherwise what mmap(2) says.
  */
-int gr_windows_pin(struct gr_windows *all, uint64_t offset, struct gr_window **ret_window,
-		   uint8_t **ret_host);
+int gr_windows_pin(struct gr_windows *all, uint64_t offset, uint64_t bytes, bool write,
+		   struct gr_window **ret_window, uint8_t **ret_host);
 void gr_window_unpin(struct gr_window *window);
+/* gr_memory_discard() of a piece of the file: whole pages. */
+int gr_windows_discard(struct gr_windows *all, uint64_t offset, uint64_t bytes);
 void gr_windows_stats(struct gr_windows *all, struct gr_ram_window_stats *stats);
 
 #endif

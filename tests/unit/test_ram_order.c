@@ -278,4 +278,54 @@ TEST(device_write_is_never_lost_to_a_copy_made_in_its_middle)
 	gr_ram_free(hook_ram);
 }
 
+static unsigned int pieces;
+
+static void wait_for_readers(const char *place)
+{
+	if (strcmp(place, "access: piece") == 0) {
+		ASSERT_EQ(gr_rcu_self.ctr & GR_RCU_DEPTH, 0u);
+		gr_rcu_synchronize(); /* would never end within a section */
+		pieces++;
+	}
+}
+
+/* Nobody who waits for readers waits for a gibibyte to be filled. */
+TEST(long_accesses_are_done_by_pieces_outside_of_sections)
+{
+	enum { BYTES = 4 << 20 };
+	struct gr_ram *ram = make();
+	uint8_t *bytes = malloc(BYTES);
+	struct gr_dirty_consumer *c;
+	uint64_t pages = 0;
+	struct gr_error err;
+
+	(void)add(ram, "low", 0, BYTES);
+	(void)add(ram, "high", BYTES, BYTES);
+	ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(ram), "test", GR_DIRTY_START_CLEAN, &c, NULL), 0);
+	__atomic_store_n(&on_hook, wait_for_readers, __ATOMIC_RELEASE);
+	ASSERT_EQ(gr_ram_fill(ram, gr_gpa(BYTES / 2), 7, BYTES, &err), 0);
+	ASSERT_GE(pieces, 4u);
+	pieces = 0;
+	ASSERT_EQ(gr_ram_read(ram, gr_gpa(BYTES / 2), bytes, BYTES, &err), 0);
+	ASSERT_GE(pieces, 4u);
+	for (size_t i = 0; i < BYTES; i++) {
+		ASSERT_EQ(bytes[i], 7);
+	}
+	pieces = 0;
+	ASSERT_EQ(gr_ram_write(ram, gr_gpa(BYTES / 2), bytes, BYTES, &err), 0);
+	ASSERT_GE(pieces, 4u);
+	ASSERT_EQ(gr_dirty_epoch_begin(c, &pages, NULL), 0);
+	ASSERT_EQ(pages, (uint64_t)BYTES / 4096);
+	/* Refused before the first piece, and short ones are not worth it. */
+	pieces = 0;
+	ASSERT_EQ(gr_ram_write(ram, gr_gpa(BYTES + 1), bytes, BYTES, &err), -EFAULT);
+	ASSERT_HAS(err.msg, "0x800000");
+	ASSERT_EQ(gr_ram_write(ram, gr_gpa(0), bytes, 4096, &err), 0);
+	ASSERT_EQ(pieces, 0u);
+	__atomic_store_n(&on_hook, NULL, __ATOMIC_RELEASE);
+	gr_dirty_consumer_del(c);
+	free(bytes);
+	gr_ram_free(ram);
+}
+
 TEST_MAIN()

@@ -4,10 +4,13 @@
 #include "harness.h"
 #include "ram/ram.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <guestram/ram_change.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <unistd.h>
 
 #define W ((uint64_t)131072) /* a window: whole pages on every host */
@@ -227,6 +230,81 @@ TEST(a_block_without_a_host_address_changes_like_others)
 	ASSERT_EQ(t.used_bytes, 8 * W);
 	ASSERT_EQ(t.migratable_bytes, (uint64_t)0);
 	ASSERT_EQ(t.end, b->offset.v + 8 * W);
+	end(ram);
+}
+
+/* A file system of 1 MiB of its own for this process, and a file of 4 MiB without holes filled. */
+static int file_without_room(void)
+{
+	static char dir[] = "/tmp/guestram-test.XXXXXX";
+	char path[128];
+	int file;
+
+	if (!mkdtemp(dir) || unshare(CLONE_NEWNS) != 0 ||
+	    mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
+	    mount("none", dir, "tmpfs", 0, "size=1m") != 0) {
+		SKIP("cannot mount a small file system: %s", strerror(errno));
+	}
+	(void)snprintf(path, sizeof(path), "%s/ram", dir);
+	file = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	ASSERT_GE(file, 0);
+	ASSERT_EQ(ftruncate(file, 4 << 20), 0);
+	return file;
+}
+
+TEST(a_full_file_system_refuses_a_store_and_kills_nobody)
+{
+	struct gr_ram_block_desc desc;
+	struct gr_ram_block *b;
+	struct gr_ram_iov iov;
+	struct gr_error err;
+	struct gr_ram *ram;
+	uint64_t at, word = 7, back = 0;
+	bool swapped;
+
+	fd = file_without_room();
+	desc = describe(4 << 20, 4);
+	ASSERT_EQ(gr_ram_create(NULL, &ram, NULL), 0);
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, &b, &err), 0);
+	for (at = 0; gr_ram_fill(ram, gr_gpa(at), 7, W / 2, &err) == 0; at += W / 2) {
+	}
+	ASSERT_EQ(err.code, -ENOSPC);
+	ASSERT_HAS(err.msg, "'far'");
+	ASSERT_GE(at, W);
+	/* Single pages fill the rest. */
+	for (at = 0; gr_ram_write(ram, gr_gpa(at), &word, sizeof(word), &err) == 0; at += 4096) {
+	}
+	ASSERT_EQ(gr_ram_translate(ram, gr_gpa(at), 8, true, &iov, &err), -ENOSPC);
+	ASSERT_EQ(gr_ram_cmpxchg(ram, gr_gpa(at), &back, &word, 8, &swapped, &err), -ENOSPC);
+	ASSERT_EQ(gr_ram_read(ram, gr_gpa(at), &back, 8, &err), -ENOSPC);
+	/* What has its space has it, and what is given back is there to be had. */
+	ASSERT_EQ(gr_ram_write(ram, gr_gpa(0), &word, sizeof(word), &err), 0);
+	ASSERT_EQ(gr_ram_discard(b, 0, W, &err), 0);
+	ASSERT_EQ(gr_ram_write(ram, gr_gpa(at), &word, sizeof(word), &err), 0);
+	ASSERT_EQ(gr_ram_read(ram, gr_gpa(at), &back, 8, &err), 0);
+	ASSERT_EQ(back, word);
+	for (at = 0; gr_ram_write(ram, gr_gpa(at), &word, sizeof(word), &err) == 0; at += 4096) {
+	}
+	ASSERT_EQ(err.code, -ENOSPC); /* the discarded ones have to ask again */
+	gr_ram_free(ram);
+	close(fd);
+}
+
+TEST(a_window_that_is_lent_for_writing_has_its_space_before_the_first_store)
+{
+	struct gr_ram_block *b;
+	struct gr_ram *ram = make(8 * W, 2, &b);
+	struct gr_ram_iov iov;
+	struct gr_error err;
+
+	for (unsigned int i = 0; i < 3; i++) { /* the second and third time after a discard */
+		ASSERT_EQ(lseek(fd, 0, SEEK_DATA), (off_t)-1);
+		ASSERT_EQ(gr_ram_translate(ram, gr_gpa(2 * W), W, true, &iov, &err), 0);
+		ASSERT_EQ(lseek(fd, 0, SEEK_DATA), (off_t)(2 * W));
+		ASSERT_EQ(lseek(fd, 2 * (off_t)W, SEEK_HOLE), (off_t)(2 * W + iov.iov.iov_len));
+		gr_ram_iov_put(&iov, 1, 0);
+		ASSERT_EQ(gr_ram_discard(b, 0, 8 * W, &err), 0);
+	}
 	end(ram);
 }
 

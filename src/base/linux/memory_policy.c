@@ -120,11 +120,11 @@ int gr_memory_populate_by_copy(const struct gr_memory *m, size_t offset, size_t 
 
 int gr_memory_discard(const struct gr_memory *m, uint64_t offset, uint64_t bytes, bool locked)
 {
-	bool shared = m->flags & GR_MEMORY_SHARED;
+	bool shared = m->flags & GR_MEMORY_SHARED, by_file = shared && m->fd >= 0;
 	int ret;
 
 	do {
-		if (shared && m->fd >= 0) {
+		if (by_file) {
 			ret = fallocate(m->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
 					(off_t)(m->offset + offset), (off_t)bytes);
 		} else if (shared) {
@@ -134,5 +134,11 @@ int gr_memory_discard(const struct gr_memory *m, uint64_t offset, uint64_t bytes
 				      locked ? GR_MADV_DONTNEED_LOCKED : MADV_DONTNEED);
 		}
 	} while (ret != 0 && errno == EINTR);
+#ifndef GR_MUTANT_DISCARD_LOCKED_INVALID
+	/* The range is sound, so it is the memory that will not: somebody has locked it. */
+	if (ret != 0 && errno == EINVAL && !by_file) {
+		return -ENOTSUP;
+	}
+#endif
 	return ret == 0 ? 0 : -errno;
 }
