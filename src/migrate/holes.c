@@ -166,6 +166,9 @@ bool gr_holes_next(struct gr_holes *h, const struct gr_ram_block *block, uint64_
 		if (block->fd >= 0) {
 			return false;
 		}
+		if (gr_ram_block_flags(block) & GR_RAM_PRIVATE) { /* a promise: nobody else fills it */
+			return next_by_map(h, block, offset, end, ret_end);
+		}
 		break;
 	case GR_RAM_ON_DEMAND: /* not for migrations */
 	default:
@@ -173,4 +176,19 @@ bool gr_holes_next(struct gr_holes *h, const struct gr_ram_block *block, uint64_
 	}
 	*ret_end = end;
 	return false;
+}
+
+int gr_holes_read(const struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,
+		  uint8_t *page)
+{
+	for (uint64_t done = 0; done < h->page_bytes;) {
+		ssize_t n = pread(block->fd, page + done, h->page_bytes - done,
+				  (off_t)(block->fd_offset + offset + done));
+
+		if (n <= 0 && !(n < 0 && errno == EINTR)) {
+			return n < 0 ? -errno : -EIO;
+		}
+		done += n > 0 ? (uint64_t)n : 0;
+	}
+	return 0;
 }

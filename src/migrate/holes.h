@@ -7,7 +7,10 @@
  *                         through another one.
  *   private anonymous     the page map: nobody else can have filled a page.
  *   caller's, with an fd  a hole only if both say so: the mapping might be private.
- *   caller's, without     never a hole: we cannot know.
+ *   caller's, without     the page map if it is GR_RAM_PRIVATE; else never a hole: we cannot know.
+ *
+ * What was unplugged is not asked about here: whatever it looks like, it is not to be read
+ * (ram/untouched.h).
  *
  * Asking is a read in the sense of O2: a sender asks after the harvest and the re-arm.
  */
@@ -51,5 +54,29 @@ void gr_holes_destroy(struct gr_holes *h);
  */
 bool gr_holes_next(struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,
 		   uint64_t end, uint64_t *ret_end);
+
+/**
+ * Files of huge pages do not show their holes, and a load there takes a huge page, or ends the process
+ * if none is left. read(2) does neither.
+ * @param h     The finder.
+ * @param block A block.
+ * @return Whether gr_holes_read() is how to read it.
+ */
+static inline bool gr_holes_must_read(const struct gr_holes *h, const struct gr_ram_block *block)
+{
+	return block->page_bytes > h->host_page_bytes && block->fd >= 0 &&
+	       !(gr_ram_block_flags(block) & GR_RAM_PRIVATE);
+}
+
+/**
+ * Read a page of such a block.
+ * @param h      The finder.
+ * @param block  A block.
+ * @param offset From which byte on.
+ * @param page   Filled: h->page_bytes.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_holes_read(const struct gr_holes *h, const struct gr_ram_block *block,
+				uint64_t offset, uint8_t *page);
 
 #endif

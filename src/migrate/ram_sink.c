@@ -4,9 +4,13 @@
 #include "migrate/place.h"
 #include "migrate/section.h"
 #include <errno.h>
+#include <guestram/ram_change.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* Fewer zero bytes than these are cleared rather than given back: they cost less than a system call. */
+enum { GIVE_BACK_BYTES = 64 << 10 };
 
 /* One block that takes part in the migration; the user of its entry in the reader's table. */
 struct sink_block {
@@ -25,6 +29,7 @@ struct gr_ram_sink {
 	uint64_t page_bytes;	       /* (c) of the machine, and then of the stream */
 	struct gr_placer placer;       /* (o) */
 	struct gr_holes holes;	       /* (o) */
+	uint8_t *page;		       /* (o) room for one */
 	struct sink_block *blocks;     /* (o) */
 	struct gr_section_watch watch; /* (o) */
 };
@@ -43,6 +48,18 @@ static void set_present(struct sink_block *b, uint64_t page, uint64_t pages)
 			continue;
 		}
 		b->present[page / 64] |= UINT64_C(1) << page % 64;
+	}
+}
+
+static void clear_present(struct sink_block *b, uint64_t page, uint64_t pages)
+{
+	for (uint64_t end = page + pages; page < end; page++) {
+		if (page % 64 == 0 && end - page >= 64) {
+			b->present[page / 64] = 0;
+			page += 63;
+			continue;
+		}
+		b->present[page / 64] &= ~(UINT64_C(1) << page % 64);
 	}
 }
 
@@ -77,7 +94,13 @@ int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
 		sink->ops = *ops;
 	}
 	rc = gr_holes_init(&sink->holes, sink->page_bytes, err);
+	sink->page = malloc(sink->page_bytes);
+	if (rc == 0 && !sink->page) {
+		gr_holes_destroy(&sink->holes);
+		rc = gr_error_set(err, -ENOMEM, "no memory for a destination");
+	}
 	if (rc < 0) {
+		free(sink->page);
 		free(sink);
 		return rc;
 	}
@@ -115,6 +138,7 @@ void gr_ram_sink_free(struct gr_ram_sink *sink)
 	gr_ram_sink_end(sink);
 	gr_placer_destroy(&sink->placer);
 	gr_holes_destroy(&sink->holes);
+	free(sink->page);
 	free(sink);
 }
 
@@ -364,6 +388,51 @@ static int sink_pages(void *opaque, struct gr_stream_block *entry, uint32_t coun
 	return 0;
 }
 
+/* Memory that may be given back where it is zero: nobody has asked for it to be there. */
+static bool may_give_back(const struct gr_ram_block *block, uint64_t host_page_bytes)
+{
+	return (block->backing == GR_RAM_MEMFD || block->backing == GR_RAM_ANONYMOUS) &&
+	       block->page_bytes == host_page_bytes &&
+	       !(gr_ram_block_flags(block) & (GR_RAM_PREALLOC | GR_RAM_LOCK));
+}
+
+/* Huge pages do not say whether they are there; those that are not would be by being cleared. */
+static void clear_content(struct gr_ram_sink *sink, struct sink_block *b, uint64_t offset,
+			  uint64_t bytes)
+{
+	for (uint64_t at = offset; at < offset + bytes; at += sink->page_bytes) {
+		if (gr_holes_read(&sink->holes, b->block, at, sink->page) < 0 ||
+		    sink->page[0] != 0 ||
+		    memcmp(sink->page, sink->page + 1, sink->page_bytes - 1) != 0) {
+			memset(b->block->host + at, 0, sink->page_bytes);
+		}
+	}
+}
+
+/*
+ * Pages that are present become zero. Where they are many, as those of a piece that was unplugged at the
+ * source, their memory is given back; who forbids that has them cleared.
+ */
+static void make_zero(struct gr_ram_sink *sink, struct sink_block *b, uint64_t offset,
+		      uint64_t bytes)
+{
+	uint64_t unit = GR_MAX(b->block->page_bytes, sink->page_bytes);
+	uint64_t first = GR_ROUND_UP(offset, unit), end = (offset + bytes) & ~(unit - 1);
+
+	if (bytes >= GIVE_BACK_BYTES && first < end &&
+	    may_give_back(b->block, sink->holes.host_page_bytes) &&
+	    gr_ram_discard(b->block, first, end - first, NULL) == 0) {
+		clear_present(b, first / sink->page_bytes, (end - first) / sink->page_bytes);
+		memset(b->block->host + offset, 0, first - offset);
+		memset(b->block->host + end, 0, offset + bytes - end);
+	} else if (gr_holes_must_read(&sink->holes, b->block)) {
+		clear_content(sink, b, offset, bytes);
+	} else {
+		memset(b->block->host + offset, 0, bytes);
+	}
+	gr_ram_mark(b->block, offset, bytes); /* O1 */
+}
+
 static int sink_zero(void *opaque, struct gr_stream_block *entry, uint64_t offset, uint64_t bytes,
 		     struct gr_error *err)
 {
@@ -382,8 +451,7 @@ static int sink_zero(void *opaque, struct gr_stream_block *entry, uint64_t offse
 	while ((page = find_present(b, page, end, true)) < end) {
 		uint64_t stop = find_present(b, page, end, false);
 
-		memset(b->block->host + page * size, 0, (stop - page) * size);
-		gr_ram_mark(b->block, page * size, (stop - page) * size);
+		make_zero(sink, b, page * size, (stop - page) * size);
 		page = stop;
 	}
 	return 0;

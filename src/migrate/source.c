@@ -39,8 +39,8 @@ static int source_init(struct gr_source *s, struct gr_error *err)
 		return rc;
 	}
 	s->machine = strdup(s->params.machine ? s->params.machine : "guestram");
-	s->bounce = GR_TSAN ? malloc(GR_SOURCE_BATCH_PAGES * s->page_bytes) : NULL;
-	if (!s->machine || (GR_TSAN && !s->bounce)) {
+	s->bounce = malloc(GR_SOURCE_BATCH_PAGES * s->page_bytes); /* there when it is used */
+	if (!s->machine || !s->bounce) {
 		return gr_error_set(err, -ENOMEM, "no memory for a source");
 	}
 	rc = gr_stream_writer_create(s->channel, &s->writer, err);

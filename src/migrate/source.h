@@ -57,16 +57,19 @@ struct gr_source_batch {
 	uint32_t count;
 	uint32_t room; /* at most so many pages: the bandwidth limit's piece */
 	uint32_t looks;
+	uint64_t zero_map[GR_SOURCE_BATCH_LOOKS / 64]; /* of the last look: bit set, that page is zero */
 	uint64_t zero_offset, zero_bytes; /* zeros not yet written */
 	uint64_t zero_pages, hole_pages;
 	uint64_t run_first[GR_SOURCE_BATCH_RUNS]; /* what is done when the batch is sent */
 	uint64_t run_pages[GR_SOURCE_BATCH_RUNS];
 	uint32_t runs;
+	uint64_t discards; /* of the block, when the batch was begun */
+	bool direct;	   /* some pages go out from where they are */
 };
 
-/* The extent of a block known to be filled: no need to look for holes there. */
+/* The extent of a block known to be filled, until the next discard: no need to look for holes there. */
 struct gr_source_extent {
-	uint64_t incarnation, begin, end;
+	uint64_t incarnation, discards, begin, end;
 };
 
 struct gr_source {
@@ -91,7 +94,7 @@ struct gr_source {
 	struct gr_source_batch batch;	      /* (o) */
 	struct gr_source_extent extent;	      /* (o) */
 	struct gr_error error;		      /* (o) how it ended, if not well */
-	uint8_t *bounce;		      /* (o) see gr_source_send_batch() */
+	uint8_t *bounce;		      /* (o) pages that must not be sent from where they are */
 	uint8_t **shadow;		      /* (o) source_fault.c; by entry of the table */
 	uint64_t *shadow_incarnation;	      /* (o) */
 	uint32_t shadows;		      /* (o) */

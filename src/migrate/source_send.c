@@ -4,7 +4,7 @@
  *
  *   harvested    the epoch was begun after the sync: the bits are cleared        (O2)
  *   re-armed     the trackers watch these pages again                            (O4)
- *   looked at    is it a hole? is it zero? Both are reads, so not before
+ *   looked at    is it a hole, or unplugged? is it zero? All are reads, so not before
  *   sent         from where they are; the kernel has taken the bytes on return
  *   done         out of the epoch: an abort would not bring them back
  *
@@ -12,6 +12,7 @@
  * reference keeps its memory while the batch is on its way, even if it is unplugged meanwhile.
  */
 #include "migrate/source.h"
+#include "ram/untouched.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -134,30 +135,15 @@ __attribute__((no_sanitize("thread"))) static bool words_are_zero(const uint64_t
 	return true;
 }
 
-#if GR_TSAN
-/* The system call's own reads would be reported; our copy's are not. */
+/* The guest writes meanwhile; each word is copied once. */
 __attribute__((no_sanitize("thread"))) static void copy_racy(uint8_t *to, const uint8_t *from,
 							     size_t bytes)
 {
 	for (size_t i = 0; i < bytes; i += sizeof(uint64_t)) {
-		*(volatile uint64_t *)(void *)(to + i) =
+		*(uint64_t *)(void *)(to + i) =
 			*(const volatile uint64_t *)(const void *)(from + i);
 	}
 }
-
-static void bounce(struct gr_source *s)
-{
-	for (uint32_t i = 0; i < s->batch.count; i++) {
-		copy_racy(s->bounce + i * s->page_bytes, s->batch.pages[i], s->page_bytes);
-		s->batch.pages[i] = s->bounce + i * s->page_bytes;
-	}
-}
-#else
-static void bounce(struct gr_source *s)
-{
-	(void)s;
-}
-#endif
 
 static int flush_zeros(struct gr_source *s, struct gr_error *err)
 {
@@ -198,49 +184,149 @@ static int add_zeros(struct gr_source *s, uint64_t offset, uint64_t bytes, struc
 }
 
 /* Whether [offset, *ret_end) is a hole; remembers how far the block is filled. */
-static bool is_hole(struct gr_source *s, uint64_t offset, uint64_t end, uint64_t *ret_end)
+static bool is_hole_locked(struct gr_source *s, uint64_t offset, uint64_t end, uint64_t *ret_end)
+	GR_REQUIRES(s->batch.block->ram->discard_lock)
 {
 	const struct gr_ram_block *block = s->batch.block;
 	struct gr_source_extent *x = &s->extent;
-	uint64_t far;
+	uint64_t discards = gr_ram_discards_locked(block), far;
 
-	if (x->incarnation == block->incarnation && offset >= x->begin && offset < x->end) {
+#ifdef GR_MUTANT_MIGRATE_STALE_EXTENT
+	discards = 0;
+#endif
+	if (x->incarnation == block->incarnation && x->discards == discards && offset >= x->begin &&
+	    offset < x->end) {
 		*ret_end = GR_MIN(end, x->end);
 		return false;
 	}
-	/* A page that is filled stays so until it is discarded, which costs a wasted look. */
 	if (gr_holes_next(&s->holes, block, offset, s->batch.entry->used_bytes, &far)) {
 		*ret_end = GR_MIN(end, far);
 		return true;
 	}
-	*x = (struct gr_source_extent){ block->incarnation, offset, far };
+	*x = (struct gr_source_extent){ block->incarnation, discards, offset, far };
 	*ret_end = GR_MIN(end, far);
 	return false;
 }
 
-/* Looks at pages that are there; stops when the batch is full. Returns where. */
-static int look(struct gr_source *s, uint64_t offset, uint64_t end, uint64_t *ret_at,
-		struct gr_error *err)
+/*
+ * Whether [offset, *ret_end) is zero without having been touched, and is not to be: unplugged, or a
+ * hole.
+ */
+static bool is_untouched_locked(struct gr_source *s, uint64_t offset, uint64_t end, uint64_t *ret_end)
+	GR_REQUIRES(s->batch.block->ram->discard_lock)
+{
+#ifndef GR_MUTANT_MIGRATE_READS_UNPLUGGED
+	if (!gr_ram_plugged_locked(s->batch.block, offset, end, &end)) {
+		*ret_end = end;
+		return true;
+	}
+#endif
+	return is_hole_locked(s, offset, end, ret_end);
+}
+
+/*
+ * A page is sent from where it is while discards go on: the kernel's read may give back to a page what
+ * was just taken from it. Where that can fail (huge pages), and where it is to be expected (pieces of
+ * this block are thrown away), the page is copied before discards may go on. Rare enough for
+ * the rest; see forget_unplugged().
+ */
+static bool must_copy_locked(struct gr_source *s)
+	GR_REQUIRES(s->batch.block->ram->discard_lock)
+{
+	const struct gr_ram_block *block = s->batch.block;
+
+	/* TSan would report the system call's reads. */
+	return GR_TSAN || block->page_bytes > s->holes.host_page_bytes ||
+	       gr_ram_discards_locked(block) != 0;
+}
+
+/* The page, at most read into `own`. NULL: it cannot be read. */
+static const uint8_t *page_at(struct gr_source *s, uint64_t offset, uint8_t *own)
+{
+	const struct gr_ram_block *block = s->batch.block;
+	const uint8_t *page = gr_source_fault_early_page(s, block, offset);
+
+	if (page) {
+		return page;
+	}
+	if (gr_holes_must_read(&s->holes, block)) {
+		return gr_holes_read(&s->holes, block, offset, own) == 0 ? own : NULL;
+	}
+	return block->host + offset;
+}
+
+/*
+ * Looks at pages that are there; stops when the batch is full, or at one that cannot be read. Returns
+ * where. Writes nothing, which might have to wait: the zeros are in zero_map.
+ */
+static uint64_t look_locked(struct gr_source *s, uint64_t offset, uint64_t end)
+	GR_REQUIRES(s->batch.block->ram->discard_lock)
 {
 	struct gr_source_batch *b = &s->batch;
-	uint64_t at = offset;
-	int rc = 0;
+	bool copy = must_copy_locked(s);
+	uint64_t at = offset, i = 0;
 
-	for (; rc == 0 && at < end && b->count < b->room && b->looks < GR_SOURCE_BATCH_LOOKS;
-	     at += s->page_bytes) {
-		const uint8_t *page = gr_source_fault_early_page(s, b->block, at);
+	for (; at < end && b->count < b->room && b->looks < GR_SOURCE_BATCH_LOOKS;
+	     at += s->page_bytes, i++) {
+		uint8_t *own = s->bounce + b->count * s->page_bytes;
+		const uint8_t *page = page_at(s, at, own);
 
-		page = page ? page : b->block->host + at;
+		if (!page) {
+			break;
+		}
 		b->looks++;
 		if (words_are_zero((const uint64_t *)(const void *)page, s->page_bytes / 8)) {
-			rc = add_zeros(s, at, s->page_bytes, err);
+			b->zero_map[i / 64] |= UINT64_C(1) << i % 64;
 			continue;
 		}
+		b->zero_map[i / 64] &= ~(UINT64_C(1) << i % 64);
+		if (copy && page != own) {
+			copy_racy(own, page, s->page_bytes);
+			page = own;
+		}
+		b->direct |= !copy;
 		b->offsets[b->count] = at;
 		b->pages[b->count++] = page;
 	}
-	*ret_at = at;
+	return at;
+}
+
+static int add_looked_at(struct gr_source *s, uint64_t offset, uint64_t end, struct gr_error *err)
+{
+	int rc = 0;
+
+	for (uint64_t at = offset, i = 0; rc == 0 && at < end; at += s->page_bytes, i++) {
+		if (s->batch.zero_map[i / 64] >> i % 64 & 1) {
+			rc = add_zeros(s, at, s->page_bytes, err);
+		}
+	}
 	return rc;
+}
+
+/* The next piece of a run: returns how far it goes, in *ret_at. */
+static int add_piece(struct gr_source *s, uint64_t offset, uint64_t end, uint64_t *ret_at,
+		     struct gr_error *err)
+{
+	struct gr_source_batch *b = &s->batch;
+	uint64_t at;
+	bool untouched;
+
+	gr_ram_look_begin(b->block);
+	untouched = is_untouched_locked(s, offset, end, &at);
+	if (!untouched) {
+		at = look_locked(s, offset, at);
+	}
+	gr_ram_look_end(b->block);
+	*ret_at = at;
+	if (!untouched && at == offset) {
+		return gr_error_set(err, -EIO, "its file cannot be read");
+	}
+	if (!untouched) {
+		return add_looked_at(s, offset, at, err);
+	}
+	b->hole_pages += (at - offset) / s->page_bytes;
+	b->looks++;
+	return add_zeros(s, offset, at - offset, err);
 }
 
 #ifdef GR_MUTANT_MIGRATE_REARM_LATE
@@ -277,14 +363,7 @@ static int add_run(struct gr_source *s, uint64_t first, uint64_t pages, struct g
 		if (rc < 0) {
 			return rc;
 		}
-		if (is_hole(s, at, piece, &piece)) {
-			rc = add_zeros(s, at, piece - at, err);
-			b->hole_pages += (piece - at) / s->page_bytes;
-			b->looks++;
-			at = piece;
-		} else {
-			rc = look(s, at, piece, &at, err);
-		}
+		rc = add_piece(s, at, piece, &at, err);
 		if (rc == 0 && REARM_LATE) {
 			rc = rearm(s, begin, at, err);
 		}
@@ -337,7 +416,6 @@ static int write_batch(struct gr_source *s, struct gr_error *err)
 	if (s->params.fault == GR_FAULT_LOSE_PAGE) {
 		gr_source_fault_lose_page(s);
 	}
-	bounce(s);
 	if (rc == 0 && b->count > 0) {
 		rc = gr_stream_write_pages(s->writer, b->entry->id, b->offsets, b->pages, b->count,
 					   err);
@@ -376,6 +454,23 @@ static void count_batch(struct gr_source *s)
 	gr_progress_unlock(&s->progress);
 }
 
+/* What was unplugged while the kernel read these pages has no memory again afterwards. */
+static void forget_unplugged(struct gr_source *s)
+{
+	const struct gr_source_batch *b = &s->batch;
+	bool discarded;
+
+	if (!b->direct) {
+		return;
+	}
+	gr_ram_look_begin(b->block);
+	discarded = gr_ram_discards_locked(b->block) != b->discards;
+	gr_ram_look_end(b->block);
+	for (uint32_t i = 0; discarded && i < b->count; i++) {
+		gr_ram_forget_unplugged(b->block, b->offsets[i], s->page_bytes);
+	}
+}
+
 static int send_from(struct gr_source *s, const struct gr_source_block *e, struct gr_error *err)
 {
 	struct gr_source_batch *b = &s->batch;
@@ -394,10 +489,15 @@ static int send_from(struct gr_source *s, const struct gr_source_block *e, struc
 		s->cursor = e->first_page + e->pages;
 		return 1;
 	}
+	b->direct = false;
+	gr_ram_look_begin(b->block);
+	b->discards = gr_ram_discards_locked(b->block);
+	gr_ram_look_end(b->block);
 	rc = fill_batch(s, e, err);
 	if (rc == 0) {
 		rc = write_batch(s, err);
 	}
+	forget_unplugged(s);
 	gr_ram_block_put(b->block);
 	if (rc < 0) {
 		return rc;

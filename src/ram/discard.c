@@ -167,6 +167,7 @@ int gr_ram_give_back_locked(struct gr_ram_block *block, uint64_t offset, uint64_
 {
 	struct gr_block *b = gr_block(block);
 
+	b->discards++;
 	return b->windows ? gr_windows_discard(b->windows, offset, bytes) :
 			    gr_memory_discard(&b->memory, offset, bytes,
 					      gr_ram_block_flags(block) & GR_RAM_LOCK);

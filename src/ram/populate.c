@@ -6,7 +6,7 @@
  *
  * Everything under the machine's discard_lock.
  */
-#include "ram/ram.h"
+#include "ram/untouched.h"
 #include <errno.h>
 
 struct run {
@@ -280,6 +280,31 @@ bool gr_ram_populated(struct gr_ram_block *block, uint64_t offset, uint64_t byte
 static uint64_t replay_end(const struct gr_block *b)
 {
 	return GR_ROUND_UP(b->pub.max_bytes, b->pub.granule_bytes);
+}
+
+bool gr_ram_plugged_locked(const struct gr_ram_block *block, uint64_t offset, uint64_t end,
+			   uint64_t *ret_end)
+{
+	const struct gr_block *b = gr_block(block);
+	uint64_t unit = block->granule_bytes, at = offset / unit;
+	bool gone = is_gone(b, at);
+
+	*ret_end = GR_MIN(end, find(b, at, GR_DIV_ROUND_UP(end, unit), !gone) * unit);
+	return !gone;
+}
+
+void gr_ram_forget_unplugged(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
+{
+	uint64_t unit = block->granule_bytes, at = offset - offset % unit;
+	uint64_t end = GR_ROUND_UP(offset + bytes, unit);
+	struct gr_block *b = gr_block(block);
+	struct run run;
+
+	gr_mutex_lock(&block->ram->discard_lock);
+	for (; next_run(b, at, end, true, &run); at = run.offset + run.bytes) {
+		(void)gr_ram_give_back_locked(block, run.offset, run.bytes);
+	}
+	gr_mutex_unlock(&block->ram->discard_lock);
 }
 
 /* All that is there to one listener, until it refuses. Returns where, and why. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Both ends of a move in one process: what must hold however it goes. */
+#include "huge_pool.h"
 #include "migrate/source.h"
 #include "migrate/source_blocks.h"
 #include "move.h"
@@ -873,6 +874,131 @@ TEST(short_writes_and_interruptions_change_no_byte)
 	free(a);
 	free(b);
 	gr_ram_free(g.ram);
+}
+
+/* How many bytes of a piece of a block have memory, as this process has it mapped. */
+static uint64_t there(const struct gr_ram_block *b, uint64_t offset, uint64_t bytes)
+{
+	unsigned char map[RAM_BYTES / MOVE_PAGE] = { 0 };
+	uint64_t pages = 0;
+
+	ASSERT_EQ(mincore(b->host + offset, bytes, map), 0);
+	for (uint64_t i = 0; i < bytes / MOVE_PAGE; i++) {
+		pages += map[i] & 1;
+	}
+	return pages * MOVE_PAGE;
+}
+
+static struct gr_ram_block *block_of(struct gr_ram *ram, const char *id)
+{
+	struct gr_ram_block *b;
+
+	gr_rcu_read_lock();
+	b = gr_ram_block_by_id_rcu(ram, id);
+	gr_rcu_read_unlock();
+	ASSERT(b);
+	return b;
+}
+
+static void move_with_unplugged_pieces(enum gr_ram_backing backing, unsigned int flags)
+{
+	struct move m = { .from = move_ram(), .to = move_ram() };
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "dimm", .used_bytes = RAM_BYTES,
+					  .backing = backing, .flags = flags, .fd = -1,
+					  .granule_bytes = MIB };
+	struct gr_ram_block *b, *arrived;
+
+	ASSERT_EQ(gr_ram_block_add(m.from, &desc, &b, NULL), 0);
+	(void)madvise(b->host, RAM_BYTES, MADV_NOHUGEPAGE);
+	move_fill(b, 1, 0);
+	ASSERT_EQ(gr_ram_depopulate(b, 2 * MIB, 3 * MIB, NULL), 0);
+	ASSERT_EQ(gr_ram_depopulate(b, 7 * MIB, MIB, NULL), 0);
+	move_must_succeed(&m);
+	ASSERT_EQ(m.stats.normal_pages, 4u * MIB / MOVE_PAGE);
+	ASSERT_EQ(m.stats.untouched_pages, 4u * MIB / MOVE_PAGE);
+	arrived = block_of(m.to, "dimm");
+	ASSERT_EQ(there(b, 2 * MIB, 3 * MIB), 0u);
+	ASSERT_EQ(there(b, 7 * MIB, MIB), 0u);
+	ASSERT_EQ(there(arrived, 2 * MIB, 3 * MIB), 0u);
+	ASSERT_EQ(there(arrived, 7 * MIB, MIB), 0u);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+TEST(pieces_that_are_unplugged_are_not_read_and_stay_without_memory)
+{
+	move_with_unplugged_pieces(GR_RAM_MEMFD, 0);
+	move_with_unplugged_pieces(GR_RAM_ANONYMOUS, 0);
+	/* Of this memory nobody can say where its holes are. */
+	move_with_unplugged_pieces(GR_RAM_ANONYMOUS, GR_RAM_SHARED);
+}
+
+/* A balloon, in the middle: they have arrived, they go, they are zero on both sides. */
+TEST(pages_that_are_thrown_away_between_rounds_do_not_come_back)
+{
+	struct move_guest g = { .writers = 0, .seed = 1 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
+	struct gr_ram_block *b = move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), *arrived;
+	pthread_t thread;
+	int rc;
+
+	move_fill(b, 1, 0);
+	g.ram = m.from;
+	move_guest_start(&g);
+	move_prepare(&m);
+	ASSERT_EQ(pthread_create(&thread, NULL, move_receive, &m), 0);
+	do {
+		rc = gr_source_step(m.source, &m.err);
+		gr_source_stats(m.source, &m.stats);
+	} while (rc > 0 && m.stats.normal_pages < RAM_BYTES / MOVE_PAGE);
+	ASSERT_EQ(rc, 1);
+	ASSERT_EQ(gr_ram_discard(b, MIB, MIB, NULL), 0);
+	ASSERT_EQ(gr_ram_depopulate(b, 4 * MIB, MIB, NULL), 0);
+	ASSERT_EQ(gr_source_run(m.source, &m.err), 0);
+	pthread_join(thread, NULL);
+	ASSERT_EQ(m.to_rc, 0);
+	move_finish(&m);
+	arrived = block_of(m.to, "ram");
+	ASSERT_EQ(there(b, MIB, MIB), 0u);
+	ASSERT_EQ(there(b, 4 * MIB, MIB), 0u);
+	ASSERT_EQ(there(arrived, MIB, MIB), 0u);
+	ASSERT_EQ(there(arrived, 4 * MIB, MIB), 0u);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+/* Where a look at an unplugged page would end the process: no huge page is left to be had. */
+TEST(huge_pages_that_were_unplugged_or_thrown_away_are_not_asked_for_again)
+{
+	struct move m = { .from = move_ram(), .to = move_ram() };
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "dimm", .backing = GR_RAM_MEMFD,
+					  .used_bytes = 4 * HUGE_BYTES, .page_bytes = HUGE_BYTES,
+					  .fd = -1 };
+	struct gr_ram_block *b;
+	struct gr_error err;
+	uint8_t byte = 1;
+
+	lock_pool();
+	reserve_huge(4);
+	if (gr_ram_block_add(m.from, &desc, &b, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+	move_fill(b, 1, 3);
+	ASSERT_EQ(gr_ram_depopulate(b, HUGE_BYTES, HUGE_BYTES, NULL), 0);
+	ASSERT_EQ(gr_ram_discard(b, 3 * HUGE_BYTES, HUGE_BYTES, NULL), 0);
+	ASSERT(set_number(pool, number_in(pool) - 2));
+	move_must_succeed(&m);
+	/* Read by the kernel, which raises no signal. */
+	for (uint64_t at = 0; at < 4 * HUGE_BYTES; at += MOVE_PAGE) {
+		ASSERT_EQ(pread(b->fd, &byte, 1, (off_t)at), (ssize_t)1);
+		ASSERT_EQ(byte, block_of(m.to, "dimm")->host[at]);
+	}
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
 }
 
 /* The destination made it with the length that it was told. */

@@ -1,0 +1,72 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * Huge pages of 2 MiB for a test, from a pool that all of the machine shares: take the lock, then
+ * reserve. Where that is not allowed the test is skipped.
+ */
+#ifndef HUGE_POOL_H
+#define HUGE_POOL_H
+
+#include "harness.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+static unsigned long number_in(const char *path)
+{
+	FILE *f = fopen(path, "re");
+	unsigned long n = 0;
+
+	if (f) {
+		if (fscanf(f, "%lu", &n) != 1) {
+			n = 0;
+		}
+		fclose(f);
+	}
+	return n;
+}
+
+static bool set_number(const char *path, unsigned long n)
+{
+	FILE *f = fopen(path, "we");
+	bool ok = f && fprintf(f, "%lu\n", n) > 0;
+
+	return f && fclose(f) == 0 && ok;
+}
+
+#define HUGE_BYTES ((uint64_t)2 << 20)
+static const char pool[] = "/proc/sys/vm/nr_hugepages";
+static unsigned long pool_before;
+
+static void give_back(void)
+{
+	(void)set_number(pool, pool_before);
+}
+
+/* So many more huge pages of 2 MiB for this test's process. */
+static void reserve_huge(unsigned long pages)
+{
+	pool_before = number_in(pool);
+	if (access("/sys/kernel/mm/hugepages/hugepages-2048kB", F_OK) != 0) {
+		SKIP("no huge pages of 2 MiB here");
+	}
+	if (!set_number(pool, pool_before + pages)) {
+		SKIP("may not reserve huge pages: %s", strerror(errno));
+	}
+	(void)atexit(give_back);
+	if (number_in(pool) < pool_before + pages) {
+		give_back();
+		SKIP("memory is too fragmented for %lu huge pages", pages);
+	}
+}
+
+/* Tests run beside each other, and there is one pool: each takes its turn. */
+static void lock_pool(void)
+{
+	int fd = open("/tmp/.guestram-test-hugepages", O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+
+	ASSERT(fd >= 0);
+	ASSERT_EQ(lockf(fd, F_LOCK, 0), 0);
+}
+
+#endif
