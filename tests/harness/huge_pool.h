@@ -35,6 +35,7 @@ static bool set_number(const char *path, unsigned long n)
 }
 
 #define HUGE_BYTES ((uint64_t)2 << 20)
+#define HUGE_DIR "/sys/kernel/mm/hugepages/hugepages-2048kB/"
 static const char pool[] = "/proc/sys/vm/nr_hugepages";
 static unsigned long pool_before;
 
@@ -43,18 +44,21 @@ static void give_back(void)
 	(void)set_number(pool, pool_before);
 }
 
-/* So many more huge pages of 2 MiB for this test's process. */
+/* So many free huge pages of 2 MiB, and no more: what else is free is put aside meanwhile. */
 static void reserve_huge(unsigned long pages)
 {
+	unsigned long used = number_in(pool) - number_in(HUGE_DIR "free_hugepages") +
+			     number_in(HUGE_DIR "resv_hugepages");
+
 	pool_before = number_in(pool);
-	if (access("/sys/kernel/mm/hugepages/hugepages-2048kB", F_OK) != 0) {
+	if (access(HUGE_DIR, F_OK) != 0) {
 		SKIP("no huge pages of 2 MiB here");
 	}
-	if (!set_number(pool, pool_before + pages)) {
+	if (!set_number(pool, used + pages)) {
 		SKIP("may not reserve huge pages: %s", strerror(errno));
 	}
 	(void)atexit(give_back);
-	if (number_in(pool) < pool_before + pages) {
+	if (number_in(pool) != used + pages) {
 		give_back();
 		SKIP("memory is too fragmented for %lu huge pages", pages);
 	}
