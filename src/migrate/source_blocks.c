@@ -6,7 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { FIRST_CAPACITY = 16, REGIONS_PER_SECTION = 256 };
+enum { FIRST_CAPACITY = 16, TRIES_MAX = 64 };
 
 void gr_source_blocks_destroy(struct gr_source_blocks *t)
 {
@@ -29,28 +29,74 @@ static void copy_block(struct gr_source_block *e, const struct gr_ram_block *blo
 	(void)snprintf(e->id, sizeof(e->id), "%s", id);
 }
 
-/* One walk in one section; counts on when there is no more room. */
-static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_section_watch *watch)
+/* Counts on when there is no more room. */
+static void take(struct gr_source_blocks *t, const struct gr_ram_block *block, uint64_t page_bytes)
+{
+	const char *id = gr_rcu_dereference(block->id); /* once: it may go meanwhile */
+
+	if ((gr_ram_block_flags(block) & GR_RAM_NO_MIGRATE) != 0 || id[0] == '\0') {
+		return;
+	}
+	if (t->count < t->capacity) {
+		copy_block(&t->entries[t->count], block, id, page_bytes, t->count);
+	}
+	t->count++;
+}
+
+/*
+ * Walks on behind *last, at most so many blocks, in one section; *last is the last one then, with a
+ * reference, or NULL at the end. False: the list has changed since the walk began, and what *last
+ * leads to may be gone. (If it has not, *last is on the list, and what follows it stays for this
+ * section: who removes it changes the version before the memory can go.)
+ */
+static bool walk_some(struct gr_source_blocks *t, struct gr_ram *ram, uint32_t most,
+		      struct gr_ram_block **last, struct gr_section_watch *watch)
 {
 	uint64_t page_bytes = gr_ram_page_bytes(ram);
-	struct gr_ram_block *block;
+	struct gr_ram_block *block = *last, *end = NULL;
+	bool same;
 
-	t->count = 0;
-	/* Before the walk: what changes during it is found by the next comparison. */
-	t->version = gr_ram_version(ram);
 	gr_section_enter(watch);
-	gr_ram_for_each_block_rcu(block, ram) {
-		const char *id = gr_rcu_dereference(block->id); /* once: it may go meanwhile */
-
-		if ((gr_ram_block_flags(block) & GR_RAM_NO_MIGRATE) != 0 || id[0] == '\0') {
-			continue;
+	same = gr_ram_version(ram) == t->version;
+#ifdef GR_MUTANT_BLOCKS_WALK_ON
+	same = true;
+#endif
+	for (uint32_t i = 0; same && i < most; i++) {
+		block = gr_ram_block_next_rcu(ram, block);
+		if (!block) {
+			break;
 		}
-		if (t->count < t->capacity) {
-			copy_block(&t->entries[t->count], block, id, page_bytes, t->count);
-		}
-		t->count++;
+		gr_section_step(watch);
+		take(t, block, page_bytes);
+	}
+	if (same && block) {
+		gr_ram_block_get(block);
+		end = block;
 	}
 	gr_section_leave(watch);
+	gr_ram_block_put(*last);
+	*last = end;
+	return same;
+}
+
+/*
+ * By pieces, from the start again if the list changes in between. One that changes too often for
+ * that is walked in one section.
+ */
+static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_section_watch *watch)
+{
+	struct gr_ram_block *last = NULL;
+	bool whole = false;
+
+	for (int tries = 0; !whole; tries++) {
+		t->count = 0;
+		/* Before the walk: what changes during it is found by the next comparison. */
+		t->version = gr_ram_version(ram);
+		do {
+			whole = walk_some(t, ram, tries < TRIES_MAX ? GR_SECTION_STEPS : UINT32_MAX,
+					  &last, watch);
+		} while (whole && last);
+	}
 }
 
 static int by_page(const void *a, const void *b)
@@ -72,11 +118,12 @@ static void find_gpas(struct gr_source_blocks *t, struct gr_ram *ram,
 
 	while (more) {
 		gr_section_enter(watch);
-		for (int i = 0; i < REGIONS_PER_SECTION; i++) {
+		for (int i = 0; i < GR_SECTION_STEPS; i++) {
 			more = gr_ram_region_next_rcu(ram, at, &region);
 			if (!more) {
 				break;
 			}
+			gr_section_step(watch);
 			at = gr_gpa(region.gpa.v + region.bytes);
 			e = (struct gr_source_block *)(uintptr_t)gr_source_blocks_at(
 				t, region.block->offset.v / page_bytes);

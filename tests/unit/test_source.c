@@ -998,6 +998,113 @@ TEST(huge_pages_that_were_unplugged_or_thrown_away_are_not_asked_for_again)
 	gr_ram_free(m.to);
 }
 
+/* Comes and goes, and is sometimes the largest and sometimes the smallest of all. */
+struct churn {
+	struct gr_ram *ram;
+	bool stop; /* (atomic) */
+};
+
+static void *churn(void *opaque)
+{
+	struct churn *c = opaque;
+	uint64_t seed = 1;
+
+	while (!__atomic_load_n(&c->stop, __ATOMIC_ACQUIRE)) {
+		struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "churn", .fd = -1,
+						  .backing = GR_RAM_ANONYMOUS };
+
+		desc.used_bytes = test_rand(&seed) % 2 ? 64 * MOVE_PAGE : MOVE_PAGE;
+		ASSERT_EQ(gr_ram_block_add(c->ram, &desc, NULL, NULL), 0);
+		usleep((useconds_t)(test_rand(&seed) % 200));
+		ASSERT_EQ(gr_ram_block_del_by_id(c->ram, "churn", NULL), 0);
+	}
+	return NULL;
+}
+
+/* However long the list, whoever waits for readers waits for a few blocks of it. */
+TEST(a_long_list_is_copied_in_short_sections_and_whole_beside_a_writer)
+{
+	enum { BLOCKS = 1000, TIMES = 300 };
+	struct churn c = { .ram = move_ram() };
+	struct gr_source_blocks table = { 0 };
+	struct gr_section_watch watch = { 0 };
+	pthread_t thread;
+	char id[16];
+
+	for (int i = 0; i < BLOCKS; i++) {
+		(void)snprintf(id, sizeof(id), "block%d", i);
+		(void)move_add(c.ram, id, 2 * MOVE_PAGE, (uint64_t)i * MIB, GR_RAM_ANONYMOUS);
+	}
+	ASSERT_EQ(gr_source_blocks_fill(&table, c.ram, &watch, NULL), 0);
+	ASSERT_EQ(table.count, (uint32_t)BLOCKS);
+	ASSERT_EQ(table.entries[7].gpa, 7u * (uint64_t)MIB);
+	ASSERT_GE(watch.steps_max, 1u);
+	ASSERT_LE(watch.steps_max, (uint32_t)GR_SECTION_STEPS);
+	ASSERT_EQ(pthread_create(&thread, NULL, churn, &c), 0);
+	for (int i = 0; i < TIMES; i++) {
+		unsigned int others = 0;
+
+		ASSERT_EQ(gr_source_blocks_fill(&table, c.ram, &watch, NULL), 0);
+		for (uint32_t j = 0; j < table.count; j++) {
+			others += strcmp(table.entries[j].id, "churn") == 0;
+		}
+		ASSERT_LE(others, 1u);
+		ASSERT_EQ(table.count, BLOCKS + others);
+	}
+	__atomic_store_n(&c.stop, true, __ATOMIC_RELEASE);
+	pthread_join(thread, NULL);
+	gr_source_blocks_destroy(&table);
+	gr_ram_free(c.ram);
+}
+
+/* End to end: the guest goes on where it is, whole, and moves with its new length the next time. */
+TEST(a_guest_whose_block_is_resized_during_the_move_goes_on_and_moves_later)
+{
+	struct move_guest g = { .gpa = 0, .bytes = RAM_BYTES, .writers = 2, .pause_us = 20, .seed = 3 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
+	struct gr_ram_block_desc rom = { .size = sizeof(rom), .id = "rom", .used_bytes = MIB,
+					 .max_bytes = 2 * MIB, .fd = -1 };
+	struct gr_ram_block *b;
+	pthread_t thread;
+	uint64_t writes;
+
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 3);
+	ASSERT_EQ(gr_ram_block_add(m.from, &rom, &b, NULL), 0);
+	move_fill(b, 2, 0);
+	g.ram = m.from;
+	move_guest_start(&g);
+	move_prepare(&m);
+	ASSERT_EQ(pthread_create(&thread, NULL, move_receive, &m), 0);
+	do {
+		ASSERT_EQ(gr_source_step(m.source, &m.err), 1);
+		gr_source_stats(m.source, &m.stats);
+	} while (m.stats.normal_pages == 0);
+	ASSERT(m.stats.peer_is_guestram);
+	ASSERT_EQ(gr_ram_block_resize(b, 2 * MIB, NULL), 0);
+	ASSERT_EQ(gr_source_run(m.source, &m.err), -EBUSY);
+	ASSERT_HAS(m.err.msg, "block 'rom' was resized during the move");
+	gr_channel_shutdown(m.ch[0]);
+	pthread_join(thread, NULL);
+	ASSERT_LT(m.to_rc, 0); /* it must not start a guest */
+	move_finish(&m);
+	gr_ram_free(m.to);
+	/* The guest runs. */
+	ASSERT_EQ(g.pauses, g.resumes);
+	writes = __atomic_load_n(&g.writes, __ATOMIC_RELAXED);
+	while (__atomic_load_n(&g.writes, __ATOMIC_RELAXED) == writes) {
+		usleep(1000);
+	}
+	move_fill(b, 4, 0);
+	m = (struct move){ .from = m.from, .to = move_ram(), .ops = &ops };
+	move_must_succeed(&m);
+	ASSERT_EQ(gr_ram_block_used_bytes(block_of(m.to, "rom")), 2u * MIB);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
 /* The destination made it with the length that it was told. */
 TEST(a_block_that_is_resized_during_the_move_ends_it)
 {
