@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate/source_blocks.h"
+#include "ram/ram.h"
 #include <errno.h>
 #include <guestram/rcu.h>
 #include <stdio.h>
@@ -49,8 +50,8 @@ static void take(struct gr_source_blocks *t, const struct gr_ram_block *block, u
  * leads to may be gone. (If it has not, *last is on the list, and what follows it stays for this
  * section: who removes it changes the version before the memory can go.)
  */
-static bool walk_some(struct gr_source_blocks *t, struct gr_ram *ram, uint32_t most,
-		      struct gr_ram_block **last, struct gr_section_watch *watch)
+static bool walk_some(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_ram_block **last,
+		      struct gr_section_watch *watch)
 {
 	uint64_t page_bytes = gr_ram_page_bytes(ram);
 	struct gr_ram_block *block = *last, *end = NULL;
@@ -61,7 +62,7 @@ static bool walk_some(struct gr_source_blocks *t, struct gr_ram *ram, uint32_t m
 #ifdef GR_MUTANT_BLOCKS_WALK_ON
 	same = true;
 #endif
-	for (uint32_t i = 0; same && i < most; i++) {
+	for (int i = 0; same && i < GR_SECTION_STEPS; i++) {
 		block = gr_ram_block_next_rcu(ram, block);
 		if (!block) {
 			break;
@@ -79,23 +80,58 @@ static bool walk_some(struct gr_source_blocks *t, struct gr_ram *ram, uint32_t m
 	return same;
 }
 
+static int by_size(const void *a, const void *b)
+{
+	const struct gr_source_block *x = a, *y = b;
+
+	return (x->max_bytes < y->max_bytes) - (x->max_bytes > y->max_bytes);
+}
+
+/* One moment's list, which the index is, in one section. */
+static void take_index(struct gr_source_blocks *t, struct gr_ram *ram,
+		       struct gr_section_watch *watch)
+{
+	const struct gr_ram_index *index;
+
+	gr_section_enter(watch);
+	index = gr_rcu_dereference(ram->index);
+	for (unsigned int i = 0; i < index->blocks; i++) {
+		gr_section_step(watch);
+		take(t, index->by_offset[i].block, gr_ram_page_bytes(ram));
+	}
+	gr_section_leave(watch);
+	if (t->count <= t->capacity) {
+		qsort(t->entries, t->count, sizeof(*t->entries), by_size);
+		for (uint32_t i = 0; i < t->count; i++) {
+			t->entries[i].wire_index = i;
+		}
+	}
+}
+
 /*
- * By pieces, from the start again if the list changes in between. One that changes too often for
- * that is walked in one section.
+ * By pieces, from the start again if the list changes in between: a block that went and came again
+ * would be in the table twice. Of a list that changes too often for that the index is taken.
  */
 static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_section_watch *watch)
 {
 	struct gr_ram_block *last = NULL;
 	bool whole = false;
 
-	for (int tries = 0; !whole; tries++) {
+	for (int tries = 0; !whole && tries < TRIES_MAX; tries++) {
+		t->count = 0;
+		t->version = gr_ram_version(ram);
+		do {
+			whole = walk_some(t, ram, &last, watch);
+		} while (whole && last);
+#ifndef GR_MUTANT_BLOCKS_WALK_ON
+		whole = whole && gr_ram_version(ram) == t->version;
+#endif
+	}
+	if (!whole) {
 		t->count = 0;
 		/* Before the walk: what changes during it is found by the next comparison. */
 		t->version = gr_ram_version(ram);
-		do {
-			whole = walk_some(t, ram, tries < TRIES_MAX ? GR_SECTION_STEPS : UINT32_MAX,
-					  &last, watch);
-		} while (whole && last);
+		take_index(t, ram, watch);
 	}
 }
 

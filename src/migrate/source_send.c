@@ -189,7 +189,7 @@ static bool is_hole_locked(struct gr_source *s, uint64_t offset, uint64_t end, u
 {
 	const struct gr_ram_block *block = s->batch.block;
 	struct gr_source_extent *x = &s->extent;
-	uint64_t discards = gr_ram_discards_locked(block), far;
+	uint64_t discards = gr_ram_discards_locked(s->batch.block), far;
 
 #ifdef GR_MUTANT_MIGRATE_STALE_EXTENT
 	discards = 0;
@@ -237,7 +237,7 @@ static bool must_copy_locked(struct gr_source *s)
 
 	/* TSan would report the system call's reads. */
 	return GR_TSAN || block->page_bytes > s->holes.host_page_bytes ||
-	       gr_ram_discards_locked(block) != 0;
+	       gr_ram_discards_locked(s->batch.block) != 0;
 }
 
 /* The page, at most read into `own`. NULL: it cannot be read. */
@@ -311,12 +311,12 @@ static int add_piece(struct gr_source *s, uint64_t offset, uint64_t end, uint64_
 	uint64_t at;
 	bool untouched;
 
-	gr_ram_look_begin(b->block);
+	gr_ram_look_begin(s->batch.block);
 	untouched = is_untouched_locked(s, offset, end, &at);
 	if (!untouched) {
 		at = look_locked(s, offset, at);
 	}
-	gr_ram_look_end(b->block);
+	gr_ram_look_end(s->batch.block);
 	*ret_at = at;
 	if (!untouched && at == offset) {
 		return gr_error_set(err, -EIO, "its file cannot be read");

@@ -1001,7 +1001,8 @@ TEST(huge_pages_that_were_unplugged_or_thrown_away_are_not_asked_for_again)
 /* Comes and goes, and is sometimes the largest and sometimes the smallest of all. */
 struct churn {
 	struct gr_ram *ram;
-	bool stop; /* (atomic) */
+	unsigned int times; /* (atomic) */
+	bool stop;	    /* (atomic) */
 };
 
 static void *churn(void *opaque)
@@ -1017,6 +1018,7 @@ static void *churn(void *opaque)
 		ASSERT_EQ(gr_ram_block_add(c->ram, &desc, NULL, NULL), 0);
 		usleep((useconds_t)(test_rand(&seed) % 200));
 		ASSERT_EQ(gr_ram_block_del_by_id(c->ram, "churn", NULL), 0);
+		__atomic_add_fetch(&c->times, 1, __ATOMIC_RELAXED);
 	}
 	return NULL;
 }
@@ -1024,7 +1026,7 @@ static void *churn(void *opaque)
 /* However long the list, whoever waits for readers waits for a few blocks of it. */
 TEST(a_long_list_is_copied_in_short_sections_and_whole_beside_a_writer)
 {
-	enum { BLOCKS = 1000, TIMES = 300 };
+	enum { BLOCKS = 1000, TIMES = 2000 };
 	struct churn c = { .ram = move_ram() };
 	struct gr_source_blocks table = { 0 };
 	struct gr_section_watch watch = { 0 };
@@ -1041,12 +1043,17 @@ TEST(a_long_list_is_copied_in_short_sections_and_whole_beside_a_writer)
 	ASSERT_GE(watch.steps_max, 1u);
 	ASSERT_LE(watch.steps_max, (uint32_t)GR_SECTION_STEPS);
 	ASSERT_EQ(pthread_create(&thread, NULL, churn, &c), 0);
-	for (int i = 0; i < TIMES; i++) {
+	while (__atomic_load_n(&c.times, __ATOMIC_RELAXED) < TIMES) {
 		unsigned int others = 0;
 
 		ASSERT_EQ(gr_source_blocks_fill(&table, c.ram, &watch, NULL), 0);
 		for (uint32_t j = 0; j < table.count; j++) {
-			others += strcmp(table.entries[j].id, "churn") == 0;
+			const struct gr_source_block *e = &table.entries[j];
+			bool other = strcmp(e->id, "churn") == 0;
+
+			others += other;
+			/* Biggest first on the wire. */
+			ASSERT(!other || e->wire_index == (e->max_bytes > 2 * MOVE_PAGE ? 0 : BLOCKS));
 		}
 		ASSERT_LE(others, 1u);
 		ASSERT_EQ(table.count, BLOCKS + others);
