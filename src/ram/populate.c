@@ -302,7 +302,9 @@ void gr_ram_forget_unplugged(struct gr_ram_block *block, uint64_t offset, uint64
 
 	gr_mutex_lock(&block->ram->discard_lock);
 	for (; next_run(b, at, end, true, &run); at = run.offset + run.bytes) {
+		/* Zeroes go: nobody needs to keep them, only to know of it. Nothing to mark. */
 		(void)gr_ram_give_back_locked(block, run.offset, run.bytes);
+		gr_ram_discard_ended_locked(block, run.offset, run.bytes);
 	}
 	gr_mutex_unlock(&block->ram->discard_lock);
 }

@@ -50,7 +50,7 @@ static int replace_locked(struct gr_ram_block *block, uint64_t offset, uint64_t 
  * it: the one who pins forbids it, the one who listens lets go of the old and takes the new.
  */
 static int remap_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
-			     struct gr_error *err) GR_REQUIRES(block->ram->discard_lock)
+			struct gr_error *err) GR_REQUIRES(block->ram->discard_lock)
 {
 	int ret = 0, heard = 0;
 
