@@ -282,7 +282,7 @@ int main(int argc, char **argv)
 		wanted |= bench_wanted(&o, r[i].name);
 	}
 	for (int run = 0; wanted && run < o.runs; run++) {
-		one_run(o.quick ? 0.3 : 3, (o.quick ? 32 : 256) << 20, r);
+		one_run(o.quick ? 0.3 : 3, (o.quick ? 32u : 256u) << 20, r);
 	}
 	for (size_t i = 0; wanted && i < 4; i++) {
 		if (bench_wanted(&o, r[i].name)) {
