@@ -286,7 +286,7 @@ static void move_all(void)
 
 TEST(random_changes_of_memory_are_marked_told_and_moved)
 {
-	unsigned int steps = test_under_tsan() || test_under_asan() ? 600 : 3000;
+	unsigned int steps = test_under_tsan() ? 60 : test_under_asan() ? 600 : 3000;
 
 	rng = test_seed();
 	ram = move_ram();
@@ -321,7 +321,7 @@ TEST(random_changes_of_memory_are_marked_told_and_moved)
 		}
 		check_dirty();
 		check_plugged(m);
-		if (i % 100 == 99) {
+		if (i % 50 == 49) {
 			move_all();
 			check_dirty();
 		}
