@@ -6,7 +6,6 @@
 #include <getopt.h>
 #include <guestram/image.h>
 #include <stdio.h>
-#include <string.h>
 
 struct receive_options {
 	const char *uri;
@@ -49,23 +48,6 @@ static int parse_options(int argc, char **argv, struct receive_options *o)
 	}
 	o->uri = argv[optind];
 	return TOOL_OK;
-}
-
-/* Wait for the source; the listener is not needed any more when it is there. */
-static int accept_one(const char *uri, struct gr_channel **ret_channel, struct gr_error *err)
-{
-	struct gr_channel_listener *listener;
-	int rc = gr_channel_listen(uri, &listener, err);
-
-	if (rc < 0) {
-		return rc;
-	}
-	if (gr_channel_listener_fd(listener) >= 0) {
-		(void)fprintf(stderr, "listening on %s\n", gr_channel_listener_uri(listener));
-	}
-	rc = gr_channel_accept(listener, ret_channel, err);
-	gr_channel_listener_close(listener);
-	return rc;
 }
 
 static void print_json(const struct receive_options *o, const struct gr_migrate_stats *stats,
@@ -137,7 +119,7 @@ static int run(int argc, char **argv)
 	if (status != TOOL_OK) {
 		return status;
 	}
-	rc = accept_one(o.uri, &channel, &err);
+	rc = tool_accept(o.uri, &channel, &err);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}

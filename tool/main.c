@@ -16,6 +16,7 @@ static const struct verb *const verbs[] = {
 	&verb_migrate,
 	&verb_receive,
 	&verb_send,
+	&verb_relay,
 	&verb_info,
 	&verb_extract,
 	&verb_features,

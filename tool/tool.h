@@ -12,6 +12,7 @@
 #ifndef TOOL_TOOL_H
 #define TOOL_TOOL_H
 
+#include <guestram/channel.h>
 #include <guestram/error.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -37,6 +38,7 @@ extern const struct verb verb_features;
 extern const struct verb verb_info;
 extern const struct verb verb_migrate;
 extern const struct verb verb_receive;
+extern const struct verb verb_relay;
 extern const struct verb verb_run;
 extern const struct verb verb_send;
 
@@ -54,6 +56,15 @@ int tool_error(const char *fmt, ...) GR_PRINTF(1, 2);
  * @return TOOL_ERROR.
  */
 int tool_usage_error(const struct verb *verb, const char *fmt, ...) GR_PRINTF(2, 3);
+
+/**
+ * Listen where a source is to come, say so on stderr, and wait for it.
+ * @param uri         Where.
+ * @param ret_channel Set on success only. The listener is gone by then.
+ * @param err         May be NULL.
+ * @return 0 or a negative errno.
+ */
+int tool_accept(const char *uri, struct gr_channel **ret_channel, struct gr_error *err);
 
 /**
  * Read a size as QEMU does: a number and one of K, M, G, T (powers of 1024) or nothing.

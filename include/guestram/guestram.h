@@ -23,6 +23,7 @@
 #include <guestram/rcu_queue.h>
 #include <guestram/rcu_stall.h>
 #include <guestram/rculist.h>
+#include <guestram/relay.h>
 #include <guestram/track.h>
 #include <guestram/types.h>
 

@@ -38,16 +38,16 @@ def extract(image, block):
     return run("extract", image, block, text=False)
 
 
-class Receiver:
-    """`guestram receive` in the background; .uri is where it listens."""
+class Listener:
+    """The tool in the background; .uri is where it listens. What it says goes to path.std*."""
 
-    def __init__(self, uri, image):
-        self.stderr_path = image + ".stderr"
-        self.stdout_path = image + ".stdout"
+    def __init__(self, path, *args):
+        self.stderr_path = path + ".stderr"
+        self.stdout_path = path + ".stdout"
         with open(self.stderr_path, "wb") as err, open(self.stdout_path, "wb") as out:
-            self.process = subprocess.Popen([TOOL, "receive", uri, "--output", image, "--json"],
+            self.process = subprocess.Popen([TOOL, *args, "--json"],
                                             stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        self.uri = wait_for(self._listening, "listening receiver")
+        self.uri = wait_for(self._listening, "listening " + args[0])
 
     def __enter__(self):
         return self
@@ -62,13 +62,27 @@ class Receiver:
             return f.read()
 
     def _listening(self):
-        assert self.process.poll() is None, f"receiver ended: {self.stderr()}"
+        assert self.process.poll() is None, f"it ended: {self.stderr()}"
         found = re.search(r"^listening on (.*)$", self.stderr(), re.M)
         return found.group(1) if found else None
 
     def result(self):
         """Wait for the end; what it printed with --json."""
         status = self.process.wait(TIMEOUT)
-        assert status == 0, f"receiver: exit status {status}: {self.stderr()}"
+        assert status == 0, f"exit status {status}: {self.stderr()}"
         with open(self.stdout_path, encoding="utf-8") as f:
             return json.load(f)
+
+
+class Receiver(Listener):
+    """`guestram receive`"""
+
+    def __init__(self, uri, image):
+        super().__init__(image, "receive", uri, "--output", image)
+
+
+class Relay(Listener):
+    """`guestram relay`; the destination must wait already."""
+
+    def __init__(self, folder, uri, to):
+        super().__init__(os.path.join(folder, "relay"), "relay", uri, to)

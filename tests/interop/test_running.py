@@ -6,34 +6,8 @@ import os
 
 import guestram
 import writer_guest
-from qemu import Qemu, wait_for
+from running import MIB, PAGES, RAM, dots, migrate_while_writing, running, runs_on
 from tap import equal, main, same_bytes, test
-
-MIB = 1 << 20
-RAM = 32 * MIB
-PAGES = 4096  # 16 MiB that the guest dirties in each round
-
-
-def dots(path):
-    return os.path.getsize(path) if os.path.exists(path) else 0
-
-
-def running(tmp, name, *args):
-    """A QEMU with our writer; the source runs it, a destination gets it."""
-    return Qemu(tmp, name, "-m", "32", *writer_guest.floppy(tmp, PAGES),
-                "-debugcon", f"file:{tmp}/{name}.e9", *args)
-
-
-def migrate_while_writing(q, tmp, uri, rounds=5):
-    """Slowly at first, so that the guest dirties its pages again and again."""
-    wait_for(lambda: dots(f"{tmp}/{q.name}.e9") > 20, "writer at work")
-    q.cmd("migrate-set-parameters", max_bandwidth=16 * MIB)
-    q.migrate(uri)
-    wait_for(lambda: q.migration().get("ram", {}).get("dirty-sync-count", 0) >= rounds,
-             f"{rounds} rounds")
-    q.cmd("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=60000)
-    return q.wait_migrated()
-
 
 def make_image(tmp, q, uri=None):
     """Migrate into vm.ram; the source's RAM after it has stopped."""
@@ -99,22 +73,8 @@ def differences_are_applied(tmp):
 
 
 def goes_on(tmp, destination, image, ram):
-    """The destination has the source's RAM, and its writer counts on from there."""
-    info = destination.wait_migrated()
-    equal(info["status"], "completed", "destination")
-    destination.wait_status("paused", "prelaunch")
-    got = destination.memory(0, RAM)
-    same_bytes(got, ram, "destination's RAM")
-    counter = compare_ram(image, got)
-    nonce = destination.word(writer_guest.NONCE_AT)
-    destination.cmd("cont")
-    wait_for(lambda: destination.word(writer_guest.COUNTER_AT) > counter + 20,
-             "writer going on")
-    equal(destination.word(writer_guest.NONCE_AT), nonce, "nonce: the guest has rebooted")
-    assert dots(f"{tmp}/{destination.name}.e9") > 10
-    destination.cmd("stop")
-    later = destination.memory(0, RAM)
-    assert writer_guest.check_region(later, PAGES) > counter
+    """The destination has the source's RAM and the image's, and its writer counts on from there."""
+    compare_ram(image, runs_on(tmp, destination, ram))
 
 
 @test

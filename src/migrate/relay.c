@@ -1,0 +1,211 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * The relay. One thread passes the stream on; once the source has asked for answers another one
+ * passes these back, until the destination says SHUT, which is the last. The first that fails
+ * breaks both channels, so that nobody waits for the other.
+ */
+#include "base/clock.h"
+#include "stream/copy.h"
+#include "stream/return_path.h"
+#include "stream/tail.h"
+#include <errno.h>
+#include <guestram/relay.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { PROGRESS_NS = 100000000 };
+
+struct relay {
+	struct gr_channel *from, *to;
+	struct gr_stream_copy copy;
+	struct gr_tail tail;
+	struct gr_migrate_stats stats;
+	const struct gr_relay_params *params;
+	uint64_t began_ns, shown_ns;
+	/* the thread of the answers */
+	pthread_t thread;
+	bool answers; /* there is one */
+	int answers_rc;
+	struct gr_error answers_err;
+};
+
+static void break_both(struct relay *r)
+{
+	gr_channel_shutdown(r->from);
+	gr_channel_shutdown(r->to);
+}
+
+static int pass_answers(struct relay *r, struct gr_error *err)
+{
+	struct gr_return_path_reader reader = { 0 };
+	struct gr_return_path_message msg;
+	int rc;
+
+	while ((rc = gr_return_path_next(&reader, r->to, &msg, err)) > 0) {
+		/* Ours would take it for leave to change the blocks. */
+#ifndef GR_MUTANT_RELAY_PASSES_FEATURES
+		if (msg.type == GR_RETURN_FEATURES) {
+			continue;
+		}
+#endif
+		rc = gr_return_path_write(r->from, &msg, err);
+		if (rc < 0) {
+			return rc;
+		}
+		if (msg.type == GR_RETURN_SHUT) {
+			return msg.value == 0 ? 0
+					      : gr_error_set(err, -EREMOTEIO,
+							     "the destination has failed (it says "
+							     "%u); see its own messages",
+							     msg.value);
+		}
+	}
+	return rc < 0 ? rc : gr_error_set(err, -EPIPE, "the destination has closed the connection");
+}
+
+static void *answers_main(void *opaque)
+{
+	struct relay *r = opaque;
+
+	r->answers_rc = pass_answers(r, &r->answers_err);
+	if (r->answers_rc < 0) {
+		break_both(r);
+	}
+	return NULL;
+}
+
+static int start_answers(struct relay *r, struct gr_error *err)
+{
+	int rc;
+
+	if (r->answers) {
+		return 0;
+	}
+	if (!gr_channel_is_duplex(r->to) || !gr_channel_is_duplex(r->from)) {
+		return gr_error_set(err, -ENOTSUP,
+				    "the source asks for answers (capability return-path), which "
+				    "%s cannot carry",
+				    gr_channel_name(gr_channel_is_duplex(r->to) ? r->from : r->to));
+	}
+	rc = pthread_create(&r->thread, NULL, answers_main, r);
+	if (rc != 0) {
+		return gr_error_set(err, -rc, "cannot make a thread: %s", strerror(rc));
+	}
+	r->answers = true;
+	return 0;
+}
+
+static void update_stats(struct relay *r)
+{
+	r->stats.transferred_bytes = gr_stream_writer_bytes(r->copy.writer);
+	r->stats.normal_pages = r->copy.normal_pages;
+	r->stats.zero_pages = r->copy.zero_pages;
+	r->stats.xbzrle_pages = r->copy.xbzrle_pages;
+	r->stats.total_time_ns = gr_clock_ns() - r->began_ns;
+}
+
+static void show(struct relay *r)
+{
+	uint64_t now = gr_clock_ns();
+
+	if (r->params->progress && now - r->shown_ns >= PROGRESS_NS) {
+		r->shown_ns = now;
+		update_stats(r);
+		r->params->progress(r->params->opaque, &r->stats);
+	}
+}
+
+/* What the destination must see before the source goes on. */
+static bool is_to_be_seen(const struct gr_stream_record *rec)
+{
+	return rec->kind == GR_STREAM_COMMAND || rec->kind == GR_STREAM_EOS;
+}
+
+static int pass_record(struct relay *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	int rc = gr_stream_copy_record(&r->copy, rec, err);
+
+	if (rc == 0 && rec->kind == GR_STREAM_TAIL) {
+		rc = gr_tail_append(&r->tail, rec->tail.data, rec->tail.bytes, err);
+	}
+	if (rc == 0 && rec->kind == GR_STREAM_COMMAND &&
+	    rec->command.command == GR_COMMAND_OPEN_RETURN_PATH) {
+		rc = start_answers(r, err);
+	}
+	if (rec->kind == GR_STREAM_BLOCKS) {
+		r->stats.total_bytes = rec->blocks.total_bytes;
+	}
+	r->stats.rounds += rec->kind == GR_STREAM_EOS && rec->eos.section != GR_SECTION_START;
+	if (rc == 0 && is_to_be_seen(rec)) {
+		rc = gr_stream_flush(r->copy.writer, err);
+	}
+	return rc;
+}
+
+static int pass_stream(struct relay *r, struct gr_error *err)
+{
+	struct gr_stream_record rec;
+	int rc;
+
+	while ((rc = gr_stream_next(r->copy.reader, &rec, err)) > 0) {
+		rc = pass_record(r, &rec, err);
+		if (rc < 0) {
+			return rc;
+		}
+		show(r);
+		/* A source with a return path does not close before it has its answer. */
+		if (rec.kind == GR_STREAM_TAIL && r->answers && gr_tail_is_complete(&r->tail)) {
+			break;
+		}
+	}
+	rc = rc < 0 ? rc : gr_tail_finish(&r->tail, r->params->allow_unterminated, err);
+	return rc < 0 ? rc : gr_stream_flush(r->copy.writer, err);
+}
+
+static int pass_all(struct relay *r, struct gr_error *err)
+{
+	struct gr_stream_source source = gr_stream_source_channel(r->from);
+	int rc = gr_stream_reader_create(&source, &r->copy.reader, err);
+
+	rc = rc < 0 ? rc : gr_stream_writer_create(r->to, &r->copy.writer, err);
+	rc = rc < 0 ? rc : pass_stream(r, err);
+	if (rc < 0) {
+		break_both(r);
+	}
+	if (r->answers) {
+		(void)pthread_join(r->thread, NULL);
+		/* The first cause: when the answers broke the channels we only heard of that. */
+		if (r->answers_rc < 0 && (rc == 0 || rc == -ECANCELED)) {
+			rc = r->answers_rc;
+			if (err) {
+				*err = r->answers_err;
+			}
+		}
+	}
+	return rc;
+}
+
+int gr_relay(struct gr_channel *from, struct gr_channel *to, const struct gr_relay_params *params,
+	     struct gr_migrate_stats *ret_stats, struct gr_error *err)
+{
+	static const struct gr_relay_params none = { .size = sizeof(none) };
+	struct relay r = { .from = from, .to = to, .params = params ? params : &none };
+	int rc;
+
+	if (!from || !to || r.params->size != sizeof(*params)) {
+		return gr_error_set(err, -EINVAL, "no channel, or parameters of another version");
+	}
+	gr_tail_init(&r.tail, 0);
+	r.began_ns = r.shown_ns = gr_clock_ns();
+	rc = pass_all(&r, err);
+	if (rc == 0 && ret_stats) {
+		r.stats.state = GR_MIGRATE_COMPLETED;
+		update_stats(&r);
+		*ret_stats = r.stats;
+	}
+	gr_tail_destroy(&r.tail);
+	gr_stream_writer_free(r.copy.writer);
+	gr_stream_reader_free(r.copy.reader);
+	return rc;
+}

@@ -1,0 +1,119 @@
+/* SPDX-License-Identifier: MIT */
+/* guestram relay: a migration passed on while it runs. */
+#include "json.h"
+#include "progress.h"
+#include "tool.h"
+#include <getopt.h>
+#include <guestram/relay.h>
+#include <stdio.h>
+
+static void print_result(const char *from, const char *to, bool as_json,
+			 const struct gr_migrate_stats *stats)
+{
+	char wire[24];
+	struct json j;
+
+	if (!as_json) {
+		(void)printf("passed on %s in %.3f s: %llu pages, %llu zero, %llu as differences\n",
+			     tool_format_size(stats->transferred_bytes, wire, sizeof(wire)),
+			     (double)stats->total_time_ns / 1e9,
+			     (unsigned long long)stats->normal_pages,
+			     (unsigned long long)stats->zero_pages,
+			     (unsigned long long)stats->xbzrle_pages);
+		return;
+	}
+	json_begin(&j, stdout);
+	json_put_string(&j, "from", from);
+	json_put_string(&j, "to", to);
+	json_put_uint(&j, "ram_bytes", stats->total_bytes);
+	json_put_uint(&j, "bytes_passed", stats->transferred_bytes);
+	json_put_uint(&j, "rounds", stats->rounds);
+	json_put_uint(&j, "pages_normal", stats->normal_pages);
+	json_put_uint(&j, "pages_zero", stats->zero_pages);
+	json_put_uint(&j, "pages_xbzrle", stats->xbzrle_pages);
+	json_put_uint(&j, "total_time_ns", stats->total_time_ns);
+	json_end(&j);
+}
+
+/* The destination first: a source that has come is not to find nobody behind us. */
+static int relay(const char *from_uri, const char *to_uri, struct gr_relay_params *params,
+		 struct gr_migrate_stats *stats, struct gr_error *err)
+{
+	struct gr_channel *from, *to;
+	struct progress progress;
+	struct gr_error close_err;
+	int rc = gr_channel_connect(to_uri, &to, err), close_rc;
+
+	if (rc < 0) {
+		return rc;
+	}
+	rc = tool_accept(from_uri, &from, err);
+	if (rc < 0) {
+		(void)gr_channel_close(to, NULL);
+		return rc;
+	}
+	progress_begin(&progress, "passing on");
+	params->progress = progress_show;
+	params->opaque = &progress;
+	rc = gr_relay(from, to, params, stats, err);
+	progress_end(&progress);
+	close_rc = gr_channel_close(to, &close_err);
+	(void)gr_channel_close(from, NULL);
+	if (rc == 0 && close_rc < 0 && err) {
+		*err = close_err;
+	}
+	return rc < 0 ? rc : close_rc;
+}
+
+static int run(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "allow-unterminated", no_argument, NULL, 'u' },
+		{ "json", no_argument, NULL, 'j' },
+		{ NULL, 0, NULL, 0 },
+	};
+	struct gr_relay_params params = { .size = sizeof(params) };
+	struct gr_migrate_stats stats = { 0 };
+	struct gr_error err = { 0 };
+	bool as_json = false;
+	int c;
+
+	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
+		switch (c) {
+		case 'u':
+			params.allow_unterminated = true;
+			break;
+		case 'j':
+			as_json = true;
+			break;
+		default:
+			return tool_usage_error(&verb_relay, NULL);
+		}
+	}
+	if (argc - optind != 2) {
+		return tool_usage_error(&verb_relay, "needs two URIs");
+	}
+	if (relay(argv[optind], argv[optind + 1], &params, &stats, &err) < 0) {
+		return tool_error("%s", err.msg);
+	}
+	print_result(argv[optind], argv[optind + 1], as_json, &stats);
+	return TOOL_OK;
+}
+
+const struct verb verb_relay = {
+	.name = "relay",
+	.help = "pass a migration on while it runs, checking it on its way",
+	.usage =
+		"Usage: guestram relay FROM TO [--allow-unterminated] [--json]\n"
+		"\n"
+		"Connects to TO, where a QEMU waits (-incoming TO), then waits at FROM for what\n"
+		"another sends with `migrate FROM`, and passes it on record by record. Nothing is\n"
+		"kept. Device state goes out as it came in, answers go back to a source that asks\n"
+		"for them (capability return-path).\n"
+		"\n"
+		"URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N]\n"
+		"\n"
+		"  --allow-unterminated   a stream without closing description is whole too\n"
+		"  --json                 the result as one JSON object\n",
+	.fn = run,
+};
