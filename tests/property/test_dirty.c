@@ -313,7 +313,7 @@ static void check_wide(const struct gr_bits *bits, const bool *model)
 	for (uint64_t at = 0; gr_bits_next_run(bits, at, &first, &pages); at = first + pages) {
 		ASSERT_LE(wide_at, first);
 		ASSERT_LE(first + pages, wide_at + WIDE);
-		memset(seen + (first - wide_at), true, pages);
+		memset(seen + (first - wide_at), true, (size_t)pages);
 		n += pages;
 	}
 	ASSERT_EQ(n, bits->pages);

@@ -228,7 +228,7 @@ TEST(a_file_is_made_as_long_as_the_block_and_stays)
 	ASSERT_EQ(st.st_mode & 0777, 0600u);
 	gr_ram_free(ram);
 	fd = open(path, O_RDONLY);
-	ASSERT_EQ(pread(fd, &byte, 1, 8193), (ssize_t)1);
+	ASSERT_EQ(pread(fd, &byte, 1, 2 * (off_t)gr_page_bytes() + 1), (ssize_t)1);
 	ASSERT_EQ(byte, 55);
 	close(fd);
 	/* A second one finds what the first one left. */
