@@ -15,7 +15,7 @@ struct gr_signals {
 
 static inline void gr_signals_block(struct gr_signals *saved)
 {
-	(void)saved;
+	saved->unused = 0;
 }
 
 static inline void gr_signals_restore(const struct gr_signals *saved)
