@@ -26,7 +26,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define GIB	     ((uint64_t)1 << 30)
+#define GIB	      ((uint64_t)1 << 30)
 #define PAGES_OF(gib) ((uint64_t)(gib) * (GIB / 4096))
 
 static const char flat_name[] = "flat bitmap (QEMU's scheme)";
@@ -83,8 +83,7 @@ static double mark_ns(struct gr_dirty *dirty, struct flat *flat, uint64_t pages,
 
 	pthread_barrier_init(&together, NULL, threads);
 	for (unsigned i = 0; i < threads; i++) {
-		m[i] = (struct marking){ dirty, flat, pages, marks, &together, (int)i,
-					0 };
+		m[i] = (struct marking){ dirty, flat, pages, marks, &together, (int)i, 0 };
 		if (pthread_create(&thread[i], NULL, mark_over_and_over, &m[i]) != 0) {
 			bench_die("no thread");
 		}
@@ -168,7 +167,8 @@ static double ranges_ns(struct gr_dirty *dirty, uint64_t ranges, bool page_by_pa
 /* Pages that are clean, in memory that is there: as a device's writes between two rounds. */
 static void mark_range(const struct bench_options *o)
 {
-	struct bench_result r = { .name = "dirty.mark_range256", .unit = "ns",
+	struct bench_result r = { .name = "dirty.mark_range256",
+				  .unit = "ns",
 				  .peer_name = "page by page" };
 	struct bench_result flat_r = r;
 	uint64_t ranges = o->quick ? 512 : 8192;
@@ -362,7 +362,8 @@ static void harvests(const struct bench_options *o, const struct harvests *h)
 /* Cost follows what is dirty, not what exists. */
 static void thousand_pages(const struct bench_options *o)
 {
-	struct bench_result r = { .name = "dirty.harvest_1000pages_12t", .unit = "us",
+	struct bench_result r = { .name = "dirty.harvest_1000pages_12t",
+				  .unit = "us",
 				  .peer_name = "the same 1000 in 64 GiB" };
 	struct harvests h[2] = { { r.name, PAGES_OF(12 << 10), 1000 },
 				 { r.name, PAGES_OF(64), 1000 } };

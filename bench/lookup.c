@@ -140,12 +140,12 @@ static void look(struct looking *l)
 	uint64_t wrong = 0, n = l->lookups;
 
 	/* One loop each: what is compared is the lookup, not a switch around it. */
-#define LOOK(found, right)                                                                         \
-	for (uint64_t i = 0; i < n; i++) {                                                         \
-		unsigned k = l->pick[i % PICKS];                                                   \
-		uint64_t addr = m->mru_blocks[k].offset + (i & (BLOCK_BYTES - 1));                 \
-                                                                                                   \
-		wrong += (found) != (right);                                                       \
+#define LOOK(found, right)                                                         \
+	for (uint64_t i = 0; i < n; i++) {                                         \
+		unsigned k = l->pick[i % PICKS];                                   \
+		uint64_t addr = m->mru_blocks[k].offset + (i & (BLOCK_BYTES - 1)); \
+                                                                                   \
+		wrong += (found) != (right);                                       \
 	}
 	switch (l->way) {
 	case OURS:
@@ -196,13 +196,14 @@ static double lookup_ns(struct machine *m, enum way way, unsigned threads, unsig
 
 	pthread_barrier_init(&together, NULL, threads);
 	for (unsigned t = 0; t < threads; t++) {
-		l[t] = (struct looking){ .m = m, .way = way, .lookups = lookups,
-					 .together = &together, .cpu = (int)t };
+		l[t] = (struct looking){
+			.m = m, .way = way, .lookups = lookups, .together = &together, .cpu = (int)t
+		};
 		for (unsigned i = 0; i < PICKS; i++) {
 			rnd = rnd * 6364136223846793005u + 1442695040888963407u;
 			/* Two: in turn, and not the other thread's. */
-			l[t].pick[i] = spread == 2 ? 2 * t + i % 2
-						   : (unsigned)((rnd >> 33) % spread);
+			l[t].pick[i] =
+				spread == 2 ? 2 * t + i % 2 : (unsigned)((rnd >> 33) % spread);
 		}
 		if (pthread_create(&thread[t], NULL, looker, &l[t]) != 0) {
 			bench_die("no thread");
@@ -221,7 +222,8 @@ static const char rwlock_name[] = "sorted array under a rwlock";
 
 static void hit(const struct bench_options *o)
 {
-	struct bench_result r = { .name = "lookup.hit", .unit = "ns",
+	struct bench_result r = { .name = "lookup.hit",
+				  .unit = "ns",
 				  .peer_name = "bare range check" };
 	uint64_t n = o->quick ? 100000 : 20000000;
 	struct machine m;

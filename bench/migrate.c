@@ -203,7 +203,8 @@ static double bare_copy_s(const struct bench_machine *m)
 	pid_t pid;
 	int fd, status;
 	uint8_t *from = map_file(m->src_file, m->bytes, &fd);
-	uint8_t *to = mmap(NULL, m->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	uint8_t *to =
+		mmap(NULL, m->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	uint64_t n = 0;
 
 	memset(to, 0xff, m->bytes);

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What a migration costs those who wait for readers: one runs from a guest that writes to a destination
- * in this process, through a socket, while blocks are plugged and unplugged as fast as one in a
- * millisecond; the destination follows. Both memories are compared at the end of each run, and
- * every block's memory must have come back.
+ * What a migration costs those who wait for readers: one runs from a guest that writes to a
+ * destination in this process, through a socket, while blocks are plugged and unplugged as fast as
+ * one in a millisecond; the destination follows. Both memories are compared at the end of each run,
+ * and every block's memory must have come back.
  *
  *   moving.section/save      the longest read-side section of the source, against 1 ms
  *   moving.section/load      that of the destination
  *   moving.delete_to_freed/p50, /p99
- *                            from gr_ram_block_del() to the return of the block's memory, against 5 ms
+ *                            from gr_ram_block_del() to the return of the block's memory, against 5
+ * ms
  */
 #include "bench/harness.h"
 #include <guestram/guestram.h>
@@ -25,9 +26,9 @@ enum { DIMMS_MAX = 20000, DIMM_BYTES = 1 << 16 };
 struct world {
 	struct gr_ram *from, *to;
 	uint64_t bytes;
-	uint8_t *dimms;			 /* memory of the blocks that come and go */
-	double deleted[DIMMS_MAX];	 /* when */
-	double freed[DIMMS_MAX];	 /* 0: not yet */
+	uint8_t *dimms;		   /* memory of the blocks that come and go */
+	double deleted[DIMMS_MAX]; /* when */
+	double freed[DIMMS_MAX];   /* 0: not yet */
 	unsigned plugged;
 	pthread_mutex_t lock;
 	bool paused, stop; /* (lock) the guest's writer and the plugger */
@@ -41,8 +42,8 @@ static void give_back(void *host, uint64_t bytes, void *opaque)
 }
 
 /*
- * Whoever changes the machine holds the lock for it, so that pausing it is taking the lock. Waits while it
- * is paused; false, without the lock: it is over.
+ * Whoever changes the machine holds the lock for it, so that pausing it is taking the lock. Waits
+ * while it is paused; false, without the lock: it is over.
  */
 static bool enter(struct world *w)
 {
@@ -67,7 +68,8 @@ static void *guest(void *opaque)
 	while (enter(w)) {
 		for (int i = 0; i < 16; i++) {
 			at = at * 6364136223846793005u + 1442695040888963407u;
-			if (gr_ram_write(w->from, gr_gpa(at % (w->bytes / 8) * 8), &at, 8, NULL) < 0) {
+			if (gr_ram_write(w->from, gr_gpa(at % (w->bytes / 8) * 8), &at, 8, NULL) <
+			    0) {
 				bench_die("a write went wrong");
 			}
 		}
@@ -79,10 +81,14 @@ static void *guest(void *opaque)
 
 static void plug_and_unplug(struct world *w)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "dimm",
-					  .used_bytes = DIMM_BYTES, .backing = GR_RAM_CALLER,
-					  .host = w->dimms + (size_t)w->plugged * DIMM_BYTES, .fd = -1,
-					  .release = give_back, .opaque = w };
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "dimm",
+					  .used_bytes = DIMM_BYTES,
+					  .backing = GR_RAM_CALLER,
+					  .host = w->dimms + (size_t)w->plugged * DIMM_BYTES,
+					  .fd = -1,
+					  .release = give_back,
+					  .opaque = w };
 	struct gr_ram_block *block;
 
 	/* Refused from the switch-over on. */
@@ -148,8 +154,9 @@ static void *receive(void *opaque)
 /* Runs a move of about so many seconds; the longest sections of both sides, in nanoseconds. */
 static void move(struct world *w, double seconds, uint64_t *save_ns, uint64_t *load_ns)
 {
-	struct gr_source_ops ops = { .pause = pause_machine, .resume = resume_machine,
-				     .save = save_nothing, .opaque = w };
+	struct gr_source_ops ops = {
+		.pause = pause_machine, .resume = resume_machine, .save = save_nothing, .opaque = w
+	};
 	struct gr_source_params params = { .size = sizeof(params) };
 	struct gr_destination *destination;
 	struct gr_migrate_stats stats;
@@ -206,13 +213,15 @@ static int by_size(const void *a, const void *b)
 
 static struct world *world_create(uint64_t bytes)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "ram", .used_bytes = bytes,
-					  .mapped = true, .fd = -1 };
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "ram", .used_bytes = bytes, .mapped = true, .fd = -1
+	};
 	struct world *w = calloc(1, sizeof(*w));
 	struct gr_ram_block *block;
 	struct gr_error err;
 
-	if (!w || gr_ram_create(NULL, &w->from, &err) < 0 || gr_ram_create(NULL, &w->to, &err) < 0 ||
+	if (!w || gr_ram_create(NULL, &w->from, &err) < 0 ||
+	    gr_ram_create(NULL, &w->to, &err) < 0 ||
 	    gr_ram_block_add(w->from, &desc, &block, &err) < 0) {
 		bench_die("no machine");
 	}

@@ -88,15 +88,15 @@ static void qemu_start(struct qemu *q, const char *tmp, const char *name, const 
 	(void)snprintf(path, sizeof(path), "%s/%s.qmp", tmp, name);
 	(void)snprintf(monitor, sizeof(monitor), "unix:%s,server=on,wait=off", path);
 	(void)snprintf(object, sizeof(object),
-		       "memory-backend-file,id=ram,mem-path=%s,size=%llu,share=on,prealloc=%s", mem_file,
-		       (unsigned long long)bytes, prealloc ? "on" : "off");
+		       "memory-backend-file,id=ram,mem-path=%s,size=%llu,share=on,prealloc=%s",
+		       mem_file, (unsigned long long)bytes, prealloc ? "on" : "off");
 	(void)snprintf(memory, sizeof(memory), "%lluM", (unsigned long long)(bytes >> 20));
 	q->pid = fork();
 	if (q->pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execlp(QEMU, QEMU, "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-m", memory,
-		       "-object", object, "-nodefaults", "-display", "none", "-S", "-qmp", monitor,
-		       incoming ? "-incoming" : NULL, "defer", NULL);
+		execlp(QEMU, QEMU, "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-m",
+		       memory, "-object", object, "-nodefaults", "-display", "none", "-S", "-qmp",
+		       monitor, incoming ? "-incoming" : NULL, "defer", NULL);
 		_exit(127);
 	}
 	q->fd = connect_unix(path);

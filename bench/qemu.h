@@ -7,7 +7,7 @@
 #include <stdint.h>
 
 struct bench_move {
-	double wall_s;    /* from `migrate` to `completed` */
+	double wall_s;	  /* from `migrate` to `completed` */
 	double src_cpu_s; /* CPU seconds of the source process meanwhile */
 	double dst_cpu_s; /* the same of the destination */
 };
@@ -16,9 +16,9 @@ struct bench_move {
 struct bench_machine {
 	const char *tmp;      /* a private folder for sockets */
 	const char *src_file; /* memory file of the source, filled already */
-	uint64_t bytes;       /* its length */
+	uint64_t bytes;	      /* its length */
 	const char *uri;      /* "unix:..." or "tcp:..." */
-	bool present;         /* the destination's memory is allocated before the clock starts */
+	bool present;	      /* the destination's memory is allocated before the clock starts */
 };
 
 /* The installed QEMU's version ("7.2.22"), or NULL if there is none. */

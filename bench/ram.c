@@ -143,8 +143,10 @@ static double readers(struct gr_ram *ram, struct gr_ram_block *const *fixed, uin
 
 static void add_del_readers(const struct bench_options *o)
 {
-	struct bench_result r = { .name = "ram.add_del_readers", .unit = "M/s",
-				  .peer_name = "list that does not change", .more_is_better = true };
+	struct bench_result r = { .name = "ram.add_del_readers",
+				  .unit = "M/s",
+				  .peer_name = "list that does not change",
+				  .more_is_better = true };
 	double seconds = o->quick ? 0.1 : 1;
 	uint64_t bytes = (FIXED * (uint64_t)STEP) + 4096 * 100000;
 	struct gr_ram *ram = ram_create();
@@ -223,7 +225,8 @@ static uint64_t resident_bytes(void)
 /* Every page but one in 64 written, one by one, and harvested: by one consumer for all. */
 static void overhead(const struct bench_options *o)
 {
-	struct bench_result r = { .name = "ram.overhead", .unit = "bytes",
+	struct bench_result r = { .name = "ram.overhead",
+				  .unit = "bytes",
 				  .peer_name = "flat bitmap, a bit a page" };
 	uint64_t guest_mib = o->quick ? 8 << 10 : 64 << 10, pages = guest_mib * 256;
 
@@ -250,8 +253,8 @@ static void overhead(const struct bench_options *o)
 			bench_die("an epoch is open");
 		}
 		after = resident_bytes();
-		bench_add(&r,
-			  (double)(after - before) / (double)guest_mib / GR_DIRTY_CONSUMERS_MAX, 32);
+		bench_add(&r, (double)(after - before) / (double)guest_mib / GR_DIRTY_CONSUMERS_MAX,
+			  32);
 		for (int i = 0; i < GR_DIRTY_CONSUMERS_MAX; i++) {
 			gr_dirty_consumer_del(c[i]);
 		}
