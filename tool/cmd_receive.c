@@ -110,6 +110,7 @@ static int run(int argc, char **argv)
 {
 	struct gr_image_params params = { .size = sizeof(params), .progress = progress_show };
 	struct gr_migrate_stats stats = { 0 };
+	struct gr_channel_listener *listener;
 	struct gr_channel *channel;
 	struct receive_options o;
 	struct progress progress;
@@ -119,7 +120,8 @@ static int run(int argc, char **argv)
 	if (status != TOOL_OK) {
 		return status;
 	}
-	rc = tool_accept(o.uri, &channel, &err);
+	rc = tool_listen(o.uri, &listener, &err);
+	rc = rc < 0 ? rc : tool_accept(listener, &channel, &err);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}

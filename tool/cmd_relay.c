@@ -35,21 +35,37 @@ static void print_result(const char *from, const char *to, bool as_json,
 	json_end(&j);
 }
 
-/* The destination first: a source that has come is not to find nobody behind us. */
+/* Whatever can fail without them comes before the peers; the destination before the source. */
+static int open_both(const char *from_uri, const char *to_uri, struct gr_channel **ret_from,
+		     struct gr_channel **ret_to, struct gr_error *err)
+{
+	struct gr_channel_listener *listener;
+	int rc = tool_listen(from_uri, &listener, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	rc = gr_channel_connect(to_uri, ret_to, err);
+	if (rc < 0) {
+		gr_channel_listener_close(listener);
+		return rc;
+	}
+	rc = tool_accept(listener, ret_from, err);
+	if (rc < 0) {
+		(void)gr_channel_close(*ret_to, NULL);
+	}
+	return rc;
+}
+
 static int relay(const char *from_uri, const char *to_uri, struct gr_relay_params *params,
 		 struct gr_migrate_stats *stats, struct gr_error *err)
 {
 	struct gr_channel *from, *to;
 	struct progress progress;
-	struct gr_error close_err;
-	int rc = gr_channel_connect(to_uri, &to, err), close_rc;
+	struct gr_error from_err, to_err;
+	int rc = open_both(from_uri, to_uri, &from, &to, err), from_rc, to_rc;
 
 	if (rc < 0) {
-		return rc;
-	}
-	rc = tool_accept(from_uri, &from, err);
-	if (rc < 0) {
-		(void)gr_channel_close(to, NULL);
 		return rc;
 	}
 	progress_begin(&progress, "passing on");
@@ -57,12 +73,24 @@ static int relay(const char *from_uri, const char *to_uri, struct gr_relay_param
 	params->opaque = &progress;
 	rc = gr_relay(from, to, params, stats, err);
 	progress_end(&progress);
-	close_rc = gr_channel_close(to, &close_err);
-	(void)gr_channel_close(from, NULL);
-	if (rc == 0 && close_rc < 0 && err) {
-		*err = close_err;
+	to_rc = gr_channel_close(to, &to_err);
+	from_rc = gr_channel_close(from, &from_err);
+	if (rc < 0) {
+		return rc;
 	}
-	return rc < 0 ? rc : close_rc;
+	if (to_rc < 0) {
+		*err = to_err;
+		return to_rc;
+	}
+	if (from_rc < 0 && params->allow_unterminated) {
+		*err = from_err; /* a command that failed: nothing else says that it was cut short
+				  */
+		return from_rc;
+	}
+	if (from_rc < 0) {
+		(void)tool_error("warning: %s", from_err.msg);
+	}
+	return 0;
 }
 
 static int run(int argc, char **argv)
@@ -107,7 +135,7 @@ const struct verb verb_relay = {
 		"Usage: guestram relay FROM TO [--allow-unterminated] [--json]\n"
 		"\n"
 		"Connects to TO, where a QEMU waits (-incoming TO), then waits at FROM for what\n"
-		"another sends with `migrate FROM`, and passes it on record by record. Nothing is\n"
+		"another sends with `migrate FROM`, and passes it on record by record. No page is\n"
 		"kept. Device state goes out as it came in, answers go back to a source that asks\n"
 		"for them (capability return-path).\n"
 		"\n"

@@ -58,13 +58,23 @@ int tool_error(const char *fmt, ...) GR_PRINTF(1, 2);
 int tool_usage_error(const struct verb *verb, const char *fmt, ...) GR_PRINTF(2, 3);
 
 /**
- * Listen where a source is to come, say so on stderr, and wait for it.
- * @param uri         Where.
- * @param ret_channel Set on success only. The listener is gone by then.
+ * Listen where a source is to come, and say so on stderr.
+ * @param uri          Where.
+ * @param ret_listener Set on success only; for tool_accept().
+ * @param err          May be NULL.
+ * @return 0 or a negative errno.
+ */
+int tool_listen(const char *uri, struct gr_channel_listener **ret_listener, struct gr_error *err);
+
+/**
+ * Wait for the source.
+ * @param listener    Closed, whatever is returned: nobody else is to come.
+ * @param ret_channel Set on success only.
  * @param err         May be NULL.
  * @return 0 or a negative errno.
  */
-int tool_accept(const char *uri, struct gr_channel **ret_channel, struct gr_error *err);
+int tool_accept(struct gr_channel_listener *listener, struct gr_channel **ret_channel,
+		struct gr_error *err);
 
 /**
  * Read a size as QEMU does: a number and one of K, M, G, T (powers of 1024) or nothing.

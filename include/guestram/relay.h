@@ -3,7 +3,7 @@
  * guestram/relay.h - a migration passed on while it runs.
  *
  * Between a source and a destination that cannot reach each other, or where somebody wants to see
- * what goes by: every record is checked on its way, nothing is kept, and the device state is not
+ * what goes by: every record is checked on its way, no page is kept, and the device state is not
  * touched. The source's guest runs and writes until the source switches over; what the destination
  * answers on the return path goes back, so each end knows what it would know without us.
  *
@@ -34,9 +34,11 @@ struct gr_relay_params {
  * Pass a migration on, to its end.
  *
  * Two guestrams speak QEMU's dialect through a relay: blocks cannot come and go meanwhile.
- * If it fails, both channels are broken: the destination does not start, and the source, if it
- * has not ended yet or waits for the answer, goes on. A source that does not ask for answers
- * (QEMU's default) believes that the destination has what it has written, as it does without us.
+ * If it fails, both channels are broken: the destination does not start, and the source goes on.
+ * Not so once the devices' state is on its way: what has been written cannot be taken back, and the
+ * destination may have all it needs. Then look at the destination before anything is started.
+ * A source that does not ask for answers (QEMU's default) believes that the destination has what
+ * it has written, as it does without us.
  *
  * @param from      An open incoming channel; borrowed.
  * @param to        An open outgoing channel; borrowed. The caller closes both, whatever is
@@ -49,7 +51,7 @@ struct gr_relay_params {
  * @errors  -EBADMSG, -EPIPE, -EOPNOTSUPP the stream is wrong, ends early, or has what cannot be
  *          passed on (named, with the byte); -EREMOTEIO the destination says that it has failed;
  *          -ENOTSUP the source asks for answers and `to` cannot carry them; what the channels say.
- * @context Any thread. Blocks; gr_channel_shutdown() of either channel ends it.
+ * @context Any thread. Blocks; gr_channel_shutdown() of both channels ends it.
  */
 GR_EXPORT GR_MUST_CHECK int gr_relay(struct gr_channel *from, struct gr_channel *to,
 				     const struct gr_relay_params *params,

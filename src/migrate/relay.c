@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The relay. One thread passes the stream on; once the source has asked for answers another one
- * passes these back, until the destination says SHUT, which is the last. The first that fails
- * breaks both channels, so that nobody waits for the other.
+ * passes these back, until the destination says SHUT, which is the last: then the stream is over,
+ * whatever the tail looks like (who loads the devices knows where it ends, we do not). The first
+ * that fails breaks both channels, so that nobody waits for the other.
  */
+#include "base/atomic.h"
 #include "base/clock.h"
+#include "base/signals.h"
 #include "stream/copy.h"
 #include "stream/return_path.h"
 #include "stream/tail.h"
@@ -13,8 +16,12 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
-enum { PROGRESS_NS = 100000000 };
+enum {
+	PROGRESS_NS = 100000000,
+	LAST_WORD_S = 1, /* for what a destination that is gone has said before */
+};
 
 struct relay {
 	struct gr_channel *from, *to;
@@ -25,7 +32,9 @@ struct relay {
 	uint64_t began_ns, shown_ns;
 	/* the thread of the answers */
 	pthread_t thread;
-	bool answers; /* there is one */
+	bool answers;	   /* there is one */
+	uint32_t finished; /* (a) the destination has everything */
+	uint32_t in_tail;  /* (a) */
 	int answers_rc;
 	struct gr_error answers_err;
 };
@@ -34,6 +43,23 @@ static void break_both(struct relay *r)
 {
 	gr_channel_shutdown(r->from);
 	gr_channel_shutdown(r->to);
+}
+
+static int judge(struct relay *r, uint32_t value, struct gr_error *err)
+{
+	if (value != 0) {
+		return gr_error_set(err, -EREMOTEIO,
+				    "the destination has failed (it says %u); see its own messages",
+				    value);
+	}
+	if (!gr_load_acquire(&r->in_tail)) {
+		return gr_error_set(
+			err, -EBADMSG,
+			"the destination says that it has everything before it was sent");
+	}
+	gr_store_release(&r->finished, 1u);
+	gr_channel_shutdown(r->from); /* the other thread need not wait for more */
+	return 0;
 }
 
 static int pass_answers(struct relay *r, struct gr_error *err)
@@ -54,11 +80,7 @@ static int pass_answers(struct relay *r, struct gr_error *err)
 			return rc;
 		}
 		if (msg.type == GR_RETURN_SHUT) {
-			return msg.value == 0 ? 0
-					      : gr_error_set(err, -EREMOTEIO,
-							     "the destination has failed (it says "
-							     "%u); see its own messages",
-							     msg.value);
+			return judge(r, msg.value, err);
 		}
 	}
 	return rc < 0 ? rc : gr_error_set(err, -EPIPE, "the destination has closed the connection");
@@ -77,6 +99,7 @@ static void *answers_main(void *opaque)
 
 static int start_answers(struct relay *r, struct gr_error *err)
 {
+	struct gr_signals saved;
 	int rc;
 
 	if (r->answers) {
@@ -88,7 +111,9 @@ static int start_answers(struct relay *r, struct gr_error *err)
 				    "%s cannot carry",
 				    gr_channel_name(gr_channel_is_duplex(r->to) ? r->from : r->to));
 	}
+	gr_signals_block(&saved); /* the program's handlers are not for this thread */
 	rc = pthread_create(&r->thread, NULL, answers_main, r);
+	gr_signals_restore(&saved);
 	if (rc != 0) {
 		return gr_error_set(err, -rc, "cannot make a thread: %s", strerror(rc));
 	}
@@ -103,6 +128,8 @@ static void update_stats(struct relay *r)
 	r->stats.zero_pages = r->copy.zero_pages;
 	r->stats.xbzrle_pages = r->copy.xbzrle_pages;
 	r->stats.total_time_ns = gr_clock_ns() - r->began_ns;
+	r->stats.bandwidth_bytes_per_s = (uint64_t)((double)r->stats.transferred_bytes * 1e9 /
+						    (double)(r->stats.total_time_ns + 1));
 }
 
 static void show(struct relay *r)
@@ -119,14 +146,18 @@ static void show(struct relay *r)
 /* What the destination must see before the source goes on. */
 static bool is_to_be_seen(const struct gr_stream_record *rec)
 {
-	return rec->kind == GR_STREAM_COMMAND || rec->kind == GR_STREAM_EOS;
+	return rec->kind == GR_STREAM_COMMAND || rec->kind == GR_STREAM_EOS ||
+	       rec->kind == GR_STREAM_TAIL;
 }
 
 static int pass_record(struct relay *r, const struct gr_stream_record *rec, struct gr_error *err)
 {
 	int rc = gr_stream_copy_record(&r->copy, rec, err);
 
-	if (rc == 0 && rec->kind == GR_STREAM_TAIL) {
+	if (rec->kind == GR_STREAM_TAIL) {
+		gr_store_release(&r->in_tail, 1u);
+	}
+	if (rc == 0 && rec->kind == GR_STREAM_TAIL && !r->params->allow_unterminated) {
 		rc = gr_tail_append(&r->tail, rec->tail.data, rec->tail.bytes, err);
 	}
 	if (rc == 0 && rec->kind == GR_STREAM_COMMAND &&
@@ -151,16 +182,43 @@ static int pass_stream(struct relay *r, struct gr_error *err)
 	while ((rc = gr_stream_next(r->copy.reader, &rec, err)) > 0) {
 		rc = pass_record(r, &rec, err);
 		if (rc < 0) {
+			/* If it is gone, it may have said why. */
+			gr_channel_end_writing(r->to);
 			return rc;
 		}
 		show(r);
-		/* A source with a return path does not close before it has its answer. */
-		if (rec.kind == GR_STREAM_TAIL && r->answers && gr_tail_is_complete(&r->tail)) {
-			break;
+	}
+	if (rc == 0 && !r->params->allow_unterminated) {
+		rc = gr_tail_finish(&r->tail, false, err);
+	}
+	return rc < 0 ? rc : gr_stream_flush(r->copy.writer, err);
+}
+
+/* What the destination says weighs more than what we think of the stream. */
+static int end_answers(struct relay *r, int rc, struct gr_error *err)
+{
+	struct timespec until;
+	bool ended = false;
+
+	if (rc < 0) {
+		(void)clock_gettime(CLOCK_REALTIME, &until);
+		until.tv_sec += LAST_WORD_S;
+		ended = pthread_timedjoin_np(r->thread, NULL, &until) == 0;
+		break_both(r);
+	}
+	if (!ended) {
+		(void)pthread_join(r->thread, NULL);
+	}
+	if (r->finished) {
+		return 0;
+	}
+	if (rc == 0 || rc == -ECANCELED || r->answers_rc == -EREMOTEIO) {
+		rc = r->answers_rc;
+		if (err) {
+			*err = r->answers_err;
 		}
 	}
-	rc = rc < 0 ? rc : gr_tail_finish(&r->tail, r->params->allow_unterminated, err);
-	return rc < 0 ? rc : gr_stream_flush(r->copy.writer, err);
+	return rc;
 }
 
 static int pass_all(struct relay *r, struct gr_error *err)
@@ -170,18 +228,11 @@ static int pass_all(struct relay *r, struct gr_error *err)
 
 	rc = rc < 0 ? rc : gr_stream_writer_create(r->to, &r->copy.writer, err);
 	rc = rc < 0 ? rc : pass_stream(r, err);
+	if (r->answers) {
+		return end_answers(r, rc, err);
+	}
 	if (rc < 0) {
 		break_both(r);
-	}
-	if (r->answers) {
-		(void)pthread_join(r->thread, NULL);
-		/* The first cause: when the answers broke the channels we only heard of that. */
-		if (r->answers_rc < 0 && (rc == 0 || rc == -ECANCELED)) {
-			rc = r->answers_rc;
-			if (err) {
-				*err = r->answers_err;
-			}
-		}
 	}
 	return rc;
 }
