@@ -302,9 +302,10 @@ void gr_ram_forget_unplugged(struct gr_ram_block *block, uint64_t offset, uint64
 
 	gr_mutex_lock(&block->ram->discard_lock);
 	for (; next_run(b, at, end, true, &run); at = run.offset + run.bytes) {
-		/* Zeroes go: nobody needs to keep them, only to know of it. Nothing to mark. */
-		(void)gr_ram_give_back_locked(block, run.offset, run.bytes);
-		gr_ram_discard_ended_locked(block, run.offset, run.bytes);
+		/* Zeroes go. They stay where somebody needs them, or needs to know of it first. */
+		if (gr_ram_discard_unforbidden_locked(block, 1u << GR_RAM_NO_DISCARDS, NULL) == 0) {
+			(void)gr_ram_throw_away_locked(block, run.offset, run.bytes, NULL);
+		}
 	}
 	gr_mutex_unlock(&block->ram->discard_lock);
 }

@@ -131,12 +131,17 @@ static bool set_over(struct gr_cbw *cbw)
 	return !was;
 }
 
+static void open_all(struct gr_cbw *cbw)
+{
+	for (unsigned int i = 0; i < cbw->ranges; i++) {
+		open_units(cbw, &cbw->range[i], 0, cbw->range[i].units);
+	}
+}
+
 static void abandon(struct gr_cbw *cbw)
 {
 	if (set_over(cbw)) {
-		for (unsigned int i = 0; i < cbw->ranges; i++) {
-			open_units(cbw, &cbw->range[i], 0, cbw->range[i].units);
-		}
+		open_all(cbw);
 	}
 }
 
@@ -441,6 +446,10 @@ int gr_cbw_start(struct gr_ram *ram, const struct gr_cbw_params *params, struct 
 	struct gr_cbw *cbw;
 	int ret;
 
+	if (params->size != sizeof(*params)) {
+		return gr_error_set(err, -EINVAL,
+				    "no copy before write: parameters of another version");
+	}
 	if (!params->before_write) {
 		return gr_error_set(err, -EINVAL, "no copy before write: nobody to ask");
 	}
@@ -491,6 +500,7 @@ int gr_cbw_end(struct gr_cbw *cbw, struct gr_error *err)
 	/* Their last questions are answered before we count. */
 	if (gr_uffd_server_ours(&cbw->server)) {
 		abandoned = !set_over(cbw);
+		open_all(cbw); /* a listener may store under the lock that the next but one takes */
 	} else {
 		abandoned = true; /* a child's copy is nothing */
 	}

@@ -112,7 +112,9 @@ static void merge(const struct gr_uffd_range *r, bool again)
 {
 #ifndef GR_MUTANT_UFFD_LETS_MERGE
 	if (!again) {
-		(void)madvise((void *)(uintptr_t)r->start, r->bytes, MADV_UNMERGEABLE);
+		while (madvise((void *)(uintptr_t)r->start, r->bytes, MADV_UNMERGEABLE) < 0 &&
+		       (errno == EINTR || errno == EAGAIN)) {
+		}
 	} else if (gr_ram_block_flags(r->block) & GR_RAM_MERGE) {
 		(void)madvise((void *)(uintptr_t)r->start, r->bytes, MADV_MERGEABLE);
 	}
