@@ -176,9 +176,7 @@ void gr_uffd_disarm(struct gr_uffd_server *s, const struct gr_uffd_range *r)
 	 * somebody may come back to a page that is still protected; so last.
 	 */
 	(void)ioctl(s->uffd, UFFDIO_UNREGISTER, &range);
-#ifndef GR_MUTANT_UFFD_DISARM_NO_WAKE
 	wake(s, r->start, r->bytes);
-#endif
 	merge(r, true);
 }
 
