@@ -9,7 +9,7 @@ BEGIN {
 	allow["track"]   = "base rcu bitmap ram track"
 	allow["stream"]  = "base stream"
 	allow["migrate"] = "base rcu bitmap ram track stream migrate"
-	allow["image"]   = "base stream migrate image"
+	allow["image"]   = "base rcu bitmap ram track stream migrate image"
 	# The customers of the library: public headers and their own files, nothing of src/.
 	allow["vmm"]     = "vmm guest"
 	allow["tool"]    = "vmm tool"

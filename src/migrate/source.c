@@ -8,18 +8,13 @@
  * Other consumers of the dirty memory never notice: each sync gave them all marks.
  */
 #include "migrate/source.h"
+#include "migrate/state_writer.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define FROZEN_WHY "a migration to a peer that cannot follow changes is running"
 #define FROZEN_END "a migration is about to switch over"
-
-/* Builds the tail while gr_source_ops.save runs. */
-struct gr_state_writer {
-	struct gr_tail_builder *tail;
-	uint32_t section_id;
-};
 
 int gr_state_put(struct gr_state_writer *writer, const char *id, uint32_t instance,
 		 uint32_t version, const void *data, size_t bytes, struct gr_error *err)

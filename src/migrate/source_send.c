@@ -11,6 +11,7 @@
  * The block is looked up for each batch, in a section that ends before anything blocks; the
  * reference keeps its memory while the batch is on its way, even if it is unplugged meanwhile.
  */
+#include "base/zero.h"
 #include "migrate/source.h"
 #include "ram/untouched.h"
 #include <errno.h>
@@ -112,26 +113,6 @@ static bool next_run(struct gr_source *s, uint64_t *ret_first, uint64_t *ret_pag
 	}
 	*ret_first = s->cursor;
 	*ret_pages = s->run_end - s->cursor;
-	return true;
-}
-
-/* Guest memory is written while we look: each word on its own, no order wanted. */
-__attribute__((no_sanitize("thread"))) static bool words_are_zero(const uint64_t *w, size_t n)
-{
-	const volatile uint64_t *v = w;
-
-	/* Most pages that are not zero show it in the first of three words. */
-	if (v[0] != 0 || v[n / 2] != 0 || v[n - 1] != 0) {
-		return false;
-	}
-	for (size_t i = 0; i < n; i += 8) {
-		uint64_t any = w[i] | w[i + 1] | w[i + 2] | w[i + 3] | w[i + 4] | w[i + 5] |
-			       w[i + 6] | w[i + 7];
-
-		if (any != 0) {
-			return false;
-		}
-	}
 	return true;
 }
 
@@ -275,7 +256,7 @@ static uint64_t look_locked(struct gr_source *s, uint64_t offset, uint64_t end)
 			break;
 		}
 		b->looks++;
-		if (words_are_zero((const uint64_t *)(const void *)page, s->page_bytes / 8)) {
+		if (gr_page_is_zero(page, s->page_bytes)) {
 			b->zero_map[i / 64] |= UINT64_C(1) << i % 64;
 			continue;
 		}
