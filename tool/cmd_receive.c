@@ -111,7 +111,7 @@ static int run(int argc, char **argv)
 	struct gr_image_params params = { .size = sizeof(params), .progress = progress_show };
 	struct gr_migrate_stats stats = { 0 };
 	struct gr_channel_listener *listener;
-	struct gr_channel *channel;
+	struct gr_channel *channel = NULL;
 	struct receive_options o;
 	struct progress progress;
 	struct gr_error err = { 0 };
