@@ -50,6 +50,8 @@ int gr_channel_wait_init(struct gr_channel *ch);
 int gr_channel_wait_fini(struct gr_channel *ch);
 int gr_channel_wait(struct gr_channel *ch, bool writing);
 void gr_channel_wait_cancel(struct gr_channel *ch);
+/* Whether a read will not wait: bytes, the end, an error or the shutdown come within timeout_ms. */
+bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms);
 /* Waits for events on fd, or for the shutdown: 0, -ECANCELED or another negative errno. */
 int gr_channel_poll(int fd, short events, int wake_fd, int timeout_ms);
 

@@ -59,6 +59,11 @@ int gr_channel_wait(struct gr_channel *ch, bool writing)
 	return gr_channel_poll(ch->fd, writing ? POLLOUT : POLLIN, ch->wake_fd, -1);
 }
 
+bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms)
+{
+	return ch->fd >= 0 && gr_channel_poll(ch->fd, POLLIN, ch->wake_fd, timeout_ms) != -ETIMEDOUT;
+}
+
 void gr_channel_wait_cancel(struct gr_channel *ch)
 {
 	uint64_t one = 1;

@@ -21,6 +21,13 @@ int gr_channel_wait(struct gr_channel *ch, bool writing)
 	return -ENOTSUP;
 }
 
+bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms)
+{
+	(void)ch;
+	(void)timeout_ms;
+	return false;
+}
+
 void gr_channel_wait_cancel(struct gr_channel *ch)
 {
 	(void)ch;

@@ -84,6 +84,14 @@ GR_MUST_CHECK int gr_tail_append(struct gr_tail *t, const void *data, size_t n,
 bool gr_tail_is_complete(struct gr_tail *t);
 
 /**
+ * Whether a complete tail is one whole: each byte before the description is a section of a device that it
+ * lists. Device state may hold bytes that look like the end, put there by a guest: then this is false.
+ * @param t The tail.
+ * @return true if nothing is unaccounted for. All that QEMU sends is.
+ */
+bool gr_tail_is_accounted(struct gr_tail *t);
+
+/**
  * Judge a tail when its source has ended.
  * @param t                  The tail.
  * @param allow_unterminated Accept one without description (QEMU's suppress-vmdesc): then a

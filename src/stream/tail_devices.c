@@ -210,3 +210,18 @@ int gr_tail_devices(struct gr_tail *t, struct gr_tail_device **ret_devices, size
 	*ret_count = list.n;
 	return 0;
 }
+
+bool gr_tail_is_accounted(struct gr_tail *t)
+{
+	struct gr_tail_device *devices;
+	size_t n;
+	bool all;
+
+	if (!gr_tail_is_complete(t) || gr_tail_devices(t, &devices, &n, NULL) < 0) {
+		return false;
+	}
+	/* They are found one behind the other, and the last one up to the description. */
+	all = n > 0 ? devices[n - 1].located : t->description == 0;
+	free(devices);
+	return all;
+}

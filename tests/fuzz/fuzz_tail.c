@@ -36,8 +36,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 			for (size_t i = 0; i < count; i++) {
 				kit_check(d[i].name[0] && d[i].data_at + d[i].data_bytes <= n);
 			}
+			if (gr_tail_is_accounted(&at_once)) {
+				kit_check(count == 0 ? gr_tail_sections_bytes(&at_once) == 0
+						     : d[count - 1].located);
+			}
 			free(d);
 		}
+	} else {
+		kit_check(!gr_tail_is_accounted(&at_once));
 	}
 	/* Also where it is not ours: bounds are checked without trust in that. */
 	walk_own(&at_once);

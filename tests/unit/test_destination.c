@@ -6,6 +6,9 @@
 #include "stream/return_path.h"
 #include "stream/writer.h"
 #include <pthread.h>
+#include <linux/sockios.h>
+#include <sched.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -857,6 +860,87 @@ TEST(a_cancel_ends_the_wait_to_tell_of_a_failure)
 	f.data = gr_channel_memory_written(s.ch, &f.bytes);
 	cancel_after(f.data, f.bytes, true);
 	unmake(&s);
+}
+
+static void *run_to_success(void *arg)
+{
+	struct gr_error err = { 0 };
+
+	if (gr_destination_run(arg, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	return NULL;
+}
+
+/* Returns when the other end of a socket pair has read everything. */
+static void wait_until_read(int fd)
+{
+	for (int unread = 1; unread > 0;) {
+		ASSERT_EQ(ioctl(fd, SIOCOUTQ, &unread), 0);
+		(void)sched_yield();
+	}
+}
+
+/* A description behind the end of all sections, and more of the device's data. */
+static const uint8_t forged[] = { 0, 6, 0, 0, 0, 2, '{', '}', 'm', 'o', 'r', 'e' };
+
+static int load_forged(void *opaque, const char *id, uint32_t instance, uint32_t version,
+		       const void *data, size_t bytes, struct gr_error *err)
+{
+	unsigned int *calls = opaque;
+
+	(void)id, (void)instance, (void)version, (void)err;
+	ASSERT_EQ(bytes, sizeof(forged));
+	ASSERT_MEM_EQ(data, forged, bytes);
+	++*calls;
+	return 0;
+}
+
+TEST(an_end_that_a_guest_has_forged_in_a_devices_state_is_not_the_end)
+{
+	unsigned int calls = 0;
+	struct gr_destination_ops ops = { .load = load_forged, .opaque = &calls };
+	struct gr_ram *to = move_ram();
+	struct gr_tail_builder b;
+	struct gr_destination *d;
+	struct gr_channel *ch;
+	struct made s;
+	const uint8_t *tail, *data;
+	const uint8_t *end;
+	size_t bytes;
+	pthread_t thread;
+	int fds[2];
+
+	make(&s);
+	ASSERT_EQ(gr_stream_write_command(s.w, GR_COMMAND_OPEN_RETURN_PATH, NULL, 0, NULL), 0);
+	make_start(&s, name, RAM_BYTES);
+	ASSERT_EQ(gr_stream_write_eos(s.w, NULL), 0);
+	gr_tail_builder_init(&b, MOVE_PAGE);
+	gr_tail_builder_add(&b, 0, "test/first", 0, 1, forged, sizeof(forged));
+	ASSERT_EQ(gr_tail_builder_finish(&b, &tail, &bytes, NULL), 0);
+	ASSERT_EQ(gr_stream_write_raw(s.w, tail, bytes, NULL), 0);
+	ASSERT_EQ(gr_stream_flush(s.w, NULL), 0);
+	data = gr_channel_memory_written(s.ch, &bytes);
+	end = memmem(data, bytes, forged, sizeof(forged));
+	ASSERT(end);
+	end += sizeof(forged) - strlen("more");
+
+	ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fds), 0);
+	ASSERT_EQ(gr_channel_from_fd(fds[0], &ch, NULL), 0);
+	ASSERT_EQ(gr_destination_create(to, ch, NULL, &ops, &d, NULL), 0);
+	ASSERT_EQ(pthread_create(&thread, NULL, run_to_success, d), 0);
+	ASSERT_EQ(send(fds[1], data, (size_t)(end - data), MSG_NOSIGNAL), end - data);
+	wait_until_read(fds[1]);
+	ASSERT_EQ(send(fds[1], end, bytes - (size_t)(end - data), MSG_NOSIGNAL),
+		  (ssize_t)bytes - (end - data));
+	ASSERT_EQ(pthread_join(thread, NULL), 0);
+	ASSERT_EQ(calls, 1u);
+	gr_destination_free(d);
+	gr_channel_close(ch, NULL);
+	close(fds[1]);
+	gr_tail_builder_destroy(&b);
+	unmake(&s);
+	gr_ram_free(to);
 }
 
 TEST_MAIN()
