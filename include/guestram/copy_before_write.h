@@ -82,6 +82,17 @@ struct gr_cbw_params {
 	bool no_thread;
 };
 
+/**
+ * How long stores waited, from when the fault was read until their page was open. The writer itself
+ * sees two switches of threads more.
+ */
+struct gr_cbw_stalls {
+	uint64_t count;
+	uint64_t ns_total;
+	uint64_t ns_max;
+	uint64_t ns_p99; /**< 99 of 100 were not longer; at most an eighth too much */
+};
+
 /** Counters. */
 struct gr_cbw_stats {
 	uint64_t bytes;		 /**< what there is to save */
@@ -89,6 +100,8 @@ struct gr_cbw_stats {
 	uint64_t written_bytes;	 /**< shown to before_write() */
 	uint64_t released_bytes; /**< saved */
 	uint64_t kept;		 /**< pieces answered with KEEP */
+	struct gr_cbw_stalls stalls;	  /**< for pages saved at once, or in the hands of the walk */
+	struct gr_cbw_stalls kept_stalls; /**< for pages that were kept */
 };
 
 /**
@@ -130,6 +143,13 @@ GR_EXPORT GR_MUST_CHECK int gr_cbw_next(struct gr_cbw *cbw, uint64_t bytes_max,
  * @context Any thread. Not from within before_write().
  */
 GR_EXPORT void gr_cbw_release(struct gr_cbw *cbw, const struct gr_cbw_piece *piece);
+
+/**
+ * Give up, as if before_write() had said so: all writes go on at once; next and end will say -ECANCELED.
+ * @param cbw The copy.
+ * @context Any thread, any number of times. What is done from within before_write() is to answer ABANDON.
+ */
+GR_EXPORT void gr_cbw_abandon(struct gr_cbw *cbw);
 
 /** @param cbw A copy with no_thread. @return What becomes readable when somebody waits.
  *  @context Any thread. */

@@ -16,8 +16,10 @@
  * To give up is to open everything: from then on a page that is being saved may change, so next()
  * and end() fail. That end() returns 0 is the proof that it did not happen.
  */
+#include "base/clock.h"
 #include "base/mutex.h"
 #include "ram/ram.h"
+#include "track/stalls.h"
 #include "track/uffd_server.h"
 #include <errno.h>
 #include <guestram/copy_before_write.h>
@@ -47,6 +49,7 @@ struct gr_cbw {
 	unsigned int walk_range;   /* (lock) nothing is left before this place */
 	uint64_t walk_unit;	   /* (lock) */
 	struct gr_cbw_stats stats; /* (lock) */
+	struct gr_stalls stalls;   /* (lock) */
 };
 
 /* ---- ranges and pieces ----------------------------------------------------------------- */
@@ -100,6 +103,14 @@ static void open_units(struct gr_cbw *cbw, const struct range *r, uint64_t first
 	gr_uffd_open_range(&cbw->server, r->at.start + first * r->at.unit, units * r->at.unit);
 }
 
+/* They are open: whoever waited there goes on. */
+static void count_stalls_locked(struct gr_cbw *cbw, const struct range *r, uint64_t first,
+				uint64_t units) GR_REQUIRES(cbw->lock)
+{
+	gr_stalls_go(&cbw->stalls, r->at.start + first * r->at.unit, units * r->at.unit,
+		     gr_clock_ns());
+}
+
 static void release_units(struct gr_cbw *cbw, struct range *r, uint64_t first, uint64_t end)
 {
 	bool owned = true;
@@ -111,6 +122,7 @@ static void release_units(struct gr_cbw *cbw, struct range *r, uint64_t first, u
 		owned &= gr_unit_test(r->taken, i) && !gr_unit_test(r->released, i);
 		gr_unit_set(r->released, i);
 	}
+	count_stalls_locked(cbw, r, first, end - first);
 	cbw->stats.released_bytes += piece_of(r, first, end - first).bytes;
 	gr_mutex_unlock(&cbw->lock);
 	if (!owned) {
@@ -136,11 +148,16 @@ static void open_all(struct gr_cbw *cbw)
 	for (unsigned int i = 0; i < cbw->ranges; i++) {
 		open_units(cbw, &cbw->range[i], 0, cbw->range[i].units);
 	}
+	gr_mutex_lock(&cbw->lock);
+	for (unsigned int i = 0; i < cbw->ranges; i++) {
+		count_stalls_locked(cbw, &cbw->range[i], 0, cbw->range[i].units);
+	}
+	gr_mutex_unlock(&cbw->lock);
 }
 
-static void abandon(struct gr_cbw *cbw)
+void gr_cbw_abandon(struct gr_cbw *cbw)
 {
-	if (set_over(cbw)) {
+	if (gr_uffd_server_ours(&cbw->server) && set_over(cbw)) {
 		open_all(cbw);
 	}
 }
@@ -149,8 +166,11 @@ static void abandon(struct gr_cbw *cbw)
 
 enum unit_state { LEFT, TAKEN, RELEASED };
 
-/* Takes it if it is left: then it is the caller's to ask about. What it was. */
-static enum unit_state take(struct gr_cbw *cbw, struct range *r, uint64_t unit)
+/*
+ * Takes it if it is left: then it is the caller's to ask about. What it was. since_ns: a store waits
+ * for it since then; 0: none does.
+ */
+static enum unit_state take(struct gr_cbw *cbw, struct range *r, uint64_t unit, uint64_t since_ns)
 {
 	enum unit_state state;
 
@@ -165,6 +185,9 @@ static enum unit_state take(struct gr_cbw *cbw, struct range *r, uint64_t unit)
 		gr_unit_set(r->taken, unit);
 #endif
 		cbw->stats.written_bytes += piece_of(r, unit, 1).bytes;
+	}
+	if (state != RELEASED && since_ns != 0) {
+		gr_stalls_wait(&cbw->stalls, r->at.start + unit * r->at.unit, since_ns);
 	}
 	gr_mutex_unlock(&cbw->lock);
 	return state;
@@ -185,11 +208,12 @@ static bool ask(struct gr_cbw *cbw, struct range *r, uint64_t unit)
 	case GR_CBW_KEEP:
 		gr_mutex_lock(&cbw->lock);
 		cbw->stats.kept++;
+		gr_stalls_keep(&cbw->stalls, r->at.start + unit * r->at.unit);
 		gr_mutex_unlock(&cbw->lock);
 		return false;
 	case GR_CBW_ABANDON:
 	default:
-		abandon(cbw);
+		gr_cbw_abandon(cbw);
 		return true;
 	}
 }
@@ -204,7 +228,7 @@ static void on_fault(void *opaque, uint64_t address)
 		return;
 	}
 	unit = (address - r->at.start) / r->at.unit;
-	switch (take(cbw, r, unit)) {
+	switch (take(cbw, r, unit, cbw->server.read_ns)) {
 	case LEFT:
 		(void)ask(cbw, r, unit);
 		break;
@@ -231,7 +255,7 @@ static int before_discard(void *opaque, struct gr_ram_block *block, uint64_t off
 #endif
 	end = GR_MIN(GR_DIV_ROUND_UP(offset + bytes, r->at.unit), r->units);
 	for (uint64_t unit = offset / r->at.unit; unit < end; unit++) {
-		enum unit_state state = take(cbw, r, unit);
+		enum unit_state state = take(cbw, r, unit, 0);
 
 		if (state == TAKEN || (state == LEFT && !ask(cbw, r, unit))) {
 			return gr_error_set(
@@ -308,6 +332,8 @@ void gr_cbw_stats(struct gr_cbw *cbw, struct gr_cbw_stats *stats)
 {
 	gr_mutex_lock(&cbw->lock);
 	*stats = cbw->stats;
+	stats->stalls = gr_stall_summary(&cbw->stalls.quick);
+	stats->kept_stalls = gr_stall_summary(&cbw->stalls.kept);
 	gr_mutex_unlock(&cbw->lock);
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "track/uffd_server.h"
+#include "base/clock.h"
 #include "base/memory.h"
 #include "base/poll.h"
 #include "base/signals.h"
@@ -188,6 +189,7 @@ unsigned int gr_uffd_server_serve(struct gr_uffd_server *s)
 	unsigned int faults = 0;
 	ssize_t n = read(s->uffd, message, sizeof(message));
 
+	s->read_ns = gr_clock_ns();
 	for (ssize_t i = 0; n > 0 && i < n / (ssize_t)sizeof(message[0]); i++) {
 		if (message[i].event == UFFD_EVENT_PAGEFAULT) {
 			s->fault(s->opaque, message[i].arg.pagefault.address);

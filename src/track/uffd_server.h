@@ -43,6 +43,7 @@ struct gr_uffd_server {
 	int stop_write_fd;  /* (c) */
 	bool running;	    /* there is a thread; by who starts and stops it */
 	pthread_t thread;   /* as running */
+	uint64_t read_ns;   /* (o) who serves: when the faults that are being served were read */
 	void (*fault)(void *opaque, uint64_t address);
 	void *opaque;
 };

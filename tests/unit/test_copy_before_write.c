@@ -6,6 +6,7 @@
 #include "base/uapi.h"
 #include "concurrent.h"
 #include "ram/copy.h"
+#include "track/stalls.h"
 #include "track/uffd_wp.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -312,6 +313,7 @@ ON_BOTH(a_page_that_is_kept_holds_its_writers_until_it_is_released)
 {
 	struct rig *r = make_rig(backing);
 	struct store s[2] = { { .r = r, .page = 5 }, { .r = r, .page = 5 } };
+	struct gr_cbw_stats stats;
 	struct gr_cbw_piece piece;
 	pthread_t t[2];
 
@@ -331,6 +333,10 @@ ON_BOTH(a_page_that_is_kept_holds_its_writers_until_it_is_released)
 	join_store(t[0], &s[0]);
 	join_store(t[1], &s[1]);
 	ASSERT_EQ(LOAD(&r->asked), 1u);
+	gr_cbw_stats(r->cbw, &stats);
+	ASSERT_EQ(stats.stalls.count, 0u);
+	ASSERT_GE(stats.kept_stalls.count, 1u); /* the other one may have come when it was open */
+	ASSERT_GT(stats.kept_stalls.ns_total, 0u);
 	expect_whole(r);
 	free_rig(r);
 }
@@ -362,6 +368,37 @@ ON_BOTH(a_page_in_the_hands_of_the_walk_holds_its_writers_and_nobody_is_asked)
 	ASSERT_EQ(LOAD(&r->asked), 1u);
 	expect_whole(r);
 	free_rig(r);
+}
+
+TEST(the_99th_percentile_of_stalls_is_at_most_an_eighth_too_long)
+{
+	struct gr_stall_histogram h = { .count = 0 };
+	struct gr_cbw_stalls s = gr_stall_summary(&h);
+
+	ASSERT_EQ(s.ns_p99, 0u);
+	for (uint64_t ns = 1; ns <= 1000; ns++) {
+		gr_stall_add(&h, ns * 1000);
+	}
+	s = gr_stall_summary(&h);
+	ASSERT_EQ(s.count, 1000u);
+	ASSERT_EQ(s.ns_max, 1000000u);
+	ASSERT_EQ(s.ns_total, 500500000u);
+	ASSERT_GE(s.ns_p99, 990000u);
+	ASSERT_LE(s.ns_p99, 1000000u);
+	h = (struct gr_stall_histogram){ .count = 0 };
+	for (unsigned int log2 = 0; log2 < 64; log2++) {
+		h = (struct gr_stall_histogram){ .count = 0 };
+		gr_stall_add(&h, UINT64_C(1) << log2);
+		gr_stall_add(&h, UINT64_MAX);
+		for (unsigned int i = 0; i < 200; i++) {
+			gr_stall_add(&h, (UINT64_C(1) << log2) + (UINT64_C(1) << log2) / 9);
+		}
+		s = gr_stall_summary(&h);
+		if (log2 < 41) {
+			ASSERT_GE(s.ns_p99, (UINT64_C(1) << log2) + (UINT64_C(1) << log2) / 9);
+			ASSERT_LE(s.ns_p99, (UINT64_C(1) << log2) * 5 / 4);
+		}
+	}
 }
 
 /* ---- ends ------------------------------------------------------------------------------ */
@@ -421,6 +458,34 @@ ON_BOTH(what_is_abandoned_lets_everybody_go_on_and_cannot_end_well)
 	*at(r, 50) = 1;
 	ASSERT_EQ(LOAD(&r->asked), 2u);
 	gr_cbw_release(r->cbw, &piece);
+	ASSERT_EQ(gr_cbw_next(r->cbw, PAGE, &piece, &err), -ECANCELED);
+	ASSERT_EQ(gr_cbw_end(r->cbw, &err), -ECANCELED);
+	ASSERT_HAS(err.msg, "abandoned");
+	free_rig(r);
+}
+
+ON_BOTH(any_thread_may_give_up)
+{
+	struct rig *r = make_rig(backing);
+	struct store s[2] = { { .r = r, .page = 5 }, { .r = r, .page = 6 } };
+	struct gr_cbw_stats stats;
+	struct gr_cbw_piece piece;
+	struct gr_error err;
+	pthread_t t[2];
+
+	STORE(&r->verdict, GR_CBW_KEEP);
+	start(r);
+	for (unsigned int i = 0; i < 2; i++) {
+		t[i] = spawn(store, &s[i]);
+	}
+	wait_until_asked(r, 2);
+	gr_cbw_abandon(r->cbw);
+	join_store(t[0], &s[0]);
+	join_store(t[1], &s[1]);
+	gr_cbw_abandon(r->cbw);
+	gr_cbw_stats(r->cbw, &stats);
+	ASSERT_GE(stats.stalls.count + stats.kept_stalls.count, 2u);
+	ASSERT_GE(stats.stalls.ns_max + stats.kept_stalls.ns_max, stats.kept_stalls.ns_p99);
 	ASSERT_EQ(gr_cbw_next(r->cbw, PAGE, &piece, &err), -ECANCELED);
 	ASSERT_EQ(gr_cbw_end(r->cbw, &err), -ECANCELED);
 	ASSERT_HAS(err.msg, "abandoned");
