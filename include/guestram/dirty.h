@@ -53,7 +53,7 @@ struct gr_dirty_consumer;
  * @param ret_dirty Set on success only.
  * @param err       May be NULL.
  * @return 0 or a negative errno.
- * @errors  -ENOMEM.
+ * @errors  -ENOMEM, also for more than 2^37 pages (2^32 on 32-bit hosts).
  * @context Any thread. Allocates.
  */
 GR_EXPORT GR_MUST_CHECK int gr_dirty_create(uint64_t pages, struct gr_dirty **ret_dirty,
@@ -74,7 +74,7 @@ GR_EXPORT void gr_dirty_free(struct gr_dirty *dirty) GR_EXCLUDES(gr_rcu_section)
  * @param pages Number of pages to cover afterwards.
  * @param err   May be NULL.
  * @return 0 or a negative errno; on failure nothing has changed.
- * @errors  -ENOMEM.
+ * @errors  -ENOMEM, as gr_dirty_create().
  * @context Any thread; takes the harvest lock, allocates. The caller publishes whatever
  *          needs the new pages after this returns (ordering O3).
  * @source  S. Hajnoczi, QEMU's DirtyMemoryBlocks (2015): copy pointers, never bits.

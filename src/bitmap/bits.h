@@ -29,8 +29,11 @@ enum {
 	GR_BITS_GROUPS = 64, /* of a chunk */
 	GR_BITS_CHUNK_LINES = GR_BITS_GROUPS * GR_BITS_GROUP_LINES,
 	GR_BITS_CHUNK_PAGES = GR_BITS_GROUPS * GR_BITS_GROUP_PAGES,
-	/* 512 TiB of 4 KiB pages: more than a process can map. */
-	GR_BITS_CHUNKS_MAX = 65536,
+	/*
+	 * 512 TiB of 4 KiB pages: more than a process can map. On 32 bits 16 TiB: a private set for
+	 * those is a mapping of 1 GiB.
+	 */
+	GR_BITS_CHUNKS_MAX = sizeof(void *) > 4 ? 65536 : 2048,
 	GR_BITS_ORDERS = 7, /* blocks of 1, 2, 4 ... 64 lines */
 };
 

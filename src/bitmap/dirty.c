@@ -10,9 +10,16 @@
 #include "base/heavy_fence.h"
 #include "base/hook.h"
 #include "base/memory.h"
+#include <assert.h>
 #include <errno.h>
+#include <stdint.h>
 #include <string.h>
-#include <unistd.h>
+
+static_assert((uint64_t)GR_BITS_CHUNKS_MAX *
+			      (GR_DIRTY_LEAVES * sizeof(uint64_t) +
+			       GR_BITS_GROUPS * sizeof(uint64_t) + sizeof(struct gr_dirty_head)) <=
+		      PTRDIFF_MAX,
+	      "mapping_bytes() does not wrap");
 
 /* Of one mapping: the heads of n chunks, then their sums, then their leaves. */
 static size_t sums_at(size_t n)
@@ -137,7 +144,6 @@ int gr_dirty_create(uint64_t pages, struct gr_dirty **ret_dirty, struct gr_error
 				    (unsigned long long)pages);
 	}
 	gr_mutex_init(&d->lock, GR_RANK_DIRTY);
-	d->pid = getpid();
 	d->pages = (uint64_t)map->chunks * GR_BITS_CHUNK_PAGES;
 	gr_rcu_assign_pointer(d->map, map);
 	if (gr_dirty_fork_list(d) != 0) {
@@ -186,17 +192,17 @@ int gr_dirty_grow(struct gr_dirty *dirty, uint64_t pages, struct gr_error *err)
 	if (pages > GR_BITS_PAGES_MAX) {
 		return too_many(pages, err);
 	}
-	gr_mutex_lock(&dirty->lock);
+	gr_dirty_lock(dirty);
 	old = gr_rcu_dereference_protected(dirty->map);
 	if (chunks <= old->chunks) {
-		gr_mutex_unlock(&dirty->lock);
+		gr_dirty_unlock(dirty);
 		return 0;
 	}
 	if (consumers_grow_locked(dirty, chunks)) {
 		map = map_extend(old, chunks);
 	}
 	if (!map) {
-		gr_mutex_unlock(&dirty->lock);
+		gr_dirty_unlock(dirty);
 		return gr_error_set(err, -ENOMEM, "dirty memory: no memory to grow to %llu pages",
 				    (unsigned long long)pages);
 	}
@@ -205,7 +211,7 @@ int gr_dirty_grow(struct gr_dirty *dirty, uint64_t pages, struct gr_error *err)
 	gr_rcu_assign_pointer(dirty->map, map);
 	/* Pairs with the acquire in gr_dirty_pages(): who reads it may mark that far. */
 	gr_store_release(&dirty->pages, (uint64_t)chunks * GR_BITS_CHUNK_PAGES);
-	gr_mutex_unlock(&dirty->lock);
+	gr_dirty_unlock(dirty);
 #ifdef GR_MUTANT_GROW_NO_GRACE_PERIOD
 	reclaim_map(&old->rcu);
 #else

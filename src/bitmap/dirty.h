@@ -8,9 +8,9 @@
 #define GR_BITMAP_DIRTY_H
 
 #include "base/mutex.h"
+#include "base/signals.h"
 #include "bitmap/bits.h"
 #include <guestram/dirty.h>
-#include <sys/types.h>
 
 /* The upper end of a chunk. whole: a bit says that all pages of the group are set, whatever its
  * lines say. */
@@ -44,11 +44,12 @@ struct gr_dirty_map {
 struct gr_dirty {
 	struct gr_dirty_map *map; /* (r) lock */
 	gr_atomic_u64 pages;	  /* (a) covered; follows map */
-	struct gr_mutex lock;	  /* the harvest lock: markers never take it */
+	struct gr_mutex lock;	  /* the harvest lock: markers never take it; see gr_dirty_lock() */
+	struct gr_signals saved;  /* (l) of who has the lock */
 	unsigned int consumers;	  /* (l) */
 	struct gr_dirty_consumer *consumer[GR_DIRTY_CONSUMERS_MAX]; /* (l) */
 	uint64_t fences;       /* (l) process-wide fences run, for tests */
-	pid_t pid;	       /* (l) of the last harvest: another one after fork() */
+	bool forked;	       /* (l) in a child of fork() that has not harvested yet */
 	struct gr_dirty *next; /* the list's lock (fork.c) */
 };
 
@@ -66,6 +67,10 @@ struct gr_dirty_epoch {
 	struct gr_dirty_epoch *next;	    /* (o) */
 	struct gr_bits set;		    /* (o) covers what there was; never grows */
 };
+
+/* fork.c. Who has the harvest lock has no signals: a handler may fork, which takes it. */
+void gr_dirty_lock(struct gr_dirty *dirty) GR_ACQUIRE(dirty->lock);
+void gr_dirty_unlock(struct gr_dirty *dirty) GR_RELEASE(dirty->lock);
 
 /*
  * Move every live bit to `to` (may be NULL) and to the pending set of every consumer but

@@ -5,12 +5,12 @@
  * that commit, search and done take no lock.
  *
  * Argument (L3). For consumer c, a page stored to since c's copy of it is in the live bitmap,
- * in c->pend, in c->set, or in the set of an epoch that c keeps. Begin moves pend and live to set. Another consumer's begin moves
- * live to c->pend, under the lock. Abort moves set back to pend, ORing, never replacing: pend
- * may hold newer bits of the same pages. Commit drops set only after c read the pages, and a
- * store after that read marks again: its mark cannot have found the bit of this epoch, which
- * was cleared before the fence, and the fence ran before the read. An epoch that is kept differs in
- * nothing: it only stands between its begin and its end while others begin.
+ * in c->pend, in c->set, or in the set of an epoch that c keeps. Begin moves pend and live to set.
+ * Another consumer's begin moves live to c->pend, under the lock. Abort moves set back to pend,
+ * ORing, never replacing: pend may hold newer bits of the same pages. Commit drops set only after c
+ * read the pages, and a store after that read marks again: its mark cannot have found the bit of
+ * this epoch, which was cleared before the fence, and the fence ran before the read. An epoch that
+ * is kept differs in nothing: it only stands between its begin and its end while others begin.
  *
  * Model: models/dirty_epoch.pml.
  */
@@ -74,7 +74,8 @@ static int list_consumer_locked(struct gr_dirty *dirty, struct gr_dirty_consumer
 	size_t chunks = (size_t)(dirty->pages / GR_BITS_CHUNK_PAGES);
 
 	if (dirty->consumers == GR_DIRTY_CONSUMERS_MAX) {
-		return gr_error_set(err, -ENOSPC, "dirty memory: consumer '%s' would be one more than %d",
+		return gr_error_set(err, -ENOSPC,
+				    "dirty memory: consumer '%s' would be one more than %d",
 				    c->name, GR_DIRTY_CONSUMERS_MAX);
 	}
 	if (gr_bits_grow(&c->pend, chunks) != 0 || gr_bits_grow(&c->set, chunks) != 0) {
@@ -100,11 +101,12 @@ int gr_dirty_consumer_add(struct gr_dirty *dirty, const char *name, enum gr_dirt
 	int ret;
 
 	if (!c) {
-		return gr_error_set(err, -ENOMEM, "dirty memory: no memory for consumer '%s'", name);
+		return gr_error_set(err, -ENOMEM, "dirty memory: no memory for consumer '%s'",
+				    name);
 	}
-	gr_mutex_lock(&dirty->lock);
+	gr_dirty_lock(dirty);
 	ret = list_consumer_locked(dirty, c, start, err);
-	gr_mutex_unlock(&dirty->lock);
+	gr_dirty_unlock(dirty);
 	if (ret < 0) {
 		consumer_free(c);
 		return ret;
@@ -122,13 +124,13 @@ void gr_dirty_consumer_del(struct gr_dirty_consumer *consumer)
 		return;
 	}
 	d = consumer->dirty;
-	gr_mutex_lock(&d->lock);
+	gr_dirty_lock(d);
 	while (i < d->consumers && d->consumer[i] != consumer) {
 		i++;
 	}
 	GR_ASSERT(i < d->consumers);
 	d->consumer[i] = d->consumer[--d->consumers];
-	gr_mutex_unlock(&d->lock);
+	gr_dirty_unlock(d);
 	consumer_free(consumer);
 }
 
@@ -140,11 +142,11 @@ int gr_dirty_epoch_begin(struct gr_dirty_consumer *consumer, uint64_t *ret_pages
 	if (consumer->open) {
 		return gr_error_set(err, -EBUSY, "consumer '%s' has an epoch open", consumer->name);
 	}
-	gr_mutex_lock(&d->lock);
+	gr_dirty_lock(d);
 	/* The set is empty without an epoch. Pending pages need no further fence: H2. */
 	swap_bits(&consumer->pend, &consumer->set);
 	gr_dirty_harvest_locked(d, &consumer->set, consumer);
-	gr_mutex_unlock(&d->lock);
+	gr_dirty_unlock(d);
 	consumer->open = true;
 	if (ret_pages) {
 		*ret_pages = consumer->set.pages;
@@ -218,8 +220,7 @@ void gr_dirty_epoch_import_le(struct gr_dirty_consumer *consumer, uint64_t page,
 
 	GR_ASSERT(page % GR_BITS_PER_WORD == 0);
 	if (!consumer->open) {
-		gr_die("gr_dirty_epoch_import_le: consumer '%s' has no epoch open",
-		       consumer->name);
+		gr_die("gr_dirty_epoch_import_le: consumer '%s' has no epoch open", consumer->name);
 	}
 	pages = covered_pages(consumer, page, pages);
 	for (uint64_t at = 0; at < pages; at += GR_BITS_PER_WORD, in += sizeof(uint64_t)) {
@@ -247,14 +248,14 @@ int gr_dirty_epoch_keep(struct gr_dirty_consumer *consumer, struct gr_dirty_epoc
 	}
 	e = calloc(1, sizeof(*e));
 	ret = e ? gr_bits_init(&e->set) : -ENOMEM;
-	gr_mutex_lock(&d->lock); /* growth works on the consumer's sets */
+	gr_dirty_lock(d); /* growth works on the consumer's sets */
 	if (ret == 0) {
 		ret = gr_bits_grow(&e->set, (size_t)(d->pages / GR_BITS_CHUNK_PAGES));
 	}
 	if (ret == 0) {
 		swap_bits(&e->set, &consumer->set);
 	}
-	gr_mutex_unlock(&d->lock);
+	gr_dirty_unlock(d);
 	if (ret < 0) {
 		if (e) {
 			gr_bits_destroy(&e->set);
@@ -286,12 +287,12 @@ void gr_dirty_kept_abort(struct gr_dirty_epoch *epoch)
 		return;
 	}
 	d = epoch->consumer->dirty;
-	gr_mutex_lock(&d->lock);
+	gr_dirty_lock(d);
 #ifndef GR_MUTANT_KEPT_ABORT_DROPS
 	/* What is pending covers at least as much: it has grown since, if anything. */
 	gr_bits_or(&epoch->consumer->pend, &epoch->set);
 #endif
-	gr_mutex_unlock(&d->lock);
+	gr_dirty_unlock(d);
 	kept_free(epoch);
 }
 
@@ -310,9 +311,9 @@ uint64_t gr_dirty_pending_pages(struct gr_dirty_consumer *consumer)
 	struct gr_dirty *d = consumer->dirty;
 	uint64_t pages;
 
-	gr_mutex_lock(&d->lock);
+	gr_dirty_lock(d);
 	pages = consumer->pend.pages;
-	gr_mutex_unlock(&d->lock);
+	gr_dirty_unlock(d);
 	return pages;
 }
 
@@ -333,7 +334,7 @@ int gr_dirty_epoch_abort(struct gr_dirty_consumer *consumer)
 	if (!consumer->open) {
 		return -EINVAL;
 	}
-	gr_mutex_lock(&d->lock);
+	gr_dirty_lock(d);
 #ifdef GR_MUTANT_ABORT_OVERWRITES_PENDING
 	swap_bits(&consumer->set, &consumer->pend);
 #elif !defined(GR_MUTANT_ABORT_DROPS_EPOCH)
@@ -343,7 +344,7 @@ int gr_dirty_epoch_abort(struct gr_dirty_consumer *consumer)
 	}
 	gr_bits_or(&consumer->pend, &consumer->set);
 #endif
-	gr_mutex_unlock(&d->lock);
+	gr_dirty_unlock(d);
 	gr_bits_clear(&consumer->set);
 	consumer->open = false;
 	return 0;

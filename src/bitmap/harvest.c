@@ -4,9 +4,13 @@
  * asked and to the pending set of every other one. One at a time, under the harvest lock,
  * which markers never take. Invariants and argument are in mark.c; what is added here:
  *
- * H1 Clear top-down: top, then sum (or whole), then leaf, each by an exchange. Only a top word may
- * be tested before it is exchanged: a sum or a leaf that is skipped because a plain load found it
- * zero would break the chain of L1. H2 After the last live word was cleared, before the lock is
+ * H1 Clear top-down: top, then sum (or whole), then leaf, each by an exchange. A top word may be
+ *    tested first: take_top() says why. A sum is always exchanged. A leaf or a whole that is
+ * skipped because a load found it zero has no place in the chain of L1: a marker's OR after the
+ * load need not see the summaries cleared. It does where all threads see stores in one order and an
+ *    exchange is a full fence (GR_LOOK_BEFORE_EXCHANGE: x86): the summaries were cleared before the
+ *    load, the load is before the OR, and the marker looks after it. Elsewhere each is exchanged.
+ * H2 After the last live word was cleared, before the lock is
  * dropped and before the caller reads a page: one process-wide fence for all chunks and all
  * consumers (O2, L2). None if no bit was taken: then nobody reads on the strength of a cleared bit.
  * H3 Between two harvests a page dirtied since a consumer's last commit is in the live
@@ -21,7 +25,6 @@
 #include "base/heavy_fence.h"
 #include "base/hook.h"
 #include "bitmap/dirty.h"
-#include <unistd.h>
 
 /*
  * Each exchange waits for its cache line, and nothing passes an exchange: so the lines of many
@@ -208,8 +211,9 @@ static void take_later(struct harvest *h, const struct gr_dirty_chunk *c, size_t
 static uint64_t take_top(struct harvest *h, const struct gr_dirty_chunk *c, size_t chunk)
 {
 	/*
-	 * The test is safe here alone: a marker whose bit this load missed has not returned, or its
-	 * bit is found by the next harvest, as if this one had come a little earlier.
+	 * The test is safe on any machine here: a marker whose bit this load missed has not
+	 * returned, or its bit is found by the next harvest, as if this one had come a little
+	 * earlier.
 	 */
 	uint64_t x = gr_load_relaxed(&c->head->top);
 
@@ -227,7 +231,8 @@ static void ask_for_heads(const struct harvest *h, const struct gr_dirty_map *ma
 	for (size_t i = first; i < GR_MIN(first + AHEAD, map->chunks); i++) {
 		(void)gr_load_relaxed(&map->chunk[i].head->top);
 		if (h->to) {
-			(void)gr_load_relaxed(&h->to->chunk[i].top);
+			/* What is beside `top`, which 32-bit hosts do not align to 8 bytes. */
+			(void)gr_load_relaxed(&h->to->chunk[i].group);
 		}
 	}
 }
@@ -286,15 +291,14 @@ void gr_dirty_harvest_locked(struct gr_dirty *dirty, struct gr_bits *to,
 {
 	const struct gr_dirty_map *map = gr_rcu_dereference_protected(dirty->map);
 	struct harvest h;
-	pid_t pid = getpid();
 #ifdef GR_MUTANT_HARVEST_TRUSTS_SUMMARIES_AFTER_FORK
 	bool forked = false;
 #else
-	bool forked = pid != dirty->pid;
+	bool forked = dirty->forked;
 #endif
 
 	gr_mutex_assert_held(&dirty->lock);
-	dirty->pid = pid;
+	dirty->forked = false;
 	h.dirty = dirty; /* its arrays are as they come */
 	h.to = to;
 	h.skip = skip;

@@ -130,7 +130,7 @@ static inline void mark_sums(const struct gr_dirty_chunk *c, unsigned int v, uin
 		(void)gr_or_acq_rel(&c->sum[v], mask);
 	}
 	GR_HOOK("mark: sum set");
-	/* Nothing is looked at after the top: relaxed. Pairs with the exchange in take_tops(). */
+	/* Nothing is looked at after the top: relaxed. Pairs with the exchange in take_top(). */
 	if ((gr_load_relaxed(&c->head->top) & top_mask) == 0) {
 		(void)gr_or_acq_rel(&c->head->top, top_mask);
 	}

@@ -15,6 +15,7 @@
 #include "bitmap/bits.h"
 #include <assert.h>
 #include <errno.h>
+#include <stdint.h>
 #include <string.h>
 
 enum {
@@ -29,6 +30,8 @@ static_assert((int)GR_BITS_GROUPS % (int)SLAB_LINES == 0,
 	      "a chunk's blocks of one order are whole slabs");
 static_assert(sizeof(struct gr_bits_group) == 32, "two groups a cache line");
 static_assert((uint64_t)GR_BITS_CHUNKS_MAX * STORE_LINES <= UINT32_MAX, "a block's number");
+static_assert((uint64_t)GR_BITS_CHUNKS_MAX * CHUNK_BYTES <= PTRDIFF_MAX,
+	      "mapping_bytes() does not wrap");
 
 #define DIRECTORY_BYTES (GR_BITS_CHUNKS_MAX * sizeof(struct gr_bits_chunk))
 

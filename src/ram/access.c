@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * Access as a device has it: by guest physical address, across regions and blocks, with the
- * marks that make it visible to whoever copies the memory. Each call loads the index once, so
- * that what it checked is what it uses.
+ * marks that make it visible to whoever copies the memory. Up to 64 KiB are one section and one
+ * load of the index, so that what was checked is what is used. What is longer is checked first, so
+ * that a write to what is not there changes nothing, and then borrowed piece by piece, each looked
+ * up anew: memory that goes meanwhile is an error after what is before it was done.
  */
 #include "base/atomic.h"
 #include "base/hook.h"
@@ -88,7 +90,8 @@ static int access_in_section(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, b
 	const struct gr_ram_index *index = gr_rcu_dereference(ram->index);
 	uint64_t pieces;
 	struct gr_piece p;
-	int ret = write ? gr_pieces_check_rcu(index, gpa, bytes, true, UINT64_MAX, &pieces, err) : 0;
+	int ret =
+		write ? gr_pieces_check_rcu(index, gpa, bytes, true, UINT64_MAX, &pieces, err) : 0;
 
 	while (ret == 0 && bytes != 0) {
 		if (!gr_piece_at_rcu(index, gpa, bytes, &p)) {
@@ -136,8 +139,8 @@ static int check_writable(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, stru
 }
 
 /*
- * What takes long is done outside of sections, on memory that is borrowed piece by piece: nobody who
- * waits for readers waits for it, not even if a page must come from a disk first.
+ * What takes long is done outside of sections, on memory that is borrowed piece by piece: nobody
+ * who waits for readers waits for it, not even if a page must come from a disk first.
  */
 static int access_by_pieces(struct gr_ram *ram, gr_gpa_t gpa, uint64_t bytes, bool write,
 			    struct access *a, struct gr_error *err)

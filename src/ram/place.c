@@ -10,7 +10,7 @@
 
 uint64_t gr_ram_addr_max(const struct gr_ram *ram)
 {
-	return GR_BITS_PAGES_MAX * ram->page_bytes; /* 2^37 pages of at most 2^21 bytes */
+	return GR_BITS_PAGES_MAX * ram->page_bytes; /* at most 2^37 pages of at most 2^21 bytes */
 }
 
 int gr_ram_place(const struct gr_ram *ram, const struct gr_ram_index *index, uint64_t bytes,

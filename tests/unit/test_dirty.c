@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
-#include "bitmap/dirty.h"
 #include "base/heavy_fence.h"
+#include "bitmap/dirty.h"
 #include "harness.h"
 #include <errno.h>
 #include <guestram/ram.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -63,14 +65,14 @@ static uint64_t begin(struct gr_dirty_consumer *c)
 }
 
 /* The open epoch is exactly this one run (or empty, for pages == 0). */
-#define ASSERT_EPOCH_IS(c, first, pages)                                                           \
-	do {                                                                                       \
-		uint64_t first_ = (first), pages_ = 0, want_ = (pages);                                 \
-		ASSERT_EQ(gr_dirty_epoch_pages(c), want_);                                         \
-		ASSERT_EQ(gr_dirty_epoch_next((c), 0, &first_, &pages_), want_ != 0);              \
-		ASSERT_EQ(pages_, want_);                                                          \
-		ASSERT_EQ(first_, (uint64_t)(first));                                  \
-		ASSERT(!gr_dirty_epoch_next((c), first_ + pages_, &first_, &pages_));              \
+#define ASSERT_EPOCH_IS(c, first, pages)                                              \
+	do {                                                                          \
+		uint64_t first_ = (first), pages_ = 0, want_ = (pages);               \
+		ASSERT_EQ(gr_dirty_epoch_pages(c), want_);                            \
+		ASSERT_EQ(gr_dirty_epoch_next((c), 0, &first_, &pages_), want_ != 0); \
+		ASSERT_EQ(pages_, want_);                                             \
+		ASSERT_EQ(first_, (uint64_t)(first));                                 \
+		ASSERT(!gr_dirty_epoch_next((c), first_ + pages_, &first_, &pages_)); \
 	} while (0)
 
 TEST(memory_is_covered_by_whole_chunks)
@@ -98,6 +100,39 @@ TEST(more_pages_than_can_be_are_refused_and_nothing_changes)
 	ASSERT_EQ(gr_dirty_pages(d), CHUNK);
 	ASSERT_EQ(gr_dirty_create(GR_BITS_PAGES_MAX + 1, &none, &err), -ENOMEM);
 	ASSERT_PTR_EQ(none, NULL);
+	gr_dirty_free(d);
+}
+
+/* So many pages that the bytes of something of each chunk are a few more than a size_t can tell. */
+static uint64_t pages_that_wrap(uint64_t bytes_per_chunk)
+{
+	uint64_t chunks = (uint64_t)SIZE_MAX / bytes_per_chunk + 2;
+
+	return chunks < UINT64_MAX / CHUNK ? chunks * CHUNK : UINT64_MAX;
+}
+
+TEST(sizes_whose_bytes_this_host_cannot_count_are_refused)
+{
+	const uint64_t bytes[] = {
+		CHUNK / 8,			       /* the live words */
+		CHUNK / 8 + GR_BITS_GROUPS * 8,	       /* ... and sums */
+		2 * (CHUNK / 8) + GR_BITS_GROUPS * 32, /* a private set's lines and groups */
+	};
+	struct gr_dirty *d = make(CHUNK), *none = NULL;
+	struct gr_dirty_consumer *c = add(d, GR_DIRTY_START_FULL);
+	struct gr_error err;
+
+	for (size_t i = 0; i < sizeof(bytes) / sizeof(bytes[0]); i++) {
+		ASSERT_EQ(gr_dirty_create(pages_that_wrap(bytes[i]), &none, &err), -ENOMEM);
+		ASSERT_HAS(err.msg, "more than");
+		ASSERT_PTR_EQ(none, NULL);
+		ASSERT_EQ(gr_dirty_grow(d, pages_that_wrap(bytes[i]), &err), -ENOMEM);
+		ASSERT_HAS(err.msg, "more than");
+	}
+	ASSERT_EQ(gr_dirty_pages(d), CHUNK);
+	ASSERT_EQ(begin(c), CHUNK);
+	ASSERT_EQ(gr_dirty_epoch_commit(c), 0);
+	gr_dirty_consumer_del(c);
 	gr_dirty_free(d);
 }
 
@@ -605,6 +640,52 @@ TEST(child_of_a_fork_finds_bits_whose_marker_it_lacks)
 	gr_dirty_consumer_del(c);
 	gr_dirty_free(d);
 }
+
+#ifdef __linux__
+/* The first process of a namespace has the same pid as its child in the next one. */
+static void fork_with_the_same_pid(void)
+{
+	struct gr_dirty *d = make(CHUNK);
+	struct gr_dirty_consumer *c = add(d, GR_DIRTY_START_CLEAN);
+	pid_t me = getpid(), pid;
+	int status;
+
+	ASSERT_EQ(me, 1);
+	d->map->chunk[0].leaf[1000] |= 4;
+	ASSERT_EQ(unshare(CLONE_NEWPID), 0);
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (pid == 0) {
+		ASSERT_EQ(getpid(), me);
+		ASSERT_EQ(begin(c), (uint64_t)1);
+		ASSERT_EPOCH_IS(c, 64002, 1);
+		_exit(0);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	ASSERT_EQ(status, 0);
+}
+
+TEST(child_of_a_fork_that_has_its_parents_pid_finds_them_too)
+{
+	int status;
+	pid_t pid;
+
+	if (test_under_asan()) {
+		SKIP("LeakSanitizer does not work in another namespace than its thread's");
+	}
+	if (unshare(CLONE_NEWPID) != 0 && unshare(CLONE_NEWUSER | CLONE_NEWPID) != 0) {
+		SKIP("no new namespace of processes: errno %d", errno);
+	}
+	pid = fork();
+	ASSERT_GE(pid, 0);
+	if (pid == 0) {
+		fork_with_the_same_pid();
+		_exit(0);
+	}
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	ASSERT_EQ(status, 0);
+}
+#endif
 
 static bool stop; /* (a) */
 

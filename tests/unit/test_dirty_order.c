@@ -9,7 +9,10 @@
 #include "harness.h"
 #include <pthread.h>
 #include <semaphore.h>
+#include <signal.h>
 #include <stdlib.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #define CHUNK ((uint64_t)GR_BITS_CHUNK_PAGES)
 #define GROUP ((uint64_t)GR_BITS_GROUP_PAGES)
@@ -30,11 +33,21 @@ struct stopped {
 static __thread struct stopped *me;
 static uint64_t fences_when_all_taken;
 
+#ifndef _WIN32
+static const char *interrupted_at; /* a signal comes when the thread gets there, once */
+#endif
+
 void gr_test_hook(const char *place)
 {
 	if (strcmp(place, "harvest: all taken") == 0) {
 		fences_when_all_taken = gr_heavy_fence_count();
 	}
+#ifndef _WIN32
+	if (interrupted_at && strcmp(place, interrupted_at) == 0) {
+		interrupted_at = NULL;
+		(void)raise(SIGUSR1);
+	}
+#endif
 	if (me && me->place && strcmp(place, me->place) == 0) {
 		me->place = NULL;
 		sem_post(&me->arrived);
@@ -164,7 +177,8 @@ TEST(mark_that_returned_is_in_the_next_epoch_though_another_stands_after_the_sum
 
 TEST(mark_half_way_during_a_harvest_is_in_this_epoch_or_the_next)
 {
-	static const char *const places[] = { "mark: map loaded", "mark: half way", "mark: sum set" };
+	static const char *const places[] = { "mark: map loaded", "mark: half way",
+					      "mark: sum set" };
 
 	for (size_t i = 0; i < sizeof(places) / sizeof(places[0]); i++) {
 		struct gr_dirty_consumer *c;
@@ -283,5 +297,81 @@ TEST(the_fence_of_a_harvest_comes_after_the_last_clear)
 	ASSERT_EQ(gr_heavy_fence_count(), before + 1);
 	end(d, c);
 }
+
+#ifndef _WIN32
+/* ---- handlers that fork ---------------------------------------------------------------- */
+
+static pid_t forked = -1; /* by the handler */
+
+static void fork_in_handler(int sig)
+{
+	(void)sig;
+	forked = fork();
+}
+
+static void interrupt_at(const char *place)
+{
+	struct sigaction sa = { .sa_handler = fork_in_handler };
+
+	ASSERT_EQ(sigaction(SIGUSR1, &sa, NULL), 0);
+	interrupted_at = place;
+}
+
+static void wait_for_child(pid_t pid)
+{
+	int status;
+
+	ASSERT_GT(pid, 0);
+	ASSERT_EQ(waitpid(pid, &status, 0), pid);
+	ASSERT_EQ(status, 0);
+}
+
+/* Each process has all of the pages, whatever it was in the middle of. */
+static void has_all(struct gr_dirty *d, struct gr_dirty_consumer *c)
+{
+	ASSERT_EQ(gr_dirty_epoch_pages(c), 3 * GROUP);
+	ASSERT_EQ(gr_dirty_epoch_abort(c), 0);
+	mark(d, 5 * GROUP);
+	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
+	ASSERT_EQ(gr_dirty_epoch_pages(c), 3 * GROUP + 1);
+	ASSERT_EQ(gr_dirty_epoch_commit(c), 0);
+	end(d, c);
+}
+
+TEST(a_handler_may_fork_in_the_middle_of_its_threads_harvest)
+{
+	struct gr_dirty_consumer *c;
+	struct gr_dirty *d = make(CHUNK, &c);
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	do_mark_range(&(struct stopped){ .dirty = d, .page = GROUP, .pages = 3 * GROUP });
+	interrupt_at("harvest: top taken");
+	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
+	has_all(d, c);
+	if (forked == 0) {
+		_exit(0);
+	}
+	wait_for_child(forked);
+}
+
+TEST(a_handler_that_interrupts_a_fork_may_fork_the_dirty_memory)
+{
+	struct gr_dirty_consumer *c;
+	struct gr_dirty *d = make(CHUNK, &c);
+	pid_t pid;
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	do_mark_range(&(struct stopped){ .dirty = d, .page = GROUP, .pages = 3 * GROUP });
+	interrupt_at("dirty fork: locked");
+	pid = fork();
+	ASSERT_EQ(gr_dirty_epoch_begin(c, NULL, NULL), 0);
+	has_all(d, c);
+	if (pid == 0 || forked == 0) {
+		_exit(0);
+	}
+	wait_for_child(pid);
+	wait_for_child(forked);
+}
+#endif
 
 TEST_MAIN()
