@@ -80,7 +80,7 @@ windows() {
 	else
 		cannot windows "cannot be configured"
 	fi
-	"$wineserver" -k >/dev/null 2>&1
+	"$wineserver" -k >/dev/null 2>&1 || : # perhaps it has gone by itself
 }
 
 for p in $platforms; do
