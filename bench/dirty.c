@@ -19,6 +19,7 @@
  */
 #include "bench/flat.h"
 #include "bench/harness.h"
+#include "bench/together.h"
 #include <guestram/dirty.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -47,53 +48,37 @@ struct marking {
 	struct flat *flat;
 	uint64_t pages; /* marked over and over */
 	uint64_t marks;
-	pthread_barrier_t *together;
-	int cpu;
-	double seconds;
 };
 
-static void *mark_over_and_over(void *opaque)
+/* One loop each: what is compared is the mark. */
+static void mark_over_and_over(void *opaque, unsigned thread)
 {
-	struct marking *m = opaque;
-	double begin;
+	const struct marking *m = opaque;
+	struct gr_dirty *dirty = m->dirty;
+	struct flat *flat = m->flat;
+	uint64_t mask = m->pages - 1, n = m->marks, page = 0;
 
-	bench_pin(m->cpu);
-	pthread_barrier_wait(m->together);
-	begin = bench_now_s();
+	(void)thread;
 	gr_rcu_read_lock();
-	for (uint64_t i = 0; m->dirty && i < m->marks; i++) {
-		gr_dirty_mark(m->dirty, i * 7 & (m->pages - 1));
-	}
-	gr_rcu_read_unlock();
-	for (uint64_t i = 0; m->flat && i < m->marks; i++) {
-		flat_mark(m->flat, i * 7 & (m->pages - 1));
-	}
-	m->seconds = bench_now_s() - begin;
-	return NULL;
-}
-
-/* ns for a mark, of the slower thread. */
-static double mark_ns(struct gr_dirty *dirty, struct flat *flat, uint64_t pages, uint64_t marks,
-		      unsigned threads)
-{
-	pthread_barrier_t together;
-	struct marking m[2];
-	pthread_t thread[2];
-	double seconds = 0;
-
-	pthread_barrier_init(&together, NULL, threads);
-	for (unsigned i = 0; i < threads; i++) {
-		m[i] = (struct marking){ dirty, flat, pages, marks, &together, (int)i, 0 };
-		if (pthread_create(&thread[i], NULL, mark_over_and_over, &m[i]) != 0) {
-			bench_die("no thread");
+	if (dirty) {
+		for (uint64_t i = 0; i < n; i++, page = (page + 7) & mask) {
+			gr_dirty_mark(dirty, page);
+		}
+	} else {
+		for (uint64_t i = 0; i < n; i++, page = (page + 7) & mask) {
+			flat_mark(flat, page);
 		}
 	}
-	for (unsigned i = 0; i < threads; i++) {
-		pthread_join(thread[i], NULL);
-		seconds = m[i].seconds > seconds ? m[i].seconds : seconds;
-	}
-	pthread_barrier_destroy(&together);
-	return seconds * 1e9 / (double)marks;
+	gr_rcu_read_unlock();
+}
+
+/* ns for a mark. */
+static double mark_ns(const struct bench_options *o, struct marking *m, unsigned threads)
+{
+	unsigned stretches = o->quick ? 2 : 40;
+
+	m->marks = o->quick ? 100000 : 500000 / threads;
+	return bench_together_s(threads, stretches, mark_over_and_over, m) * 1e9 / (double)m->marks;
 }
 
 static struct gr_dirty *dirty_create(uint64_t pages, struct gr_dirty_consumer **ret_consumer)
@@ -122,14 +107,15 @@ static void mark_set(const struct bench_options *o, const char *name, uint64_t p
 		     unsigned threads)
 {
 	struct bench_result r = { .name = name, .unit = "ns", .peer_name = "atomic OR" };
-	uint64_t marks = o->quick ? 200000 : 20000000 / threads;
 	struct gr_dirty_consumer *c;
 	struct gr_dirty *dirty = dirty_create(PAGES_OF(8), &c);
 	struct flat *flat = flat_create(PAGES_OF(8));
+	struct marking m[2] = { { .dirty = dirty, .pages = pages },
+				{ .flat = flat, .pages = pages } };
 
 	for (int run = -1; run < o->runs; run++) {
-		double ours = mark_ns(dirty, NULL, pages, marks, threads);
-		double peer = mark_ns(NULL, flat, pages, marks, threads);
+		double ours = mark_ns(o, &m[0], threads);
+		double peer = mark_ns(o, &m[1], threads);
 
 		if (run >= 0) {
 			bench_add(&r, ours, peer);

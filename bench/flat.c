@@ -4,9 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define PIECE_PAGES ((uint64_t)2 << 20)
-#define PIECE_WORDS (PIECE_PAGES / 64)
-
 static uint64_t *words(uint64_t n)
 {
 	uint64_t *w = aligned_alloc(4096, n * 8);
@@ -22,15 +19,15 @@ static uint64_t *words(uint64_t n)
 struct flat *flat_create(uint64_t pages)
 {
 	struct flat *f = malloc(sizeof(*f));
-	uint64_t pieces = (pages + PIECE_PAGES - 1) / PIECE_PAGES;
+	uint64_t pieces = (pages + FLAT_PIECE_PAGES - 1) / FLAT_PIECE_PAGES;
 
 	if (!f) {
 		bench_die("no memory");
 	}
-	f->pages = pieces * PIECE_PAGES;
+	f->pages = pieces * FLAT_PIECE_PAGES;
 	f->live = malloc(pieces * sizeof(*f->live));
 	for (uint64_t i = 0; f->live && i < pieces; i++) {
-		f->live[i] = words(PIECE_WORDS);
+		f->live[i] = words(FLAT_PIECE_WORDS);
 	}
 	f->sent = words(f->pages / 64);
 	return f;
@@ -38,20 +35,12 @@ struct flat *flat_create(uint64_t pages)
 
 void flat_free(struct flat *f)
 {
-	for (uint64_t i = 0; i < f->pages / PIECE_PAGES; i++) {
+	for (uint64_t i = 0; i < f->pages / FLAT_PIECE_PAGES; i++) {
 		free(f->live[i]);
 	}
 	free(f->live);
 	free(f->sent);
 	free(f);
-}
-
-void flat_mark(struct flat *f, uint64_t page)
-{
-	uint64_t *piece = __atomic_load_n(&f->live[page / PIECE_PAGES], __ATOMIC_ACQUIRE);
-
-	__atomic_fetch_or(&piece[page / 64 % PIECE_WORDS], (uint64_t)1 << (page % 64),
-			  __ATOMIC_SEQ_CST);
 }
 
 static uint64_t mask(uint64_t page, uint64_t n)
@@ -63,7 +52,7 @@ void flat_mark_range(struct flat *f, uint64_t page, uint64_t pages)
 {
 	while (pages > 0) {
 		uint64_t n = 64 - page % 64 < pages ? 64 - page % 64 : pages;
-		uint64_t *word = &f->live[page / PIECE_PAGES][page / 64 % PIECE_WORDS];
+		uint64_t *word = &f->live[page / FLAT_PIECE_PAGES][page / 64 % FLAT_PIECE_WORDS];
 
 		__atomic_fetch_or(word, mask(page, n), __ATOMIC_SEQ_CST);
 		page += n;
@@ -75,10 +64,10 @@ uint64_t flat_harvest(struct flat *f)
 {
 	uint64_t fresh = 0;
 
-	for (uint64_t i = 0; i < f->pages / PIECE_PAGES; i++) {
-		uint64_t *live = f->live[i], *sent = f->sent + i * PIECE_WORDS;
+	for (uint64_t i = 0; i < f->pages / FLAT_PIECE_PAGES; i++) {
+		uint64_t *live = f->live[i], *sent = f->sent + i * FLAT_PIECE_WORDS;
 
-		for (uint64_t w = 0; w < PIECE_WORDS; w++) {
+		for (uint64_t w = 0; w < FLAT_PIECE_WORDS; w++) {
 			uint64_t bits;
 
 			if (__atomic_load_n(&live[w], __ATOMIC_RELAXED) == 0) {

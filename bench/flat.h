@@ -11,6 +11,9 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#define FLAT_PIECE_PAGES ((uint64_t)2 << 20)
+#define FLAT_PIECE_WORDS (FLAT_PIECE_PAGES / 64)
+
 struct flat {
 	uint64_t pages;
 	uint64_t **live; /* pieces */
@@ -19,7 +22,14 @@ struct flat {
 
 struct flat *flat_create(uint64_t pages);
 void flat_free(struct flat *f);
-void flat_mark(struct flat *f, uint64_t page);
+/* Inline, as in QEMU. */
+static inline void flat_mark(struct flat *f, uint64_t page)
+{
+	uint64_t *piece = __atomic_load_n(&f->live[page / FLAT_PIECE_PAGES], __ATOMIC_ACQUIRE);
+
+	__atomic_fetch_or(&piece[page / 64 % FLAT_PIECE_WORDS], (uint64_t)1 << (page % 64),
+			  __ATOMIC_SEQ_CST);
+}
 /* By words, as QEMU does it too. */
 void flat_mark_range(struct flat *f, uint64_t page, uint64_t pages);
 /* Returns how many pages are new in the second bitmap. */

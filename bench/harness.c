@@ -22,6 +22,7 @@ void bench_die(const char *fmt, ...)
 void bench_options_parse(struct bench_options *o, int argc, char **argv)
 {
 	*o = (struct bench_options){ .runs = 7, .size_mib = 1024 };
+	(void)bench_cpus(); /* before there are threads that would ask all at once */
 	for (int i = 1; i < argc; i++) {
 		const char *value = i + 1 < argc ? argv[i + 1] : NULL;
 

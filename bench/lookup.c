@@ -9,10 +9,12 @@
  *   lookup.miss4096
  *   lookup.miss32k
  *
- * All in an open read-side section ("/rwlock": with the lock). Every answer is checked.
+ * All in an open read-side section ("/rwlock": with the lock), and inline but for the rwlock. Every
+ * answer is checked.
  */
 #include "bench/harness.h"
 #include "bench/mru_list.h"
+#include "bench/together.h"
 #include <guestram/ram.h>
 #include <pthread.h>
 #include <stdio.h>
@@ -122,27 +124,26 @@ static struct mru_block *rwlock_find(struct machine *m, uint64_t addr)
 
 enum way { OURS, LIST, RWLOCK, RANGE_CHECK };
 
-enum { PICKS = 4096 };
+enum { PICKS = 4096, STRETCHES = 20 };
 
 struct looking {
 	struct machine *m;
 	enum way way;
 	uint64_t lookups;
-	unsigned pick[PICKS]; /* which blocks, over and over */
-	pthread_barrier_t *together;
-	int cpu;
-	double seconds;
+	unsigned pick[BENCH_TOGETHER_MAX][PICKS]; /* which blocks, over and over */
 };
 
-static void look(struct looking *l)
+static void look(void *opaque, unsigned thread)
 {
+	struct looking *l = opaque;
 	struct machine *m = l->m;
+	struct mru_block *cached = &m->mru_blocks[l->pick[thread][0]];
 	uint64_t wrong = 0, n = l->lookups;
 
 	/* One loop each: what is compared is the lookup, not a switch around it. */
 #define LOOK(found, right)                                                         \
 	for (uint64_t i = 0; i < n; i++) {                                         \
-		unsigned k = l->pick[i % PICKS];                                   \
+		unsigned k = l->pick[thread][i % PICKS];                           \
 		uint64_t addr = m->mru_blocks[k].offset + (i & (BLOCK_BYTES - 1)); \
                                                                                    \
 		wrong += (found) != (right);                                       \
@@ -162,7 +163,7 @@ static void look(struct looking *l)
 		LOOK(rwlock_find(m, addr), &m->mru_blocks[k])
 		break;
 	case RANGE_CHECK:
-		LOOK(mru_range_check(&m->mru_blocks[k], addr), &m->mru_blocks[k])
+		LOOK(mru_range_check(&cached, addr), &m->mru_blocks[k])
 		break;
 	}
 #undef LOOK
@@ -171,50 +172,25 @@ static void look(struct looking *l)
 	}
 }
 
-static void *looker(void *opaque)
-{
-	struct looking *l = opaque;
-	double begin;
-
-	bench_pin(l->cpu);
-	pthread_barrier_wait(l->together);
-	begin = bench_now_s();
-	look(l);
-	l->seconds = bench_now_s() - begin;
-	return NULL;
-}
-
-/* ns a lookup, of the slower thread. spread: among how many blocks each thread looks. */
+/* ns a lookup. spread: among how many blocks each thread looks. */
 static double lookup_ns(struct machine *m, enum way way, unsigned threads, unsigned spread,
 			uint64_t lookups)
 {
-	static struct looking l[2];
-	pthread_barrier_t together;
-	pthread_t thread[2];
-	double seconds = 0;
+	static struct looking l;
 	uint64_t rnd = 42;
 
-	pthread_barrier_init(&together, NULL, threads);
+	l.m = m;
+	l.way = way;
+	l.lookups = lookups / STRETCHES;
 	for (unsigned t = 0; t < threads; t++) {
-		l[t] = (struct looking){
-			.m = m, .way = way, .lookups = lookups, .together = &together, .cpu = (int)t
-		};
 		for (unsigned i = 0; i < PICKS; i++) {
 			rnd = rnd * 6364136223846793005u + 1442695040888963407u;
 			/* Two: in turn, and not the other thread's. */
-			l[t].pick[i] =
+			l.pick[t][i] =
 				spread == 2 ? 2 * t + i % 2 : (unsigned)((rnd >> 33) % spread);
 		}
-		if (pthread_create(&thread[t], NULL, looker, &l[t]) != 0) {
-			bench_die("no thread");
-		}
 	}
-	for (unsigned t = 0; t < threads; t++) {
-		pthread_join(thread[t], NULL);
-		seconds = l[t].seconds > seconds ? l[t].seconds : seconds;
-	}
-	pthread_barrier_destroy(&together);
-	return seconds * 1e9 / (double)lookups;
+	return bench_together_s(threads, STRETCHES, look, &l) * 1e9 / (double)l.lookups;
 }
 
 static const char list_name[] = "list with a shared MRU pointer (QEMU)";
@@ -246,7 +222,8 @@ static void against_both(const struct bench_options *o, const char *name, unsign
 {
 	struct bench_result r = { .name = name, .unit = "ns", .peer_name = list_name };
 	struct bench_result rw = r;
-	uint64_t n = o->quick ? 20000 : 2000000, list_n = blocks > 4 ? n * 8 / blocks + 200 : n;
+	uint64_t n = o->quick ? 20000 : 2000000,
+		 list_n = blocks > 4 ? n * 8 / blocks + 50 * STRETCHES : n;
 	char rw_name[64];
 	struct machine m;
 

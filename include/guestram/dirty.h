@@ -108,7 +108,7 @@ struct gr_dirty_chunk_ {
 struct gr_dirty_map_ {
 	struct gr_rcu_head rcu;
 	size_t chunks;
-	bool fence;
+	size_t inlined; /* as many, or 0 if markers need a fence of their own */
 	struct gr_dirty_chunk_ chunk[1]; /* as many as there are; C++ knows no open arrays */
 };
 /* Private: whatever is not as expected. */
@@ -131,7 +131,7 @@ static inline bool gr_dirty_is_marked_(struct gr_dirty *dirty, uint64_t page)
 	uint64_t p = page % GR_DIRTY_CHUNK_PAGES_;
 	const struct gr_dirty_chunk_ *c;
 
-	if (GR_UNLIKELY(page / GR_DIRTY_CHUNK_PAGES_ >= map->chunks || map->fence)) {
+	if (GR_UNLIKELY(page / GR_DIRTY_CHUNK_PAGES_ >= map->inlined)) {
 		return false;
 	}
 	__atomic_signal_fence(__ATOMIC_SEQ_CST); /* L2: the caller's stores before the look */

@@ -351,14 +351,25 @@ struct gr_ram_span {
 };
 struct gr_ram_index_ {
 	struct gr_rcu_head rcu;
-	const struct gr_ram_span *by_offset;
-	unsigned int blocks;
+	uint32_t blocks, others[3];
+	const void *other_ways[3];
+	struct gr_ram_span by_offset[1]; /* as many as there are; C++ knows no open arrays */
 };
 /* Private: when no hint helps. */
 GR_EXPORT struct gr_ram_block *gr_ram_block_find_slow_rcu(struct gr_ram *ram, gr_ram_addr_t addr)
 	GR_REQUIRES_SHARED(gr_rcu_section);
 #ifndef _WIN32 /* thread-local variables are function calls there */
 extern GR_EXPORT __thread uint32_t gr_ram_span_hint_[2] __attribute__((tls_model("initial-exec")));
+
+/* Private: the span at the place that hint i of this thread names, if it has the address. */
+static inline const struct gr_ram_span *gr_ram_span_hinted_(const struct gr_ram_index_ *index,
+							    unsigned int i, uint64_t addr)
+{
+	uint32_t hint = __atomic_load_n(&gr_ram_span_hint_[i], __ATOMIC_RELAXED);
+	const struct gr_ram_span *span = &index->by_offset[hint];
+
+	return GR_LIKELY(hint < index->blocks && addr - span->start < span->bytes) ? span : NULL;
+}
 #endif
 
 /**
@@ -379,13 +390,10 @@ static inline struct gr_ram_block *gr_ram_block_find_rcu(struct gr_ram *ram, gr_
 		(const struct gr_ram_index_ *const *)(const void *)ram, __ATOMIC_CONSUME);
 
 	/* Two, for who alternates. Whatever they are, they are held against this very index. */
-	for (unsigned int i = 0; i < 2; i++) {
-		uint32_t hint = __atomic_load_n(&gr_ram_span_hint_[i], __ATOMIC_RELAXED);
+	const struct gr_ram_span *span = gr_ram_span_hinted_(index, 0, addr.v);
 
-		if (GR_LIKELY(hint < index->blocks) &&
-		    addr.v - index->by_offset[hint].start < index->by_offset[hint].bytes) {
-			return index->by_offset[hint].block;
-		}
+	if (GR_LIKELY(span) || GR_LIKELY(span = gr_ram_span_hinted_(index, 1, addr.v))) {
+		return span->block;
 	}
 #endif
 	return gr_ram_block_find_slow_rcu(ram, addr);

@@ -76,7 +76,7 @@ static struct gr_dirty_map *map_alloc(size_t chunks)
 
 	if (map) {
 		map->chunks = chunks;
-		map->fence = !gr_heavy_fence_available();
+		map->inlined = gr_heavy_fence_available() ? chunks : 0;
 	}
 	return map;
 }

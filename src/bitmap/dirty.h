@@ -36,7 +36,9 @@ enum { GR_DIRTY_LEAVES = GR_BITS_CHUNK_PAGES / GR_BITS_PER_WORD };
 struct gr_dirty_map {
 	struct gr_rcu_head rcu;
 	size_t chunks; /* (c) */
-	bool fence;    /* (c) no process-wide fence: the marker has its own */
+	/* (c) how many of them the inline half of a mark may look at: all, or 0 where there is no
+	 * process-wide fence and markers have their own */
+	size_t inlined;
 	struct gr_dirty_chunk
 		chunk[]; /* (c) what they point to lives as long as the dirty memory */
 };

@@ -31,7 +31,7 @@
  * harvester that clears this bit runs the process-wide fence afterwards, and the marker's
  * store is before its own side of that fence, because its look was before the clear: the
  * bytes are visible to who reads after the fence. That is Dekker's pattern with its cost on
- * one side (C++ P1202). Without a process-wide fence `map->fence` is set and both sides
+ * one side (C++ P1202). Without a process-wide fence `map->inlined` is 0 and both sides
  * have a fence of their own.
  *
  * Growth (L5). A chunk has the same address in every map. A marker loads the map after it
@@ -53,7 +53,7 @@
 /* What the inline half in guestram/dirty.h takes for granted. */
 #define SAME_PLACE(type, member) (offsetof(struct type, member) == offsetof(struct type##_, member))
 static_assert(offsetof(struct gr_dirty, map) == 0, "a marker finds the map first");
-static_assert(SAME_PLACE(gr_dirty_map, chunks) && SAME_PLACE(gr_dirty_map, fence) &&
+static_assert(SAME_PLACE(gr_dirty_map, chunks) && SAME_PLACE(gr_dirty_map, inlined) &&
 		      SAME_PLACE(gr_dirty_map, chunk),
 	      "the map has two layouts");
 static_assert(SAME_PLACE(gr_dirty_chunk, leaf) && SAME_PLACE(gr_dirty_chunk, sum) &&
@@ -87,7 +87,7 @@ static inline uint64_t sum_bit(unsigned int w)
 /* L2: the store to the page, before the look at the leaf. Partner: the fence in harvest.c. */
 static inline void light_fence(const struct gr_dirty_map *map)
 {
-	if (GR_UNLIKELY(map->fence)) {
+	if (GR_UNLIKELY(map->inlined == 0)) {
 		gr_fence();
 	} else {
 		gr_barrier();

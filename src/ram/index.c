@@ -5,16 +5,16 @@
 
 static struct gr_ram_index *index_alloc(unsigned int blocks, unsigned int regions)
 {
-	struct gr_ram_index *x = calloc(1, sizeof(*x));
+	struct gr_ram_index *x =
+		calloc(1, sizeof(*x) + ((size_t)blocks + 1) * sizeof(x->by_offset[0]));
 
 	if (!x) {
 		return NULL;
 	}
-	x->by_offset = calloc((size_t)blocks + 1, sizeof(x->by_offset[0]));
 	x->by_host = calloc((size_t)blocks + 1, sizeof(x->by_host[0]));
 	x->by_id = calloc((size_t)blocks + 1, sizeof(x->by_id[0]));
 	x->region = calloc((size_t)regions + 1, sizeof(x->region[0]));
-	if (!x->by_offset || !x->by_host || !x->by_id || !x->region) {
+	if (!x->by_host || !x->by_id || !x->region) {
 		gr_ram_index_free(x);
 		return NULL;
 	}
@@ -24,7 +24,6 @@ static struct gr_ram_index *index_alloc(unsigned int blocks, unsigned int region
 void gr_ram_index_free(struct gr_ram_index *index)
 {
 	if (index) {
-		free(index->by_offset);
 		free(index->by_host);
 		free(index->by_id);
 		free(index->region);

@@ -17,14 +17,14 @@ struct gr_ram_named {
 
 struct gr_ram_index {
 	struct gr_rcu_head rcu;
-	struct gr_ram_span *by_offset;	/* RAM address space */
-	unsigned int blocks;
+	uint32_t blocks;
 	unsigned int hosts;
 	unsigned int ids;
 	unsigned int regions;
 	struct gr_ram_span *by_host;	/* this process's address space; those that have one */
 	struct gr_ram_named *by_id;	/* as strcmp() orders them; those that have one */
 	struct gr_ram_region *region;	/* guest physical address space */
+	struct gr_ram_span by_offset[]; /* RAM address space */
 };
 
 /* One change; what is not part of it is NULL. Deleting a block deletes its regions. */
