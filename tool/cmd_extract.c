@@ -35,6 +35,7 @@ static int find_block(const struct gr_image *image, const char *id, uint32_t *re
 /* Opens and empties it, unless it is the image that is read. */
 static int open_file(const char *path, const char *image_path, struct output *out)
 {
+	struct tool_image_name name;
 	struct stat st, image;
 
 	out->name = path;
@@ -44,8 +45,8 @@ static int open_file(const char *path, const char *image_path, struct output *ou
 		return tool_error("%s: %s", path, strerror(errno));
 	}
 	out->sparse = S_ISREG(st.st_mode);
-	if (stat(image_path, &image) == 0 && image.st_dev == st.st_dev &&
-	    image.st_ino == st.st_ino) {
+	if (tool_image_name(image_path, &name, NULL) == 0 && stat(name.path, &image) == 0 &&
+	    image.st_dev == st.st_dev && image.st_ino == st.st_ino) {
 		return tool_error("%s: is the image itself", path);
 	}
 	if (out->sparse && ftruncate(out->fd, 0) < 0) {
@@ -121,8 +122,7 @@ static int copy_block(struct gr_image *image, uint32_t index, uint64_t bytes,
 	return status;
 }
 
-static int extract(struct gr_image *image, const char *image_path, const char *id,
-		   const char *path)
+static int extract(struct gr_image *image, const char *image_path, const char *id, const char *path)
 {
 	struct gr_image_block block;
 	struct output out;
@@ -162,7 +162,7 @@ static int run(int argc, char **argv)
 	if (argc - optind != 2) {
 		return tool_usage_error(&verb_extract, "needs an image and a block");
 	}
-	if (gr_image_open(argv[optind], &image, &err) < 0) {
+	if (tool_image_open(argv[optind], &image, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
 	status = extract(image, argv[optind], argv[optind + 1], path);

@@ -104,7 +104,7 @@ static int info_of_image(const char *path, bool as_json)
 	struct gr_image *image;
 	struct gr_error err;
 
-	if (gr_image_open(path, &image, &err) < 0) {
+	if (tool_image_open(path, &image, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
 	gr_image_info(image, &info);
@@ -208,7 +208,8 @@ const struct verb verb_info = {
 		 "Checks that the image FILE is whole and lists what is in it: RAM blocks with\n"
 		 "their sizes and pages, and the device sections.\n"
 		 "\n"
-		 "  --qmp unix:PATH   ask the monitor of a running machine instead, of `guestram run`\n"
+		 "  --qmp unix:PATH   ask the monitor of a running machine instead, of `guestram "
+		 "run`\n"
 		 "                    or of a QEMU: its RAM blocks, and what the guest sees where\n"
 		 "  --json            as one JSON object\n",
 	.fn = run,

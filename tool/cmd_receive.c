@@ -93,7 +93,7 @@ static int report(const struct receive_options *o, const struct gr_migrate_stats
 	struct gr_image *image;
 	struct gr_error err;
 
-	if (gr_image_open(o->output, &image, &err) < 0) {
+	if (tool_image_open(o->output, &image, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
 	gr_image_info(image, &info);
@@ -110,8 +110,9 @@ static int run(int argc, char **argv)
 {
 	struct gr_image_params params = { .size = sizeof(params), .progress = progress_show };
 	struct gr_migrate_stats stats = { 0 };
-	struct gr_channel_listener *listener;
+	struct gr_channel_listener *listener = NULL;
 	struct gr_channel *channel = NULL;
+	struct tool_image_name name;
 	struct receive_options o;
 	struct progress progress;
 	struct gr_error err = { 0 };
@@ -120,15 +121,17 @@ static int run(int argc, char **argv)
 	if (status != TOOL_OK) {
 		return status;
 	}
-	rc = tool_listen(o.uri, &listener, &err);
+	rc = tool_image_name(o.output, &name, &err);
+	rc = rc < 0 ? rc : tool_listen(o.uri, &listener, &err);
 	rc = rc < 0 ? rc : tool_accept(listener, &channel, &err);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}
 	progress_begin(&progress, "receiving");
 	params.allow_unterminated = o.allow_unterminated;
+	params.offset = name.offset;
 	params.opaque = &progress;
-	rc = gr_image_receive(channel, o.output, &params, &stats, &err);
+	rc = gr_image_receive(channel, name.path, &params, &stats, &err);
 	progress_end(&progress);
 	if (rc < 0) {
 		struct gr_error ignored;
@@ -154,7 +157,9 @@ const struct verb verb_receive = {
 		 "\n"
 		 "URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N]\n"
 		 "\n"
-		 "  -o, --output FILE      the image\n"
+		 "  -o, --output FILE      the image; file:PATH,offset=N: from byte N of PATH on, "
+		 "and\n"
+		 "                         what PATH has in front of it stays\n"
 		 "  --allow-unterminated   accept a stream without closing description: it cannot\n"
 		 "                         be told whether it is whole\n"
 		 "  --json                 the result as one JSON object\n",

@@ -79,7 +79,7 @@ static int run(int argc, char **argv)
 	if (argc - optind != 2) {
 		return tool_usage_error(&verb_send, "needs an image and a URI");
 	}
-	if (gr_image_open(argv[optind], &image, &err) < 0) {
+	if (tool_image_open(argv[optind], &image, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
 	status = send_image(image, argv[optind], argv[optind + 1], as_json);

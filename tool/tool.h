@@ -76,6 +76,25 @@ int tool_listen(const char *uri, struct gr_channel_listener **ret_listener, stru
 int tool_accept(struct gr_channel_listener *listener, struct gr_channel **ret_channel,
 		struct gr_error *err);
 
+/* An image on the command line: a path, or as QEMU writes it, file:PATH[,offset=N]. */
+struct tool_image_name {
+	char path[4096];
+	uint64_t offset;
+};
+
+/**
+ * Take it apart.
+ * @param text The argument.
+ * @param ret  Filled on success.
+ * @param err  May be NULL.
+ * @return 0 or -EINVAL.
+ */
+int tool_image_name(const char *text, struct tool_image_name *ret, struct gr_error *err);
+
+struct gr_image;
+/** The same, and open it: gr_image_open_at(). */
+int tool_image_open(const char *text, struct gr_image **ret_image, struct gr_error *err);
+
 /**
  * Read a size as QEMU does: a number and one of K, M, G, T (powers of 1024) or nothing.
  * @param text      What was typed.

@@ -11,7 +11,14 @@
  *     gr_image_open("vm.ram", &image, &err);
  *     gr_image_send(image, channel, NULL, &stats, &err);         // into a QEMU -incoming
  *
- * Threads: an open image may be read from several threads.
+ * A machine of one's own is saved and loaded without a stream, by several threads, around the page cache
+ * where the file system can do that:
+ *
+ *     struct gr_image_save_params p = { .size = sizeof(p), .threads = 4, .direct = true };
+ *     gr_image_save(ram, "vm.ram", &p, &stats, &err);            // it is stopped
+ *     gr_image_load(image, other_ram, NULL, &ops, &stats, &err); // before it runs
+ *
+ * Threads: an open image may be read from several threads, and be loaded into several machines.
  */
 #ifndef GUESTRAM_IMAGE_H
 #define GUESTRAM_IMAGE_H
@@ -29,6 +36,8 @@ struct gr_image;
 struct gr_image_params {
 	size_t size;             /**< sizeof(struct gr_image_params) */
 	bool allow_unterminated; /**< accept a stream without the closing description */
+	uint64_t offset;         /**< receive: where in the file the image begins; bytes in front of
+				  *   it stay what they are */
 	/** Called now and then; may be NULL. */
 	void (*progress)(void *opaque, const struct gr_migrate_stats *stats);
 	void *opaque;
@@ -65,6 +74,18 @@ GR_EXPORT GR_MUST_CHECK int gr_image_receive(struct gr_channel *channel, const c
  */
 GR_EXPORT GR_MUST_CHECK int gr_image_open(const char *path, struct gr_image **ret_image,
 					  struct gr_error *err);
+/**
+ * Open an image that does not begin with the file, as QEMU and libvirt write them (file:PATH,offset=N).
+ * @param path      The file.
+ * @param offset    Its first byte of the image.
+ * @param ret_image Set on success only.
+ * @param err       May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  As gr_image_open().
+ * @context Any thread.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_image_open_at(const char *path, uint64_t offset,
+					     struct gr_image **ret_image, struct gr_error *err);
 /** Close it. @param image May be NULL. @context Any. */
 GR_EXPORT void gr_image_close(struct gr_image *image);
 
@@ -150,6 +171,78 @@ GR_EXPORT GR_MUST_CHECK int gr_image_send(struct gr_image *image, struct gr_chan
 					  const struct gr_image_params *params,
 					  struct gr_migrate_stats *ret_stats,
 					  struct gr_error *err);
+
+/** How saving or loading went. */
+struct gr_image_stats {
+	uint64_t data_pages;     /**< with bytes in the file */
+	uint64_t zero_pages;     /**< the others */
+	uint64_t total_time_ns;
+	bool direct;             /**< pages went around the page cache */
+	char why_not_direct[96]; /**< if it was asked for and they did not: why; else "" */
+};
+
+/** How to save. Zero what you do not set. */
+struct gr_image_save_params {
+	size_t size;             /**< sizeof(struct gr_image_save_params) */
+	const char *machine;     /**< machine name in the image; NULL: "guestram" */
+	uint64_t offset;         /**< where in the file the image begins; bytes in front of it stay
+				  *   what they are */
+	unsigned int threads;    /**< that write, the caller's among them; at most 64 */
+	bool direct;             /**< write pages around the page cache where that is possible */
+	/** Save vCPUs and devices with gr_state_put(). NULL: there are none. */
+	int (*save)(void *opaque, struct gr_state_writer *writer, struct gr_error *err);
+	void *opaque;            /**< for save() */
+};
+
+/**
+ * Save a machine that does not run. All blocks that take part in migrations are in the image. Pages that are
+ * zero take no space, and memory that nobody touched is not read. The file appears under its name only when
+ * it is complete and on disk; until then it is path + ".part", which stays after a failure.
+ *
+ * @param ram       The machine's RAM. Nobody stores to it or gives memory back meanwhile.
+ * @param path      The image; an older one is replaced.
+ * @param params    May be NULL.
+ * @param ret_stats Set on success; may be NULL.
+ * @param err       May be NULL.
+ * @return 0 or a negative errno.
+ * @errors  -EISDIR, -EINVAL path is a folder, a device or the like; -EBUSY somebody else writes there;
+ *          -ENOTSUP a block that is mapped on demand; -ENOSPC and other file errors, with block and page;
+ *          what save() returned.
+ * @context Any thread, outside a read-side section. Blocks.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_image_save(struct gr_ram *ram, const char *path,
+					  const struct gr_image_save_params *params,
+					  struct gr_image_stats *ret_stats, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
+
+/** How to load. Zero what you do not set. */
+struct gr_image_load_params {
+	size_t size;             /**< sizeof(struct gr_image_load_params) */
+	const char *machine;     /**< expected machine name; NULL: any */
+	unsigned int threads;    /**< that read, the caller's among them; at most 64 */
+	bool direct;             /**< read pages around the page cache where that is possible */
+};
+
+/**
+ * Load an image into a machine that does not run. Blocks that it has are filled (their lengths must agree),
+ * others are created.
+ *
+ * @param image     The image.
+ * @param ram       The machine's RAM.
+ * @param params    May be NULL.
+ * @param ops       load, complete and block_add are as for a destination. May be NULL.
+ * @param ret_stats Set on success; may be NULL.
+ * @param err       May be NULL.
+ * @return 0: the guest may run; or a negative errno: it must not, its RAM is undefined.
+ * @errors  -EINVAL another machine, page size or length of a block; file errors with block and place;
+ *          what ops returned.
+ * @context One thread for each machine, outside a read-side section. Blocks.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_image_load(struct gr_image *image, struct gr_ram *ram,
+					  const struct gr_image_load_params *params,
+					  const struct gr_destination_ops *ops,
+					  struct gr_image_stats *ret_stats, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
 
 GR_END_DECLS
 #endif

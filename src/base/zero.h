@@ -6,8 +6,8 @@
 #include "base/compiler.h"
 
 /*
- * `n`, a multiple of 8, words. Guest memory may be written while we look: each word on its own, no order
- * wanted. Reading is the bound, so there is nothing to gain from wider registers.
+ * `n`, a multiple of 8, words. Guest memory may be written while we look: each word on its own, no
+ * order wanted. Reading is the bound, so there is nothing to gain from wider registers.
  */
 __attribute__((no_sanitize("thread"))) static inline bool gr_words_are_zero(const uint64_t *w,
 									    size_t n)

@@ -39,6 +39,9 @@ enum {
 #define GR_IMAGE_STAMP_MAGIC "GRstamp1"
 /* From here on a block's pages begin at a multiple of 1 MiB: at most 1.6 % of padding. */
 #define GR_IMAGE_ALIGN_FROM_BYTES (UINT64_C(64) << 20)
+/* An image may begin here at the latest (file:PATH,offset=N): far below where sums of places would
+ * wrap. */
+#define GR_IMAGE_OFFSET_MAX (UINT64_C(1) << 60)
 /* Bitmaps of all blocks together, as kept in memory: 32 TiB of RAM. */
 #define GR_IMAGE_BITMAP_BYTES_MAX (UINT64_C(1) << 30)
 

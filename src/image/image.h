@@ -17,6 +17,7 @@ struct gr_image_part {
 struct gr_image {
 	int fd;
 	char *path;
+	uint64_t begin; /* where it begins in the file; places are counted from the file's start */
 	uint64_t file_bytes;
 	uint64_t disk_bytes;
 	uint8_t *config_raw;
@@ -52,5 +53,17 @@ static inline bool gr_image_part_present(const struct gr_image_part *part, uint6
  * @return Pages from page on that are all present, or all not; at least 1.
  */
 uint64_t gr_image_part_run(const struct gr_image_part *part, uint64_t page, uint64_t end);
+
+/**
+ * A message about bytes of a block that cannot be read.
+ * @param image  The image.
+ * @param part   The block.
+ * @param offset Bytes in the block.
+ * @param rc     What gr_file_pread() said.
+ * @param err    May be NULL.
+ * @return rc.
+ */
+int gr_image_cannot_read(const struct gr_image *image, const struct gr_image_part *part,
+			 uint64_t offset, int rc, struct gr_error *err);
 
 #endif

@@ -46,8 +46,12 @@ static int take(struct parser *p, void *buf, size_t n)
 static int parse_config(struct parser *p)
 {
 	struct gr_image *image = p->image;
-	size_t n = GR_MIN(image->file_bytes, (uint64_t)GR_STREAM_CONFIG_BYTES_MAX);
+	size_t n = 0;
 	int rc;
+
+	if (p->at < image->file_bytes) {
+		n = GR_MIN(image->file_bytes - p->at, (uint64_t)GR_STREAM_CONFIG_BYTES_MAX);
+	}
 
 	image->config_raw = malloc(GR_STREAM_CONFIG_BYTES_MAX);
 	if (!image->config_raw) {
@@ -56,16 +60,19 @@ static int parse_config(struct parser *p)
 	rc = take(p, image->config_raw, n);
 	if (rc == 0) {
 		rc = gr_image_config_parse(image->config_raw, n, &image->config, p->err);
+		if (rc < 0 && image->begin > 0) {
+			(void)gr_error_prefix(p->err, "counted from byte %" PRIu64 ": ",
+					      image->begin);
+		}
 	}
 	if (rc < 0) {
 		return rc == -EOPNOTSUPP ? -EBADMSG : rc;
 	}
+	p->at = image->begin + image->config.bytes;
 	if (image->config.has_section && !image->config.mapped) {
-		return bad(p, image->config.bytes,
-			   "a migration stream, but not one in the mapped-ram layout");
+		return bad(p, p->at, "a migration stream, but not one in the mapped-ram layout");
 	}
 	image->page_bytes = image->config.page_bytes;
-	p->at = image->config.bytes;
 	return 0;
 }
 
@@ -421,7 +428,7 @@ static int parse_tail(struct parser *p)
 
 static int parse(struct gr_image *image, struct gr_error *err)
 {
-	struct parser p = { .image = image, .err = err };
+	struct parser p = { .image = image, .at = image->begin, .err = err };
 	uint64_t total = 0;
 	int rc = parse_config(&p);
 
@@ -440,6 +447,12 @@ static int parse(struct gr_image *image, struct gr_error *err)
 
 int gr_image_open(const char *path, struct gr_image **ret_image, struct gr_error *err)
 {
+	return gr_image_open_at(path, 0, ret_image, err);
+}
+
+int gr_image_open_at(const char *path, uint64_t offset, struct gr_image **ret_image,
+		     struct gr_error *err)
+{
 	struct gr_image *image = calloc(1, sizeof(*image));
 	struct stat st;
 	int rc;
@@ -447,6 +460,7 @@ int gr_image_open(const char *path, struct gr_image **ret_image, struct gr_error
 	if (!image) {
 		return gr_error_set(err, -ENOMEM, "out of memory");
 	}
+	image->begin = offset;
 	gr_tail_init(&image->tail, 0);
 	image->path = strdup(path);
 	/* O_NONBLOCK: a FIFO must not keep us */

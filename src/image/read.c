@@ -69,6 +69,14 @@ uint64_t gr_image_part_run(const struct gr_image_part *part, uint64_t page, uint
 	return GR_MIN(at, end) - page;
 }
 
+int gr_image_cannot_read(const struct gr_image *image, const struct gr_image_part *part,
+			 uint64_t offset, int rc, struct gr_error *err)
+{
+	return gr_error_set(err, rc, "%s: block '%s' at %#" PRIx64 ", byte %" PRIu64 ": %s",
+			    image->path, part->place.id, offset, part->place.pages_at + offset,
+			    rc == -EPIPE ? "the file was cut" : strerror(-rc));
+}
+
 int gr_image_read(struct gr_image *image, uint32_t index, uint64_t offset, void *buf, size_t bytes,
 		  struct gr_error *err)
 {
@@ -96,10 +104,7 @@ int gr_image_read(struct gr_image *image, uint32_t index, uint64_t offset, void 
 			int rc = gr_file_pread(image->fd, to, n, part->place.pages_at + offset);
 
 			if (rc < 0) {
-				return gr_error_set(err, rc, "%s: block '%s' at %#" PRIx64 ": %s",
-						    image->path, part->place.id, offset,
-						    rc == -EPIPE ? "the file was cut"
-								 : strerror(-rc));
+				return gr_image_cannot_read(image, part, offset, rc, err);
 			}
 		}
 		to += n;

@@ -126,6 +126,7 @@ int gr_image_receive(struct gr_channel *channel, const char *path,
 	struct gr_receive_params receive_params = { .plain = true };
 	struct gr_receive *receive = NULL;
 	struct gr_image_store *store = NULL;
+	struct gr_image_store_params store_params = { 0 };
 	struct gr_sink sink = { .ops = &store_ops };
 	int rc;
 
@@ -133,7 +134,8 @@ int gr_image_receive(struct gr_channel *channel, const char *path,
 		params = &none;
 	}
 	receive_params.allow_unterminated = params->allow_unterminated;
-	rc = gr_image_store_create(path, &store, err);
+	store_params.offset = params->offset;
+	rc = gr_image_store_create_with(path, &store_params, &store, err);
 	if (rc < 0) {
 		return rc;
 	}

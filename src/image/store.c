@@ -1,14 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "image/store.h"
+#include "base/atomic.h"
+#include "image/direct.h"
 #include "image/file.h"
+#include "image/part.h"
+#include "stream/writer.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <libgen.h>
-#include <stdio.h>
 #include <stdlib.h>
-#include <sys/file.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 /* What a block has in memory. Bit i of both: page i. */
@@ -19,9 +18,9 @@ struct block {
 };
 
 struct gr_image_store {
-	int fd;
-	char *path;
-	char *part_path;
+	struct gr_part part;
+	struct gr_direct direct; /* to part.fd, for pages */
+	uint64_t begin;		 /* where the image begins in the file */
 	uint32_t page_bytes;
 	uint32_t section_id;
 	uint8_t *config;
@@ -31,61 +30,8 @@ struct gr_image_store {
 	uint64_t ram_end; /* behind the last block's pages */
 };
 
-/* The image takes the place of what has its name: never that of a device or a folder. */
-static int check_name(const char *path, struct gr_error *err)
-{
-	struct stat st;
-
-	if (stat(path, &st) < 0 || S_ISREG(st.st_mode)) {
-		return 0; /* what else is wrong with the path is found out with path.part */
-	}
-	if (S_ISDIR(st.st_mode)) {
-		return gr_error_set(err, -EISDIR, "%s: %s", path, strerror(EISDIR));
-	}
-	return gr_error_set(err, -EINVAL, "%s: exists and is not a regular file", path);
-}
-
-/* Opens and locks path.part; -EAGAIN: its name has moved on meanwhile. */
-static int try_part(struct gr_image_store *s, struct gr_error *err)
-{
-	struct stat ours, named;
-
-	/* Guest RAM is nobody else's to read. */
-	s->fd = open(s->part_path, O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600);
-	if (s->fd < 0 || fstat(s->fd, &ours) < 0) {
-		return gr_error_set(err, -errno, "%s: %s", s->part_path, strerror(errno));
-	}
-	if (!S_ISREG(ours.st_mode)) {
-		return gr_error_set(err, -EINVAL, "%s: exists and is not a regular file",
-				    s->part_path);
-	}
-	if (flock(s->fd, LOCK_EX | LOCK_NB) < 0) {
-		return errno == EWOULDBLOCK
-			       ? gr_error_set(err, -EBUSY, "%s: somebody else is writing it",
-					      s->part_path)
-			       : gr_error_set(err, -errno, "%s: cannot be locked: %s", s->part_path,
-					      strerror(errno));
-	}
-	/* Who had the lock before us may have given the file its final name. */
-	if (lstat(s->part_path, &named) < 0 || named.st_ino != ours.st_ino ||
-	    named.st_dev != ours.st_dev) {
-		return -EAGAIN;
-	}
-	return 0;
-}
-
-static int open_part(struct gr_image_store *s, struct gr_error *err)
-{
-	int rc;
-
-	while ((rc = try_part(s, err)) == -EAGAIN) {
-		(void)close(s->fd);
-		s->fd = -1;
-	}
-	return rc;
-}
-
-int gr_image_store_create(const char *path, struct gr_image_store **ret_store, struct gr_error *err)
+int gr_image_store_create_with(const char *path, const struct gr_image_store_params *params,
+			       struct gr_image_store **ret_store, struct gr_error *err)
 {
 	struct gr_image_store *s = calloc(1, sizeof(*s));
 	int rc;
@@ -93,33 +39,30 @@ int gr_image_store_create(const char *path, struct gr_image_store **ret_store, s
 	if (!s) {
 		return gr_error_set(err, -ENOMEM, "out of memory");
 	}
-	s->fd = -1;
-	s->path = strdup(path);
-	if (!s->path || asprintf(&s->part_path, "%s.part", path) < 0) {
-		s->part_path = NULL;
-		rc = gr_error_set(err, -ENOMEM, "out of memory");
-		goto out;
-	}
-#ifdef GR_MUTANT_IMAGE_EARLY_NAME
-	(void)snprintf(s->part_path, strlen(path) + 1, "%s", path);
-#endif
-	rc = check_name(path, err);
+	s->begin = params->offset;
+	s->direct.direct_fd = -1;
+	rc = params->offset > GR_IMAGE_OFFSET_MAX
+		     ? gr_error_set(err, -EFBIG, "%s: no file has a byte %" PRIu64, path,
+				    params->offset)
+		     : 0;
+	s->part.fd = -1;
 	if (rc == 0) {
-		rc = open_part(s, err);
+		rc = gr_part_open(&s->part, path, params->offset, err);
 	}
 	if (rc < 0) {
-		goto out;
+		gr_image_store_free(s);
+		return rc;
 	}
-	/* Cut off only once it is ours. */
-	if (ftruncate(s->fd, 0) < 0) {
-		rc = gr_error_set(err, -errno, "%s: %s", s->part_path, strerror(errno));
-		goto out;
-	}
+	gr_direct_open(&s->direct, s->part.fd, params->direct, true);
 	*ret_store = s;
 	return 0;
-out:
-	gr_image_store_free(s);
-	return rc;
+}
+
+int gr_image_store_create(const char *path, struct gr_image_store **ret_store, struct gr_error *err)
+{
+	static const struct gr_image_store_params none = { 0 };
+
+	return gr_image_store_create_with(path, &none, ret_store, err);
 }
 
 void gr_image_store_free(struct gr_image_store *s)
@@ -127,30 +70,29 @@ void gr_image_store_free(struct gr_image_store *s)
 	if (!s) {
 		return;
 	}
-	if (s->fd >= 0) {
-		(void)close(s->fd);
-	}
+	gr_direct_close(&s->direct);
+	gr_part_close(&s->part);
 	for (size_t i = 0; i < s->count; i++) {
 		free(s->blocks[i].present);
 		free(s->blocks[i].written);
 	}
 	free(s->blocks);
 	free(s->config);
-	free(s->part_path);
-	free(s->path);
 	free(s);
+}
+
+static int cannot_write(const struct gr_image_store *s, int rc, uint64_t at, struct gr_error *err)
+{
+	return gr_error_set(err, rc, "%s: cannot write at byte %" PRIu64 ": %s", s->part.part_path,
+			    at, strerror(-rc));
 }
 
 static int write_at(struct gr_image_store *s, const void *data, size_t n, uint64_t at,
 		    struct gr_error *err)
 {
-	int rc = gr_file_pwrite(s->fd, data, n, at);
+	int rc = gr_file_pwrite(s->part.fd, data, n, at);
 
-	if (rc < 0) {
-		return gr_error_set(err, rc, "%s: cannot write at byte %" PRIu64 ": %s",
-				    s->part_path, at, strerror(-rc));
-	}
-	return 0;
+	return rc < 0 ? cannot_write(s, rc, at, err) : 0;
 }
 
 int gr_image_store_config(struct gr_image_store *s, const void *raw, size_t bytes,
@@ -166,7 +108,17 @@ int gr_image_store_config(struct gr_image_store *s, const void *raw, size_t byte
 		return rc;
 	}
 	s->page_bytes = page_bytes;
-	return write_at(s, s->config, s->config_bytes, 0, err);
+	return write_at(s, s->config, s->config_bytes, s->begin, err);
+}
+
+int gr_image_store_machine(struct gr_image_store *s, const char *machine, uint32_t page_bytes,
+			   struct gr_error *err)
+{
+	uint8_t raw[GR_STREAM_CONFIG_BYTES_MAX];
+	size_t bytes = 0;
+	int rc = gr_stream_config_build(raw, machine, page_bytes, &bytes, err);
+
+	return rc < 0 ? rc : gr_image_store_config(s, raw, bytes, page_bytes, err);
 }
 
 static int make_blocks(struct gr_image_store *s, const struct gr_image_place *places, size_t n,
@@ -228,7 +180,7 @@ int gr_image_store_blocks(struct gr_image_store *s, uint32_t section_id,
 		return gr_error_set(err, -ENOMEM, "out of memory");
 	}
 	memcpy(laid_out, places, n * sizeof(*laid_out));
-	rc = gr_image_layout(s->config_bytes + sizeof(start), s->page_bytes, laid_out, n,
+	rc = gr_image_layout(s->begin + s->config_bytes + sizeof(start), s->page_bytes, laid_out, n,
 			     &s->ram_end, err);
 	if (rc == 0) {
 		rc = make_blocks(s, laid_out, n, err);
@@ -241,6 +193,9 @@ int gr_image_store_blocks(struct gr_image_store *s, uint32_t section_id,
 	if (rc < 0) {
 		return rc;
 	}
+	/* So that writers side by side need not wait for each other to make it longer. If it cannot
+	 * be so long, the first write there says so, with block and page. */
+	(void)!ftruncate(s->part.fd, (off_t)s->ram_end);
 	s->section_id = section_id;
 	start[0] = GR_SECTION_START;
 	gr_put_be32(start + 1, section_id);
@@ -249,12 +204,43 @@ int gr_image_store_blocks(struct gr_image_store *s, uint32_t section_id,
 	gr_put_be32(start + 9, 0);
 	gr_put_be32(start + 13, GR_RAM_SECTION_VERSION);
 	gr_put_be64(start + 17, total | GR_RAM_MEM_SIZE);
-	return write_at(s, start, sizeof(start), s->config_bytes, err);
+	return write_at(s, start, sizeof(start), s->begin + s->config_bytes, err);
 }
 
-static void mark(uint64_t *bits, uint64_t page)
+/* The pages of [page, end) that are in the word of `page`; how many, in *ret_n. */
+static uint64_t word_mask(uint64_t page, uint64_t end, uint64_t *ret_n)
 {
-	bits[page / 64] |= UINT64_C(1) << (page % 64);
+	*ret_n = GR_MIN(64 - page % 64, end - page);
+	return *ret_n == 64 ? UINT64_MAX : ((UINT64_C(1) << *ret_n) - 1) << (page % 64);
+}
+
+/* Other pages of a word may be another thread's. No order: they are read when all threads have
+ * ended. */
+static void set_pages(uint64_t *word, uint64_t mask)
+{
+#ifdef GR_MUTANT_IMAGE_PLAIN_MARKS
+	*(volatile uint64_t *)word |= mask;
+#else
+	(void)gr_or_acq_rel(word, mask);
+#endif
+}
+
+static void clear_pages(uint64_t *word, uint64_t mask)
+{
+#ifdef GR_MUTANT_IMAGE_PLAIN_MARKS
+	*(volatile uint64_t *)word &= ~mask;
+#else
+	(void)gr_and_acq_rel(word, ~mask);
+#endif
+}
+
+static void mark_run(uint64_t *bits, uint64_t page, uint64_t n)
+{
+	for (uint64_t end = page + n, k; page < end; page += k) {
+		uint64_t mask = word_mask(page, end, &k);
+
+		set_pages(&bits[page / 64], mask);
+	}
 }
 
 static bool marked(const uint64_t *bits, uint64_t page)
@@ -262,13 +248,25 @@ static bool marked(const uint64_t *bits, uint64_t page)
 	return (bits[page / 64] >> (page % 64)) & 1;
 }
 
+int gr_image_store_run(struct gr_image_store *s, size_t block, uint64_t offset, const void *data,
+		       size_t bytes, struct gr_error *err)
+{
+	struct block *b = &s->blocks[block];
+	uint64_t at = b->place.pages_at + offset;
+	int rc = gr_direct_pwrite(&s->direct, data, bytes, at);
+
+	if (rc < 0) {
+		return cannot_write(s, rc, at, err);
+	}
+	mark_run(b->present, offset / s->page_bytes, bytes / s->page_bytes);
+	mark_run(b->written, offset / s->page_bytes, bytes / s->page_bytes);
+	return 0;
+}
+
 int gr_image_store_pages(struct gr_image_store *s, size_t block, const uint64_t *offsets,
 			 size_t count, const uint8_t *data, uint32_t *ret_bad, struct gr_error *err)
 {
-	struct block *b = &s->blocks[block];
-
 	for (size_t i = 0, n; i < count; i += n) {
-		uint64_t first = offsets[i] / s->page_bytes;
 		int rc;
 
 		for (n = 1; i + n < count; n++) {
@@ -276,15 +274,11 @@ int gr_image_store_pages(struct gr_image_store *s, size_t block, const uint64_t 
 				break;
 			}
 		}
-		rc = write_at(s, data + i * s->page_bytes, n * s->page_bytes,
-			      b->place.pages_at + offsets[i], err);
+		rc = gr_image_store_run(s, block, offsets[i], data + i * s->page_bytes,
+					n * s->page_bytes, err);
 		if (rc < 0) {
 			*ret_bad = (uint32_t)i;
 			return rc;
-		}
-		for (size_t k = 0; k < n; k++) {
-			mark(b->present, first + k);
-			mark(b->written, first + k);
 		}
 	}
 	return 0;
@@ -300,14 +294,10 @@ void gr_image_store_zero(struct gr_image_store *s, size_t block, uint64_t offset
 #endif
 	/* The bytes of before stay where they are until the end: nobody reads a page that is
 	 * not present, and most of them are written again. */
-	for (uint64_t page = offset / s->page_bytes; page < end;) {
-		if (page % 64 == 0 && end - page >= 64) {
-			b->present[page / 64] = 0;
-			page += 64;
-		} else {
-			b->present[page / 64] &= ~(UINT64_C(1) << (page % 64));
-			page++;
-		}
+	for (uint64_t page = offset / s->page_bytes, k; page < end; page += k) {
+		uint64_t mask = word_mask(page, end, &k);
+
+		clear_pages(&b->present[page / 64], mask);
 	}
 }
 
@@ -326,10 +316,10 @@ int gr_image_store_page_read(struct gr_image_store *s, size_t block, uint64_t of
 		memset(page, 0, s->page_bytes);
 		return 0;
 	}
-	rc = gr_file_pread(s->fd, page, s->page_bytes, at);
+	rc = gr_file_pread(s->part.fd, page, s->page_bytes, at);
 	if (rc < 0) {
 		return gr_error_set(err, rc, "%s: cannot read back byte %" PRIu64 ": %s",
-				    s->part_path, at, strerror(-rc));
+				    s->part.part_path, at, strerror(-rc));
 	}
 	return 0;
 }
@@ -354,13 +344,14 @@ static int drop_stale_pages(struct gr_image_store *s, struct block *b, struct gr
 			n = 1;
 			continue;
 		}
-		rc = gr_file_zero(s->fd, b->place.pages_at + page * s->page_bytes,
+		rc = gr_file_zero(s->part.fd, b->place.pages_at + page * s->page_bytes,
 				  n * s->page_bytes);
 		if (rc < 0) {
-			return gr_error_set(
-				err, rc,
-				"%s: block '%s', page at %#" PRIx64 ": cannot make it zero: %s",
-				s->part_path, b->place.id, page * s->page_bytes, strerror(-rc));
+			return gr_error_set(err, rc,
+					    "%s: block '%s', page at %#" PRIx64
+					    ": cannot make it zero: %s",
+					    s->part.part_path, b->place.id, page * s->page_bytes,
+					    strerror(-rc));
 		}
 	}
 	return 0;
@@ -415,38 +406,6 @@ static int write_frame(struct gr_image_store *s, size_t tail_bytes, uint64_t *re
 			err);
 }
 
-/* The name and the data have to be on disk before anybody is told so. */
-static int commit(struct gr_image_store *s, struct gr_error *err)
-{
-	char *folder_of = strdup(s->path);
-	int folder = -1, rc = 0;
-
-	if (!folder_of) {
-		return gr_error_set(err, -ENOMEM, "out of memory");
-	}
-	if (fdatasync(s->fd) < 0) {
-		rc = gr_error_set(err, -errno, "%s: %s", s->part_path, strerror(errno));
-		goto out;
-	}
-	folder = open(dirname(folder_of), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-	if (rename(s->part_path, s->path) < 0) {
-		rc = gr_error_set(err, -errno, "%s: cannot be renamed to %s: %s", s->part_path,
-				  s->path, strerror(errno));
-		goto out;
-	}
-	/* EINVAL: a file system that has no such thing */
-	if (folder >= 0 && fsync(folder) < 0 && errno != EINVAL) {
-		rc = gr_error_set(err, -errno, "%s: its folder cannot be written to disk: %s",
-				  s->path, strerror(errno));
-	}
-out:
-	if (folder >= 0) {
-		(void)close(folder);
-	}
-	free(folder_of);
-	return rc;
-}
-
 int gr_image_store_finish(struct gr_image_store *s, const void *tail, size_t bytes,
 			  struct gr_error *err)
 {
@@ -465,5 +424,11 @@ int gr_image_store_finish(struct gr_image_store *s, const void *tail, size_t byt
 	if (rc == 0) {
 		rc = write_at(s, tail, bytes, tail_at, err);
 	}
-	return rc < 0 ? rc : commit(s, err);
+	return rc < 0 ? rc : gr_part_commit(&s->part, err);
+}
+
+bool gr_image_store_direct(const struct gr_image_store *s, char *why, size_t bytes)
+{
+	gr_direct_why(&s->direct, why, bytes);
+	return gr_direct_is_on(&s->direct);
 }

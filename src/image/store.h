@@ -8,11 +8,12 @@
  *     gr_image_store_create(path)      path.part exists, locked, empty
  *     gr_image_store_config()          as received
  *     gr_image_store_blocks()
- *     { gr_image_store_pages(), _zero(), _page_read() }*
+ *     { gr_image_store_run(), _pages(), _zero(), _page_read() }*
  *     gr_image_store_finish()          bitmaps, END, tail, on disk, renamed to path
  *     gr_image_store_free()            without finish: path.part stays
  *
- * One thread.
+ * One thread, but for pages: gr_image_store_run(), _pages(), _zero() and _page_read() may be called
+ * by several at once, of different pages.
  */
 #ifndef GR_IMAGE_STORE_H
 #define GR_IMAGE_STORE_H
@@ -33,6 +34,27 @@ struct gr_image_store;
 GR_MUST_CHECK int gr_image_store_create(const char *path, struct gr_image_store **ret_store,
 					struct gr_error *err);
 
+/* Zero what you do not set. */
+struct gr_image_store_params {
+	uint64_t offset; /* where in the file the image begins; what is in front of it stays */
+	bool direct;	 /* pages go around the page cache where that is possible */
+};
+
+/** The same with params. */
+GR_MUST_CHECK int gr_image_store_create_with(const char *path,
+					     const struct gr_image_store_params *params,
+					     struct gr_image_store **ret_store,
+					     struct gr_error *err);
+
+/**
+ * Whether pages go around the page cache.
+ * @param s     The store.
+ * @param why   If they were to and do not: why. Else "".
+ * @param bytes Its size.
+ * @return true if they do.
+ */
+bool gr_image_store_direct(const struct gr_image_store *s, char *why, size_t bytes);
+
 /** @param s May be NULL. Closes; deletes nothing. */
 void gr_image_store_free(struct gr_image_store *s);
 
@@ -49,6 +71,18 @@ GR_MUST_CHECK int gr_image_store_config(struct gr_image_store *s, const void *ra
 					uint32_t page_bytes, struct gr_error *err);
 
 /**
+ * The same for a machine of ours, instead of gr_image_store_config().
+ * @param s          The store.
+ * @param machine    Its name.
+ * @param page_bytes Of the target.
+ * @param err        May be NULL.
+ * @return 0 or a negative errno.
+ * @errors -EINVAL a name or page size that no image can have; what the file system says.
+ */
+GR_MUST_CHECK int gr_image_store_machine(struct gr_image_store *s, const char *machine,
+					 uint32_t page_bytes, struct gr_error *err);
+
+/**
  * Lay the file out and write everything in front of the pages but the bitmaps.
  * @param s          The store, configured.
  * @param section_id Of the sender's 'ram'.
@@ -62,8 +96,21 @@ GR_MUST_CHECK int gr_image_store_blocks(struct gr_image_store *s, uint32_t secti
 					const struct gr_image_place *places, size_t n,
 					struct gr_error *err);
 
+/**
+ * Pages with bytes that follow each other: one write.
+ * @param s      The store.
+ * @param block  Index.
+ * @param offset Bytes in the block.
+ * @param data   From where; with direct I/O at a multiple of the host's page.
+ * @param bytes  How many: whole pages.
+ * @param err    May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_image_store_run(struct gr_image_store *s, size_t block, uint64_t offset,
+				     const void *data, size_t bytes, struct gr_error *err);
+
 /*
- * The three below: offsets are checked already (inside the block, multiples of the page
+ * Here and below: offsets are checked already (inside the block, multiples of the page
  * size); errors are those of the file, the receive loop puts block and page in front.
  */
 

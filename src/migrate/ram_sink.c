@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Fewer zero bytes than these are cleared rather than given back: they cost less than a system call. */
+/* Fewer zero bytes than these are cleared rather than given back: they cost less than a system
+ * call. */
 enum { GIVE_BACK_BYTES = 64 << 10 };
 
 /* One block that takes part in the migration; the user of its entry in the reader's table. */
@@ -178,21 +179,22 @@ static int sink_config(void *opaque, const struct gr_stream_record *config, stru
 }
 
 /* Finds a block with a reference, or NULL. */
-static struct gr_ram_block *block_get(struct gr_ram_sink *sink, const char *id)
+static struct gr_ram_block *block_get(struct gr_ram *ram, const char *id,
+				      struct gr_section_watch *watch)
 {
 	struct gr_ram_block *block;
 
-	gr_section_enter(&sink->watch);
-	block = gr_ram_block_by_id_rcu(sink->ram, id);
+	gr_section_enter(watch);
+	block = gr_ram_block_by_id_rcu(ram, id);
 	if (block) {
 		gr_ram_block_get(block);
 	}
-	gr_section_leave(&sink->watch);
+	gr_section_leave(watch);
 	return block;
 }
 
-static int block_make(struct gr_ram_sink *sink, const struct gr_stream_block *entry,
-		      struct gr_error *err)
+static int block_make(struct gr_ram *ram, const struct gr_destination_ops *ops,
+		      const struct gr_stream_block *entry, struct gr_error *err)
 {
 	struct gr_block_announcement what = {
 		.id = entry->id,
@@ -219,10 +221,10 @@ static int block_make(struct gr_ram_sink *sink, const struct gr_stream_block *en
 		return gr_error_set(err, -EFBIG, "block '%s': %llu bytes are too many", what.id,
 				    (unsigned long long)what.max_bytes);
 	}
-	if (sink->ops.block_add) {
-		return sink->ops.block_add(sink->ops.opaque, &what, err);
+	if (ops->block_add) {
+		return ops->block_add(ops->opaque, &what, err);
 	}
-	return gr_ram_block_add(sink->ram, &desc, NULL, err);
+	return gr_ram_block_add(ram, &desc, NULL, err);
 }
 
 /* What is in the block already must be cleared where the stream says zero. */
@@ -256,19 +258,19 @@ static int check_block(const struct gr_ram_block *block, const struct gr_stream_
 	return 0;
 }
 
-/* A new entry of the list: the block of that id, made if there is none. */
-static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struct gr_error *err)
+int gr_ram_sink_block(struct gr_ram *ram, const struct gr_destination_ops *ops,
+		      const struct gr_stream_block *entry, struct gr_section_watch *watch,
+		      struct gr_ram_block **ret_block, struct gr_error *err)
 {
-	struct gr_ram_block *block = block_get(sink, entry->id);
-	struct sink_block *b;
+	struct gr_ram_block *block = block_get(ram, entry->id, watch);
 	int rc;
 
 	if (!block) {
-		rc = block_make(sink, entry, err);
+		rc = block_make(ram, ops, entry, err);
 		if (rc < 0) {
 			return rc;
 		}
-		block = block_get(sink, entry->id);
+		block = block_get(ram, entry->id, watch);
 		if (!block) {
 			return gr_error_set(err, -ENOENT, "block '%s' was not made", entry->id);
 		}
@@ -276,6 +278,20 @@ static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struc
 	rc = check_block(block, entry, err);
 	if (rc < 0) {
 		gr_ram_block_put(block);
+		return rc;
+	}
+	*ret_block = block;
+	return 0;
+}
+
+/* A new entry of the list. */
+static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struct gr_error *err)
+{
+	struct gr_ram_block *block;
+	struct sink_block *b;
+	int rc = gr_ram_sink_block(sink->ram, &sink->ops, entry, &sink->watch, &block, err);
+
+	if (rc < 0) {
 		return rc;
 	}
 	b = calloc(1, sizeof(*b));
@@ -410,8 +426,8 @@ static void clear_content(struct gr_ram_sink *sink, struct sink_block *b, uint64
 }
 
 /*
- * Pages that are present become zero. Where they are many, as those of a piece that was unplugged at the
- * source, their memory is given back; who forbids that has them cleared.
+ * Pages that are present become zero. Where they are many, as those of a piece that was unplugged
+ * at the source, their memory is given back; who forbids that has them cleared.
  */
 static void make_zero(struct gr_ram_sink *sink, struct sink_block *b, uint64_t offset,
 		      uint64_t bytes)
@@ -494,14 +510,15 @@ static int refuse_foreign(struct gr_tail *tail, struct gr_error *err)
 	return rc;
 }
 
-static int load_devices(struct gr_ram_sink *sink, struct gr_tail *tail, struct gr_error *err)
+int gr_ram_sink_load_devices(const struct gr_destination_ops *ops, struct gr_tail *tail,
+			     struct gr_error *err)
 {
 	struct gr_tail_section section;
 	char name[GR_STREAM_ID_BYTES_MAX + 1];
 	size_t cursor = 0;
 	int rc;
 
-	if (!sink->ops.load) {
+	if (!ops->load) {
 		return 0;
 	}
 	if (!gr_tail_is_ours(tail)) {
@@ -510,8 +527,8 @@ static int load_devices(struct gr_ram_sink *sink, struct gr_tail *tail, struct g
 	while ((rc = gr_tail_section_next(tail, &cursor, &section, err)) > 0) {
 		memcpy(name, section.name, section.name_bytes);
 		name[section.name_bytes] = '\0';
-		rc = sink->ops.load(sink->ops.opaque, name, section.instance_id, section.version,
-				    section.data, section.data_bytes, err);
+		rc = ops->load(ops->opaque, name, section.instance_id, section.version,
+			       section.data, section.data_bytes, err);
 		if (rc < 0) {
 			gr_error_prefix(err, "device '%s' %u: ", name, section.instance_id);
 			return rc;
@@ -530,7 +547,7 @@ static int sink_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
 		gr_placer_end(&sink->placer, b->block, b->how);
 		b->how = GR_PLACE_STORE;
 	}
-	rc = load_devices(sink, tail, err);
+	rc = gr_ram_sink_load_devices(&sink->ops, tail, err);
 	if (rc == 0 && sink->ops.complete) {
 		rc = sink->ops.complete(sink->ops.opaque, err);
 	}

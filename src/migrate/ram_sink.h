@@ -7,6 +7,7 @@
 #ifndef GR_MIGRATE_RAM_SINK_H
 #define GR_MIGRATE_RAM_SINK_H
 
+#include "migrate/section.h"
 #include "migrate/sink.h"
 #include <guestram/migrate.h>
 #include <guestram/ram.h>
@@ -47,5 +48,33 @@ void gr_ram_sink_describe(const struct gr_ram_sink *sink, char *buf, size_t byte
 
 /** @param sink The sink. @return Longest read-side section so far. */
 uint64_t gr_ram_sink_section_ns_max(const struct gr_ram_sink *sink);
+
+/**
+ * The machine's block that an entry of a list names, made if there is none. For images too.
+ * @param ram       RAM of a machine that does not run.
+ * @param ops       Makes blocks, if it wants to.
+ * @param entry     Name, lengths and what is announced of it.
+ * @param watch     Of read-side sections.
+ * @param ret_block With a reference.
+ * @param err       May be NULL.
+ * @return 0 or a negative errno.
+ * @errors -EINVAL it has another length, or takes no part in migrations; -EFBIG; what making it
+ * says.
+ */
+GR_MUST_CHECK int gr_ram_sink_block(struct gr_ram *ram, const struct gr_destination_ops *ops,
+				    const struct gr_stream_block *entry,
+				    struct gr_section_watch *watch, struct gr_ram_block **ret_block,
+				    struct gr_error *err);
+
+/**
+ * Hand the devices of a tail to ops->load(), in their order. Without one nobody wants them.
+ * @param ops  The machine.
+ * @param tail A whole one.
+ * @param err  May be NULL.
+ * @return 0 or a negative errno.
+ * @errors -EOPNOTSUPP they are another machine monitor's; what load() says.
+ */
+GR_MUST_CHECK int gr_ram_sink_load_devices(const struct gr_destination_ops *ops,
+					   struct gr_tail *tail, struct gr_error *err);
 
 #endif

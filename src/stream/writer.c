@@ -111,11 +111,10 @@ int gr_stream_write_raw(struct gr_stream_writer *w, const void *data, size_t n,
 	return send_all(w, iov, 2, err);
 }
 
-int gr_stream_write_config(struct gr_stream_writer *w, const char *machine, uint32_t page_bytes,
-			   struct gr_error *err)
+int gr_stream_config_build(uint8_t *out, const char *machine, uint32_t page_bytes,
+			   size_t *ret_bytes, struct gr_error *err)
 {
 	static const char name[] = "configuration/target-page-bits";
-	uint8_t out[GR_STREAM_CONFIG_BYTES_MAX];
 	size_t n = strlen(machine), at = 0;
 
 	if (n > GR_STREAM_MACHINE_BYTES_MAX) {
@@ -126,7 +125,6 @@ int gr_stream_write_config(struct gr_stream_writer *w, const char *machine, uint
 	    page_bytes > 1u << GR_STREAM_PAGE_BITS_MAX) {
 		return gr_error_set(err, -EINVAL, "a page size of %u cannot be sent", page_bytes);
 	}
-	w->page_bytes = page_bytes;
 	gr_put_be32(out, GR_STREAM_MAGIC);
 	gr_put_be32(out + 4, GR_STREAM_VERSION);
 	out[8] = GR_SECTION_CONFIGURATION;
@@ -142,7 +140,22 @@ int gr_stream_write_config(struct gr_stream_writer *w, const char *machine, uint
 		gr_put_be32(out + at + 4, (uint32_t)__builtin_ctz(page_bytes));
 		at += 8;
 	}
-	return put(w, out, at, err);
+	*ret_bytes = at;
+	return 0;
+}
+
+int gr_stream_write_config(struct gr_stream_writer *w, const char *machine, uint32_t page_bytes,
+			   struct gr_error *err)
+{
+	uint8_t out[GR_STREAM_CONFIG_BYTES_MAX];
+	size_t bytes = 0;
+	int rc = gr_stream_config_build(out, machine, page_bytes, &bytes, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	w->page_bytes = page_bytes;
+	return put(w, out, bytes, err);
 }
 
 /* A str8 at out; returns its bytes, 0 if the id cannot be sent. */

@@ -59,6 +59,18 @@ void gr_stream_writer_free(struct gr_stream_writer *w);
  */
 
 /**
+ * The bytes of file header and configuration section.
+ * @param out        GR_STREAM_CONFIG_BYTES_MAX of room.
+ * @param machine    Name, e.g. "pc-i440fx-7.2".
+ * @param page_bytes Of the target.
+ * @param ret_bytes  How many were written.
+ * @param err        May be NULL.
+ * @return 0 or -EINVAL: no stream can have such a name or page size.
+ */
+GR_MUST_CHECK int gr_stream_config_build(uint8_t *out, const char *machine, uint32_t page_bytes,
+					 size_t *ret_bytes, struct gr_error *err);
+
+/**
  * File header and configuration section.
  * @param w          The writer.
  * @param machine    Machine name, at most 255 bytes.

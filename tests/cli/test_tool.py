@@ -156,6 +156,28 @@ def names_of_strangers_do_no_harm(tmp):
 
 
 @test
+def image_behind_something_else_is_found_by_its_offset(tmp):
+    path = os.path.join(tmp, "both")
+    status, _, err = tool("send", IMAGE, f"file:{tmp}/stream")
+    equal(status, 0, err)
+    with open(path, "wb") as f:
+        f.write(b"x" * 5000)
+    status, _, err = tool("receive", f"file:{tmp}/stream", "-o", f"file:{path},offset=4k")
+    equal(status, 0, err)
+    with open(path, "rb") as f:
+        equal(f.read(4096), b"x" * 4096, "what was in front")
+    whole = subprocess.run([TOOL, "extract", IMAGE, "pc.ram"], capture_output=True, check=True)
+    got = subprocess.run([TOOL, "extract", f"file:{path},offset=0x1000", "pc.ram"],
+                         capture_output=True, check=True)
+    equal(got.stdout == whole.stdout, True, "pc.ram")
+    for name, why in ((path, "byte 0"), (f"file:{path},offset=1y", "not a number of bytes"),
+                      ("file:,offset=1", "no path"), (f"file:{path},offset=1T", "incomplete")):
+        status, _, err = tool("info", name)
+        equal(status, 2, "status")
+        assert why in err, err
+
+
+@test
 def block_is_extracted_to_a_pipe_and_to_a_file(tmp):
     expected = b"\x01" * 4096 + bytes(4096) + b"\x03" * 4096
     p = subprocess.run([TOOL, "extract", IMAGE, "pc.ram"], capture_output=True, check=True)

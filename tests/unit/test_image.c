@@ -319,6 +319,44 @@ TEST(zero_over_a_written_page_gives_its_space_back)
 	remove_folder();
 }
 
+/* As libvirt does: something of its own in front of what QEMU writes. */
+TEST(image_may_begin_behind_what_the_file_has_already)
+{
+	enum { OFFSET = 5000 }; /* no multiple of anything */
+	struct gr_image_params params = { .size = sizeof(params), .offset = OFFSET };
+	const char *whole = small_image(), *path = in_folder("behind");
+	uint8_t header[OFFSET + 100], got[OFFSET];
+	static uint8_t ram[2][RAM_PAGES * PAGE];
+	struct gr_image *image;
+	struct gr_error err;
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+
+	memset(header, 0x3c, sizeof(header));
+	ASSERT_EQ(write(fd, header, sizeof(header)), (ssize_t)sizeof(header));
+	ASSERT_EQ(close(fd), 0);
+	ASSERT_EQ(receive_file_with(in_folder("capture"), path, &params, &err), 0);
+	fd = open(path, O_RDONLY | O_CLOEXEC);
+	ASSERT_EQ(pread(fd, got, sizeof(got), 0), (ssize_t)sizeof(got));
+	ASSERT_MEM_EQ(got, header, sizeof(got));
+	ASSERT_EQ(close(fd), 0);
+
+	for (int i = 0; i < 2; i++) {
+		ASSERT_EQ(gr_image_open_at(i ? path : whole, i ? OFFSET : 0, &image, NULL), 0);
+		ASSERT_EQ(gr_image_read(image, 0, 0, ram[i], sizeof(ram[i]), NULL), 0);
+		gr_image_close(image);
+	}
+	ASSERT_MEM_EQ(ram[1], ram[0], sizeof(ram[0]));
+
+	ASSERT_EQ(gr_image_open(path, &image, &err), -EBADMSG);
+	ASSERT_EQ(gr_image_open_at(path, OFFSET + 1, &image, &err), -EBADMSG);
+	ASSERT_HAS(err.msg, "counted from byte 5001: byte 0");
+	ASSERT_EQ(gr_image_open_at(path, UINT64_MAX, &image, &err), -EBADMSG);
+	ASSERT_HAS(err.msg, "incomplete");
+	params.offset = UINT64_MAX;
+	ASSERT_EQ(receive_file_with(in_folder("capture"), path, &params, &err), -EFBIG);
+	remove_folder();
+}
+
 /* The file as QEMU reads it, by the description of the format and nothing else. */
 TEST(file_is_laid_out_as_mapped_ram)
 {
