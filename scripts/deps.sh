@@ -4,12 +4,13 @@
 # Does nothing, offline and fast, when all is there.
 set -eu
 
-build="gcc libc6-dev systemtap-sdt-dev meson ninja-build pkg-config scdoc python3 libjansson-dev"
+build="gcc libc6-dev systemtap-sdt-dev meson ninja-build pkg-config scdoc python3 libjansson-dev zlib1g-dev libzstd-dev"
 need=
 for purpose in "${@:-build}"; do
 	case "$purpose" in
 	build) need="$need $build" ;;
 	test) need="$need $build spin qemu-system-x86 g++ liburcu-dev valgrind" ;;
+	machines) need="$need qemu-system-arm qemu-system-ppc qemu-system-misc" ;; # other than x86
 	models) need="$need gcc libc6-dev spin python3" ;;
 	asan | tsan) need="$need $build qemu-system-x86 g++ liburcu-dev" ;;
 	fuzz) need="$need $build clang libclang-rt-14-dev llvm" ;;

@@ -5,6 +5,9 @@
 set -eu
 cd "$(dirname "$0")/.."
 scripts/deps.sh test
+if [ "${CI:-}" = true ]; then
+	scripts/deps.sh machines # elsewhere they are used where they are
+fi
 
 if [ $# -eq 0 ]; then
 	set -- plain

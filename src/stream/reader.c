@@ -43,6 +43,7 @@ void gr_stream_reader_free(struct gr_stream_reader *r)
 	if (r) {
 		gr_block_table_destroy(&r->blocks);
 		gr_aligned_free(r->stage);
+		gr_inflate_free(r->inflate);
 		free(r);
 	}
 }

@@ -9,6 +9,7 @@
 #define GR_STREAM_READER_INTERNAL_H
 
 #include "stream/block_table.h"
+#include "stream/inflate.h"
 #include "stream/reader.h"
 #include <errno.h>
 
@@ -51,6 +52,7 @@ struct gr_stream_reader {
 	struct gr_error failure;
 	uint64_t offsets[GR_STREAM_RUN_PAGES_MAX];
 	uint8_t headers[GR_STREAM_RUN_PAGES_MAX][READER_HEADER_BYTES];
+	struct gr_inflate *inflate;
 	uint8_t *stage; /* run_pages_max pages */
 	uint8_t buf[READER_BUF_BYTES];
 };

@@ -184,6 +184,47 @@ static int next_xbzrle(struct gr_stream_reader *r, struct gr_stream_record *rec,
 	return 1;
 }
 
+/* Becomes a page here, for which the stage has room: whoever takes records need not know. */
+static int next_compressed(struct gr_stream_reader *r, struct gr_stream_record *rec,
+			   struct page_record *p)
+{
+	int code = check_range(r, p, r->page_bytes);
+	uint32_t bytes;
+
+	if (code == 0) {
+		code = reader_need(r, p->n + 4, "a compressed page");
+	}
+	if (code < 0) {
+		return code;
+	}
+	bytes = gr_get_be32(r->buf + r->pos + p->n);
+	if (bytes > gr_deflated_bytes_max(r->page_bytes)) {
+		return bad_page(r, p, -EBADMSG, "a compressed page longer than any can be");
+	}
+	code = reader_need(r, p->n + 4 + bytes, "a compressed page");
+	if (code < 0) {
+		return code;
+	}
+	code = gr_inflate_page(&r->inflate, r->buf + r->pos + p->n + 4, bytes, r->stage,
+			       r->page_bytes);
+	if (code < 0) {
+		return bad_page(r, p, code,
+				code == -EOPNOTSUPP
+					? "is compressed, and this was built without zlib"
+				: code == -ENOMEM ? "out of memory for decompression"
+						  : "a compressed page that is not one page");
+	}
+	r->last_block = p->block;
+	r->offsets[0] = p->offset;
+	reader_consume(r, p->n + 4 + bytes);
+	rec->kind = GR_STREAM_PAGES;
+	rec->pages.block = p->block;
+	rec->pages.count = 1;
+	rec->pages.offsets = r->offsets;
+	rec->pages.data = r->stage;
+	return 1;
+}
+
 static int check_length(struct gr_stream_reader *r, uint64_t byte, const char *id, uint64_t bytes)
 {
 	if (bytes == 0 || bytes > GR_STREAM_BLOCK_BYTES_MAX ||
@@ -382,6 +423,14 @@ static int next_eos(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	return 1;
 }
 
+/* A target with pages of 1 KiB does not say so; offsets then reach into our flags. */
+static bool looks_smaller(uint64_t flags)
+{
+	uint64_t kind = flags & 0x3ff & ~(uint64_t)GR_RAM_CONTINUE;
+
+	return (flags & 0xc00) && (kind == GR_RAM_PAGE || kind == GR_RAM_ZERO);
+}
+
 static int unsupported(struct gr_stream_reader *r, uint64_t word, uint64_t flags)
 {
 	static const struct {
@@ -390,7 +439,6 @@ static int unsupported(struct gr_stream_reader *r, uint64_t word, uint64_t flags
 	} known[] = {
 		{ GR_RAM_FULL, "FULL (obsolete)" },
 		{ GR_RAM_HOOK, "HOOK (RDMA)" },
-		{ GR_RAM_COMPRESS_PAGE, "COMPRESS_PAGE (capability compress)" },
 		{ GR_RAM_MULTIFD_FLUSH, "MULTIFD_FLUSH (capability multifd)" },
 		{ GR_RAM_ZERO_RANGE, "ZERO_RANGE (not agreed with this peer)" },
 		{ GR_RAM_ANNOUNCE, "ANNOUNCE (not agreed with this peer)" },
@@ -405,8 +453,11 @@ static int unsupported(struct gr_stream_reader *r, uint64_t word, uint64_t flags
 		}
 	}
 	return reader_fail(r, -EBADMSG, r->at,
-			   "a record with the flags 0x%" PRIx64 ", page 0x%" PRIx64, flags,
-			   word & ~(uint64_t)(r->page_bytes - 1));
+			   "a record with the flags 0x%" PRIx64 ", page 0x%" PRIx64 "%s", flags,
+			   word & ~(uint64_t)(r->page_bytes - 1),
+			   looks_smaller(flags) ? " (pages of 1 KiB, as old ARM machines have, "
+						  "cannot be received)"
+						: "");
 }
 
 /* Records that belong to a page: the header, the id, and what their kind brings. */
@@ -426,6 +477,8 @@ static int next_page_record(struct gr_stream_reader *r, struct gr_stream_record 
 		return next_zero(r, rec, &p);
 	case GR_RAM_XBZRLE:
 		return next_xbzrle(r, rec, &p);
+	case GR_RAM_COMPRESS_PAGE:
+		return next_compressed(r, rec, &p);
 	default:
 		return next_zero_range(r, rec, &p);
 	}
@@ -452,7 +505,7 @@ int reader_ram(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	flags = word & (r->page_bytes - 1);
 	kind = flags & ~(uint64_t)GR_RAM_CONTINUE;
 	if (kind == GR_RAM_PAGE || kind == GR_RAM_ZERO || kind == GR_RAM_XBZRLE ||
-	    (kind == GR_RAM_ZERO_RANGE && r->extensions)) {
+	    kind == GR_RAM_COMPRESS_PAGE || (kind == GR_RAM_ZERO_RANGE && r->extensions)) {
 		return next_page_record(r, rec, word, kind);
 	}
 	if (flags == GR_RAM_MEM_SIZE) {

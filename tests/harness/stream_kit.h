@@ -126,6 +126,40 @@ static inline void kit_page(struct kit_bytes *b, const char *id, uint64_t offset
 	kit_raw(b, page, sizeof(page));
 }
 
+/*
+ * COMPRESS_PAGE with the bytes of kit_page(), of which the zlib stream holds the first n (up to
+ * 4096): header, one stored block, checksum.
+ */
+static inline void kit_compressed(struct kit_bytes *b, const char *id, uint64_t offset,
+				  uint32_t seed, unsigned int n)
+{
+	struct kit_bytes page = { 0 };
+	uint32_t sum = 1, sums = 0;
+	const uint8_t *p;
+
+	kit_page(&page, NULL, 0, seed);
+	p = page.p + 8;
+	for (unsigned int i = 0; i < n; i++) {
+		sum = (sum + p[i]) % 65521;
+		sums = (sums + sum) % 65521;
+	}
+	kit_be64(b, offset | 0x100 | (id ? 0 : 0x20));
+	if (id) {
+		kit_str8(b, id);
+	}
+	kit_be32(b, 2 + 5 + n + 4);
+	kit_be16(b, 0x7801);
+	kit_u8(b, 1); /* the last block, stored */
+	kit_u8(b, n & 255);
+	kit_u8(b, n >> 8);
+	kit_u8(b, ~n & 255);
+	kit_u8(b, ~n >> 8 & 255);
+	kit_raw(b, p, n);
+	kit_be16(b, sums);
+	kit_be16(b, sum);
+	kit_free(&page);
+}
+
 static inline void kit_zero(struct kit_bytes *b, const char *id, uint64_t offset, unsigned int fill)
 {
 	kit_be64(b, offset | 2 | (id ? 0 : 0x20));

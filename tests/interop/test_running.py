@@ -7,7 +7,8 @@ import os
 import guestram
 import writer_guest
 from running import MIB, PAGES, RAM, dots, migrate_while_writing, running, runs_on
-from tap import equal, main, same_bytes, test
+from qemu import QemuError, wait_for
+from tap import Skip, equal, main, same_bytes, test
 
 def make_image(tmp, q, uri=None):
     """Migrate into vm.ram; the source's RAM after it has stopped."""
@@ -70,6 +71,58 @@ def differences_are_applied(tmp):
             result = receiver.result()
         compare_ram(image, q.memory(0, RAM))
     assert result["pages_xbzrle"] > PAGES, result
+
+
+@test
+def pages_that_were_compressed_one_by_one_are_received(tmp):
+    """COMPRESS_PAGE, of QEMUs before 9.1."""
+    image = os.path.join(tmp, "vm.ram")
+    with running(tmp, "source") as q:
+        try:
+            q.capability("compress")
+        except QemuError as error:
+            raise Skip(f"this QEMU does not compress pages: {error}") from None
+        with guestram.Receiver(f"unix:{tmp}/image.socket", image) as receiver:
+            migrate_while_writing(q, tmp, receiver.uri)
+            receiver.result()
+        assert q.migration()["compression"]["pages"] > PAGES, q.migration()
+        ram = q.memory(0, RAM)
+        compare_ram(image, ram)
+    with running(tmp, "destination", "-S", "-incoming", f"unix:{tmp}/incoming") as q:
+        guestram.run("send", image, f"unix:{tmp}/incoming")
+        goes_on(tmp, q, image, ram)
+
+
+@test
+def a_background_snapshot_of_a_running_guest_is_received_and_runs_on(tmp):
+    """Each page once, and no end of 'ram': the guest goes on writing and the image is of one moment."""
+    image = os.path.join(tmp, "vm.ram")
+    with running(tmp, "source") as q:
+        wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+        try:
+            q.capability("background-snapshot")
+        except QemuError as error:
+            raise Skip(f"no background snapshots: {error}") from None
+        q.cmd("migrate-set-parameters", max_bandwidth=64 * MIB)
+        with guestram.Receiver(f"unix:{tmp}/image.socket", image) as receiver:
+            q.migrate(receiver.uri)
+            try:
+                q.wait_migrated()
+            except AssertionError as error:
+                if "write tracking" in str(error) or "userfault" in str(error):
+                    raise Skip(f"no background snapshots: {error}") from None
+                raise
+            receiver.result()
+        assert q.cmd("query-status")["running"], "the source has stopped"
+    ram = guestram.extract(image, "pc.ram")
+    counter = writer_guest.check_region(ram, PAGES)
+    with running(tmp, "destination", "-S", "-incoming", f"unix:{tmp}/incoming") as q:
+        guestram.run("send", image, f"unix:{tmp}/incoming")
+        q.wait_migrated()
+        q.wait_status("paused", "prelaunch")
+        compare_ram(image, q.memory(0, RAM))
+        q.cmd("cont")
+        wait_for(lambda: q.word(writer_guest.COUNTER_AT) > counter + 20, "writer going on")
 
 
 def goes_on(tmp, destination, image, ram):

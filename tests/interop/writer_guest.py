@@ -60,13 +60,24 @@ def _assemble(pages):
     return code.ljust(510, b"\0") + b"\x55\xaa"
 
 
-def floppy(folder, pages):
-    """A floppy image that boots the writer; the QEMU options for it."""
+def _image(folder, pages):
+    """A disk image that boots the writer."""
     path = os.path.join(folder, "writer.img")
     if not os.path.exists(path):
         with open(path, "wb") as f:
             f.write(_assemble(pages).ljust(1440 * 1024, b"\0"))
-    return ["-drive", f"if=floppy,format=raw,readonly=on,file={path}", "-boot", "a"]
+    return path
+
+
+def floppy(folder, pages):
+    """The QEMU options for a floppy with the writer."""
+    return ["-drive", f"if=floppy,format=raw,readonly=on,file={_image(folder, pages)}", "-boot", "a"]
+
+
+def disk(folder, pages):
+    """The same for a disk, where a machine has no floppy. (A disk of IDE cannot be read-only.)"""
+    return ["-drive", f"if=none,id=writer,format=raw,file={_image(folder, pages)}",
+            "-device", "ide-hd,drive=writer", "-boot", "c"]
 
 
 def check_region(ram, pages):

@@ -5,8 +5,8 @@
 #include "stream/channel.h"
 #include "stream/return_path.h"
 #include "stream/writer.h"
-#include <pthread.h>
 #include <linux/sockios.h>
+#include <pthread.h>
 #include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -594,7 +594,8 @@ TEST(replugged_blocks_are_new_blocks_and_absent_ones_go)
 /* A peer that said it is one of ours owes the announcement before anything else. */
 TEST(pages_before_the_announcement_are_refused)
 {
-	struct gr_stream_block_desc d = { .id = name, .used_bytes = RAM_BYTES,
+	struct gr_stream_block_desc d = { .id = name,
+					  .used_bytes = RAM_BYTES,
 					  .max_bytes = RAM_BYTES };
 
 	for (int kind = 0; kind < 3; kind++) {
@@ -832,9 +833,9 @@ TEST(a_cancel_ends_the_wait_for_a_peer_that_stalls)
 	write_page(&s, name, 1, 1);
 	make_end(&s, &f);
 	cancel_after(f.data, 0, false);
-	cancel_after(f.data, 30, false);	    /* inside the list of blocks */
+	cancel_after(f.data, 30, false);	     /* inside the list of blocks */
 	cancel_after(f.data, f.bytes - 3000, false); /* inside a page */
-	cancel_after(f.data, f.bytes - 5, false);   /* inside the description */
+	cancel_after(f.data, f.bytes - 5, false);    /* inside the description */
 	unmake(&s);
 	/* questions without end, and nobody who reads the answers */
 	make(&s);

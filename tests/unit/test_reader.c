@@ -394,8 +394,8 @@ TEST(hostile_sections_are_refused_by_name)
 		HOSTILE("\x7e\0\0\0\2", -EBADMSG, "0x7e does not begin a section"),
 		HOSTILE("\10\0\7\0\4\0\0\0\1", -EOPNOTSUPP, "PACKAGED"),
 		HOSTILE("\10\0\3\0\20", -EOPNOTSUPP, "POSTCOPY_ADVISE"),
-		HOSTILE("\10\0\3\0\0\1\0\0\0\3\14dirty-bitmap\0\0\0\0\0\0\0\1",
-			-EOPNOTSUPP, "section 'dirty-bitmap'"),
+		HOSTILE("\10\0\3\0\0\1\0\0\0\3\14dirty-bitmap\0\0\0\0\0\0\0\1", -EOPNOTSUPP,
+			"section 'dirty-bitmap'"),
 		HOSTILE("\10\0\6\0\20", -EOPNOTSUPP, "POSTCOPY_RAM_DISCARD"),
 		HOSTILE("\10\0\10\0\0", -EOPNOTSUPP, "ENABLE_COLO"),
 		HOSTILE("\10\0\14\0\0", -EOPNOTSUPP, "command 12"),
@@ -445,8 +445,9 @@ TEST(hostile_page_records_are_refused_naming_block_and_page)
 		HOSTILE("\0\0\0\0\0\0\0\x0a\1a", -EBADMSG, "the flags 0xa"),
 		HOSTILE("\0\0\0\0\0\0\0\x01\1a", -EOPNOTSUPP, "FULL"),
 		HOSTILE("\0\0\0\0\0\0\0\x80\1a", -EOPNOTSUPP, "HOOK"),
-		HOSTILE("\0\0\0\0\0\0\1\0\1a\0\0\0\7", -EOPNOTSUPP, "COMPRESS_PAGE"),
-		HOSTILE("\0\0\0\0\0\0\1\x20\0\0\0\7", -EOPNOTSUPP, "COMPRESS_PAGE"),
+		HOSTILE("\0\0\0\0\0\0\1\0\1a\0\0\x10\x0f", -EBADMSG, "longer than any"),
+		HOSTILE("\0\0\0\0\0\1\1\0\1a\0\0\0\7", -EBADMSG, "block 'a', page 0x10000"),
+		HOSTILE("\0\0\0\0\0\0\4\x22\0", -EBADMSG, "pages of 1 KiB"),
 		HOSTILE("\0\0\0\0\0\0\2\0", -EOPNOTSUPP, "MULTIFD_FLUSH"),
 		HOSTILE("\0\0\0\0\0\0\4\0\1a", -EOPNOTSUPP, "ZERO_RANGE"),
 		HOSTILE("\0\0\0\0\0\0\x18\0", -EOPNOTSUPP, "ANNOUNCE"),
@@ -460,6 +461,111 @@ TEST(hostile_page_records_are_refused_naming_block_and_page)
 	};
 
 	check_hostile(in_part, cases, GR_ARRAY_SIZE(cases), 0);
+}
+
+#ifdef GR_HAVE_ZLIB
+/* Pages of two blocks, each as compress says; where not, as pages. */
+static struct kit_trace three_pages(bool compressed, size_t piece_max)
+{
+	struct kit_bytes b = { 0 };
+	struct kit_source s = { .piece_max = piece_max };
+	struct kit_trace t;
+
+	in_part(&b);
+	kit_page(&b, "a", 0x3000, 1);
+	for (uint32_t i = 0; i < 3; i++) {
+		const char *id = i == 0 ? "bb" : NULL;
+
+		if (compressed) {
+			kit_compressed(&b, id, i << 12, i, 4096);
+		} else {
+			kit_page(&b, id, i << 12, i);
+		}
+	}
+	kit_page(&b, NULL, 0x7000, 4);
+	kit_eos(&b);
+	kit_tail(&b);
+	s.data = b.p;
+	s.n = b.n;
+	t = kit_trace(&s, 0);
+	kit_free(&b);
+	return t;
+}
+
+static void compressed_is(struct kit_bytes *b, int rc, const char *what)
+{
+	struct kit_trace t;
+
+	kit_eos(b);
+	kit_tail(b);
+	t = kit_trace_bytes(b, 0);
+	ASSERT_EQ(t.rc, rc);
+	if (rc < 0) {
+		ASSERT_HAS(t.err.msg, "block 'a', page 0x3000");
+		ASSERT_HAS(t.err.msg, what);
+	}
+	kit_free(b);
+}
+#endif
+
+TEST(compressed_pages_are_delivered_as_pages)
+{
+#ifdef GR_HAVE_ZLIB
+	struct kit_trace plain = three_pages(false, 0);
+
+	ASSERT_EQ(plain.rc, 0);
+	for (size_t max = 0; max < 9000; max += max < 20 ? 1 : 397) {
+		struct kit_trace t = three_pages(true, max);
+
+		if (t.rc != 0) {
+			FAIL("%s", t.err.msg);
+		}
+		ASSERT_EQ(t.pages, 5u);
+		ASSERT_EQ(t.hash, plain.hash);
+	}
+#else
+	SKIP("built without zlib");
+#endif
+}
+
+TEST(compressed_pages_that_are_not_one_whole_page_are_refused)
+{
+#ifdef GR_HAVE_ZLIB
+	static const char what[] = "not one page";
+	struct kit_bytes b = { 0 };
+
+	in_part(&b);
+	kit_compressed(&b, "a", 0x3000, 1, 4096);
+	compressed_is(&b, 0, NULL);
+	in_part(&b);
+	kit_compressed(&b, "a", 0x3000, 1, 4095); /* too short */
+	compressed_is(&b, -EBADMSG, what);
+	in_part(&b);
+	kit_compressed(&b, "a", 0x3000, 1, 4096);
+	b.p[b.n - 1] ^= 1; /* the checksum */
+	compressed_is(&b, -EBADMSG, what);
+	in_part(&b);
+	kit_compressed(&b, "a", 0x3000, 1, 4000);
+	b.p[b.n - 4 - 4000 - 5 - 2 - 1] += 1; /* a byte behind the end of it */
+	kit_u8(&b, 0);
+	compressed_is(&b, -EBADMSG, what);
+	in_part(&b);
+	kit_compressed(&b, "a", 0x3000, 1, 4096);
+	b.p[b.n - 4 - 4096 - 5] = 0; /* not the last block: more is to come, and does not */
+	compressed_is(&b, -EBADMSG, what);
+	/* a run of deflate that would be 64 KiB of zeros */
+	in_part(&b);
+	kit_be64(&b, 0x3000 | 0x100);
+	kit_str8(&b, "a");
+	kit_be32(&b, 75);
+	kit_raw(&b, "\x78\x9c\xed\xc1\x01\x0d\x00\x00\x00\xc2\xa0\xf7\x4f\x6d\x0e\x37\xa0", 17);
+	for (int i = 0; i < 58; i++) {
+		kit_u8(&b, 0);
+	}
+	compressed_is(&b, -EBADMSG, what);
+#else
+	SKIP("built without zlib");
+#endif
 }
 
 /* A page is followed, where another was predicted, by something hostile. */

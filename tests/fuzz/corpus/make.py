@@ -4,6 +4,7 @@
 from the layout in docs/wire-format.md. The files are kept; run this to add one."""
 import os
 import struct
+import zlib
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -31,6 +32,12 @@ def page(offset, fill, block=None):
 
 def zero(offset, block=None):
     return be64(offset | 2 | (0 if block else 0x20)) + (str8(block) if block else b"") + b"\0"
+
+
+def compressed(offset, data, block=None):
+    data = zlib.compress(data)
+    return be64(offset | 0x100 | (0 if block else 0x20)) + (str8(block) if block else b"") + \
+        struct.pack(">I", len(data)) + data
 
 
 def announce(*blocks):
@@ -64,6 +71,9 @@ READER = {
            zero(0x1000) + EOS + END + page(0x7000, 4, "bb") + EOS + TAIL,
     "delta": b"\x03" + BEGIN + PART + page(0, 1, "a") + be64(0x60) + b"\x01\0\x06\x05\x01x\x09\x01y" +
              EOS + END + EOS + TAIL,
+    "compressed": b"\0" + BEGIN + PART + compressed(0, b"ab" * 2048, "a") + compressed(0x1000, bytes(4096)) +
+                  EOS + END + EOS + TAIL,
+    "bomb": b"\0" + BEGIN + PART + compressed(0, bytes(1 << 20), "a") + EOS + END + EOS + TAIL,
     "commands": b"\x81" + CONFIG + b"\x08\0\x01\0\0" + b"\x08\0\x02\0\x04GR\0\x01" + START + LIST +
                 EOS + END + EOS + b"\x08\0\x0b\0\0" + TAIL,
     "extensions": b"\x21" + BEGIN + PART + announce(("a", 1, 0x10000, 0x20000),
