@@ -4,6 +4,7 @@
 #define GUESTRAM_GUESTRAM_H
 
 #include <guestram/channel.h>
+#include <guestram/codec.h>
 #include <guestram/copy_before_write.h>
 #include <guestram/dirty.h>
 #include <guestram/dirty_rate.h>

@@ -63,7 +63,7 @@ struct gr_migrate_stats {
 	uint64_t normal_pages;        /**< sent or received with their bytes */
 	uint64_t zero_pages;          /**< sent or received as zero, records or ranges */
 	uint64_t untouched_pages;     /**< of those: known as holes, never read */
-	uint64_t xbzrle_pages;        /**< received as differences */
+	uint64_t xbzrle_pages;        /**< sent or received as differences */
 	uint64_t rounds;              /**< QEMU's dirty-sync-count */
 	uint64_t dirty_pages_per_s;   /**< of the last round */
 	uint64_t bandwidth_bytes_per_s; /**< measured */
@@ -74,6 +74,11 @@ struct gr_migrate_stats {
 	uint64_t final_pages;         /**< sent after the guest was stopped */
 	uint64_t blocks_announced;    /**< how often the block list was sent again */
 	uint64_t section_ns_max;      /**< longest read-side section of ours */
+	uint64_t xbzrle_cache_bytes;  /**< source: of the cache; 0: none */
+	uint64_t xbzrle_bytes;        /**< source: of the differences that were sent */
+	uint64_t xbzrle_unchanged_pages; /**< source: written to, but as they were: not sent */
+	uint64_t xbzrle_misses;       /**< source: pages that were not in the cache: sent whole */
+	uint64_t xbzrle_overflows;    /**< source: differences longer than the page: sent whole */
 };
 
 /** Collects the state of vCPUs and devices; see gr_source_ops.save. */
@@ -133,6 +138,9 @@ struct gr_source_params {
 	uint64_t rounds_max;          /**< switch over at the latest after so many rounds even
 				       *   if the downtime limit cannot be kept; 0: never */
 	bool plain;                   /**< speak QEMU's dialect only, do not look for a guestram */
+	uint64_t xbzrle_cache_bytes;  /**< send differences (XBZRLE) of pages that change again and
+				       *   again, with a cache of so many bytes; 0: do not. QEMU's
+				       *   default is 64 MiB. Any destination takes them. */
 	enum gr_source_fault fault;   /**< for tests of checkers only */
 };
 

@@ -2,12 +2,14 @@
 #include "migrate/model.h"
 #include "base/compiler.h"
 
-void gr_model_sample(struct gr_model *m, uint64_t bytes, uint64_t ns)
+void gr_model_sample(struct gr_model *m, uint64_t pages, uint64_t bytes, uint64_t ns)
 {
+	m->pages += pages;
 	m->bytes += bytes;
 	m->ns += ns;
 	/* Half of the past fades whenever a second has come together. */
 	while (m->ns > GR_NS_PER_S) {
+		m->pages /= 2;
 		m->bytes /= 2;
 		m->ns /= 2;
 	}
@@ -42,6 +44,9 @@ uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t
 
 	if (bandwidth == 0) {
 		return UINT64_MAX;
+	}
+	if (m->pages != 0) {
+		page_bytes = GR_MIN(page_bytes, m->bytes / m->pages);
 	}
 	dirtied = (unsigned __int128)m->dirty_pages_per_s * (GR_MODEL_PAUSE_NS + m->harvest_ns) /
 		  GR_NS_PER_S;

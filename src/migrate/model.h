@@ -22,7 +22,7 @@
 #define GR_MODEL_PAUSE_NS (1 * GR_NS_PER_MS)
 
 struct gr_model {
-	uint64_t bytes, ns;	    /* of the samples, older ones faded */
+	uint64_t pages, bytes, ns;  /* of the samples, older ones faded */
 	uint64_t limit_ns;	    /* the downtime allowed; 0: not said */
 	uint64_t bytes_per_s_max;   /* the bandwidth limit; 0: none. To be on the safe side it
 				     * counts for the last pages too, although they ignore it. */
@@ -34,10 +34,11 @@ struct gr_model {
 
 /**
  * @param m     The model.
- * @param bytes Sent.
- * @param ns    In what time, without what the bandwidth limit made us sleep.
+ * @param pages So many pages that are not zero
+ * @param bytes were sent in so many bytes, fewer than they have where differences are sent,
+ * @param ns    in this time, without what the bandwidth limit made us sleep.
  */
-void gr_model_sample(struct gr_model *m, uint64_t bytes, uint64_t ns);
+void gr_model_sample(struct gr_model *m, uint64_t pages, uint64_t bytes, uint64_t ns);
 
 /** @param m The model. @return Bytes per second; 0: not known. */
 uint64_t gr_model_bandwidth(const struct gr_model *m);
@@ -54,7 +55,7 @@ void gr_model_harvest(struct gr_model *m, uint64_t pages, uint64_t cost_ns, uint
 /**
  * @param m          The model.
  * @param pages      Left to be sent.
- * @param page_bytes What a page takes on the wire.
+ * @param page_bytes What a whole page takes on the wire; if pages took less so far, that counts.
  * @return The expected downtime; UINT64_MAX: not known.
  */
 uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t page_bytes);

@@ -39,6 +39,9 @@ static int source_init(struct gr_source *s, struct gr_error *err)
 		return gr_error_set(err, -ENOMEM, "no memory for a source");
 	}
 	rc = gr_stream_writer_create(s->channel, &s->writer, err);
+	if (rc == 0) {
+		rc = gr_source_xbzrle_init(s, err);
+	}
 	if (rc < 0) {
 		return rc;
 	}
@@ -141,6 +144,7 @@ void gr_source_free(struct gr_source *s)
 	gr_tail_builder_destroy(&s->tail);
 	gr_source_blocks_destroy(&s->table);
 	gr_holes_destroy(&s->holes);
+	gr_source_xbzrle_end(s);
 	gr_progress_destroy(&s->progress);
 	free(s->bounce);
 	free(s->machine);
@@ -249,6 +253,7 @@ static int step_start(struct gr_source *s, struct gr_error *err)
 	stats->blocks_announced = s->ours ? 1 : 0;
 	stats->total_bytes = s->table.total_pages * s->page_bytes;
 	stats->remaining_bytes = stats->total_bytes;
+	stats->xbzrle_cache_bytes = gr_page_cache_bytes(&s->cache);
 	gr_progress_unlock(&s->progress);
 	gr_pacing_init(&s->pacing, s->params.bandwidth_bytes_per_s_max, gr_clock_ns());
 	s->phase = s->stopped ? GR_SOURCE_SWITCH : GR_SOURCE_HARVEST;

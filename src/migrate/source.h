@@ -4,6 +4,7 @@
  *
  *   source.c        create and free, the steps from setup to the end, failing and cancelling
  *   source_send.c   an epoch's pages: search, re-arm, look, send
+ *   source_xbzrle.c differences instead of pages
  *   source_peer.c   the return path: who is there, has it failed, is it done
  *   source_fault.c  damage on purpose
  */
@@ -13,6 +14,7 @@
 #include "migrate/holes.h"
 #include "migrate/model.h"
 #include "migrate/pacing.h"
+#include "migrate/page_cache.h"
 #include "migrate/progress.h"
 #include "migrate/source_blocks.h"
 #include "stream/return_path.h"
@@ -60,6 +62,8 @@ struct gr_source_batch {
 	uint64_t zero_map[GR_SOURCE_BATCH_LOOKS / 64]; /* of the last look: bit set, that page is zero */
 	uint64_t zero_offset, zero_bytes; /* zeros not yet written */
 	uint64_t zero_pages, hole_pages;
+	uint32_t found; /* pages that are not zero, however they go out */
+	uint64_t xbzrle_pages, xbzrle_bytes, xbzrle_unchanged, xbzrle_misses, xbzrle_overflows;
 	uint64_t run_first[GR_SOURCE_BATCH_RUNS]; /* what is done when the batch is sent */
 	uint64_t run_pages[GR_SOURCE_BATCH_RUNS];
 	uint32_t runs;
@@ -93,6 +97,8 @@ struct gr_source {
 	struct gr_tail_builder tail;	      /* (o) */
 	struct gr_source_batch batch;	      /* (o) */
 	struct gr_source_extent extent;	      /* (o) */
+	struct gr_page_cache cache;	      /* (o) source_xbzrle.c; zero: not wanted */
+	uint8_t *delta;			      /* (o) room for one */
 	struct gr_error error;		      /* (o) how it ended, if not well */
 	uint8_t *bounce;		      /* (o) pages that must not be sent from where they are */
 	uint8_t **shadow;		      /* (o) source_fault.c; by entry of the table */
@@ -137,6 +143,29 @@ GR_MUST_CHECK int gr_source_send_batch(struct gr_source *s, struct gr_error *err
 
 /** Close the section that is open, if one is. @return 0 or a negative errno. */
 GR_MUST_CHECK int gr_source_close_section(struct gr_source *s, struct gr_error *err);
+
+/* source_xbzrle.c */
+
+/** Make the cache, if one is wanted. @return 0 or -ENOMEM. */
+GR_MUST_CHECK int gr_source_xbzrle_init(struct gr_source *s, struct gr_error *err);
+
+/** Free it. */
+void gr_source_xbzrle_end(struct gr_source *s);
+
+/** @return Whether pages are compared with what was sent: not before the second round. */
+static inline bool gr_source_uses_xbzrle(const struct gr_source *s)
+{
+	return s->cache.tags && s->rounds > 1;
+}
+
+/** A range of the batch's block is being sent as zero. */
+void gr_source_xbzrle_zero(struct gr_source *s, uint64_t offset, uint64_t bytes);
+
+/**
+ * Send differences of the batch's pages, which are copies; those that have to go whole stay in it.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_xbzrle_send(struct gr_source *s, struct gr_error *err);
 
 /* source_peer.c */
 

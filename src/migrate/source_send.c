@@ -161,6 +161,7 @@ static int add_zeros(struct gr_source *s, uint64_t offset, uint64_t bytes, struc
 	}
 	b->zero_bytes += bytes;
 	b->zero_pages += bytes / s->page_bytes;
+	gr_source_xbzrle_zero(s, offset, bytes);
 	return rc;
 }
 
@@ -209,7 +210,7 @@ static bool is_untouched_locked(struct gr_source *s, uint64_t offset, uint64_t e
  * A page is sent from where it is while discards go on: the kernel's read may give back to a page what
  * was just taken from it. Where that can fail (huge pages), and where it is to be expected (pieces of
  * this block are thrown away), the page is copied before discards may go on. Rare enough for
- * the rest; see forget_unplugged().
+ * the rest; see forget_unplugged(). Differences are made of copies too (source_xbzrle.c).
  */
 static bool must_copy_locked(struct gr_source *s)
 	GR_REQUIRES(s->batch.block->ram->discard_lock)
@@ -217,7 +218,8 @@ static bool must_copy_locked(struct gr_source *s)
 	const struct gr_ram_block *block = s->batch.block;
 
 	/* TSan would report the system call's reads. */
-	return GR_TSAN || block->page_bytes > s->holes.host_page_bytes ||
+	return GR_TSAN || gr_source_uses_xbzrle(s) ||
+	       block->page_bytes > s->holes.host_page_bytes ||
 	       gr_ram_discards_locked(s->batch.block) != 0;
 }
 
@@ -397,6 +399,10 @@ static int write_batch(struct gr_source *s, struct gr_error *err)
 	if (s->params.fault == GR_FAULT_LOSE_PAGE) {
 		gr_source_fault_lose_page(s);
 	}
+	b->found = b->count;
+	if (rc == 0 && gr_source_uses_xbzrle(s)) {
+		rc = gr_source_xbzrle_send(s, err);
+	}
 	if (rc == 0 && b->count > 0) {
 		rc = gr_stream_write_pages(s->writer, b->entry->id, b->offsets, b->pages, b->count,
 					   err);
@@ -422,12 +428,17 @@ static void count_batch(struct gr_source *s)
 		gr_dirty_epoch_done(s->consumer, b->run_first[i], b->run_pages[i]);
 	}
 	left = gr_dirty_epoch_pages(s->consumer);
-	s->section_pages += b->count;
+	s->section_pages += b->found;
 	stats = gr_progress_lock(&s->progress);
 	stats->normal_pages += b->count;
 	stats->zero_pages += b->zero_pages;
 	stats->untouched_pages += b->hole_pages;
-	stats->final_pages += s->final ? b->count + b->zero_pages : 0;
+	stats->xbzrle_pages += b->xbzrle_pages;
+	stats->xbzrle_bytes += b->xbzrle_bytes;
+	stats->xbzrle_unchanged_pages += b->xbzrle_unchanged;
+	stats->xbzrle_misses += b->xbzrle_misses;
+	stats->xbzrle_overflows += b->xbzrle_overflows;
+	stats->final_pages += s->final ? b->found + b->zero_pages : 0;
 	stats->remaining_bytes = left * s->page_bytes;
 	stats->transferred_bytes = gr_stream_writer_bytes(s->writer);
 	stats->section_ns_max = s->watch.ns_max;
@@ -461,6 +472,9 @@ static int send_from(struct gr_source *s, const struct gr_source_block *e, struc
 	b->entry = e;
 	b->count = b->looks = b->runs = 0;
 	b->zero_bytes = b->zero_pages = b->hole_pages = 0;
+	b->found = 0;
+	b->xbzrle_pages = b->xbzrle_bytes = b->xbzrle_unchanged = 0;
+	b->xbzrle_misses = b->xbzrle_overflows = 0;
 	b->room = s->paused ? GR_SOURCE_BATCH_PAGES
 			    : (uint32_t)GR_MAX(piece / s->page_bytes, (uint64_t)1);
 	b->block = entry_block(s, e);
@@ -521,8 +535,8 @@ int gr_source_send_batch(struct gr_source *s, struct gr_error *err)
 	now = gr_clock_ns();
 	bytes = gr_stream_writer_bytes(s->writer) - bytes;
 	gr_pacing_sent(&s->pacing, bytes, now);
-	if (s->batch.count > 0 && rc > 0) {
-		gr_model_sample(&s->model, bytes, now - begin);
+	if (s->batch.found > 0 && rc > 0) {
+		gr_model_sample(&s->model, s->batch.found, bytes, now - begin);
 	}
 	return rc;
 }

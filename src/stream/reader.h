@@ -21,6 +21,7 @@
 
 #include "stream/wire.h"
 #include <guestram/channel.h>
+#include <guestram/codec.h>
 #include <guestram/error.h>
 #include <guestram/iovec.h>
 
@@ -221,20 +222,7 @@ uint64_t gr_stream_reader_offset(const struct gr_stream_reader *r);
 void gr_stream_reader_disable_staging(struct gr_stream_reader *r);
 
 /**
- * Apply an XBZRLE delta to a page. Nothing is written unless all of it is valid.
- * @param page          page_bytes bytes: the content that the sender's cache holds.
- * @param payload       The delta.
- * @param payload_bytes 0 changes nothing.
- * @param page_bytes    Bytes of the page.
- * @return 0 or -EBADMSG.
- * @source Svard et al., "Evaluation of delta compression techniques for efficient live
- *         migration of large virtual machines", VEE 2011; rules as QEMU 7.2 enforces them.
- */
-GR_MUST_CHECK int gr_xbzrle_decode(uint8_t *page, const uint8_t *payload, size_t payload_bytes,
-				   size_t page_bytes);
-
-/**
- * Whether a delta would decode.
+ * Whether gr_xbzrle_decode() would take a delta.
  * @param payload       The delta.
  * @param payload_bytes Bytes of it.
  * @param page_bytes    Bytes of the page.

@@ -163,6 +163,8 @@ struct gr_tail_builder {
 	struct gr_tail json; /* the description's devices, growing */
 	uint32_t page_bytes;
 	size_t count;
+	const uint8_t *end; /* what gr_tail_builder_pass() keeps for the end; NULL: our own */
+	size_t end_bytes;
 	struct gr_error err;
 };
 
@@ -187,6 +189,16 @@ void gr_tail_builder_destroy(struct gr_tail_builder *b);
  */
 void gr_tail_builder_add(struct gr_tail_builder *b, uint32_t section_id, const char *name,
 			 uint32_t instance_id, uint32_t version, const void *data, size_t n);
+
+/**
+ * Pass another machine's tail on as it came; nothing else may be added.
+ * @param b              The builder.
+ * @param data           The tail; its end is copied with gr_tail_builder_finish() only.
+ * @param n              Bytes.
+ * @param sections_bytes gr_tail_sections_bytes() of it: what comes before EOF and description.
+ */
+void gr_tail_builder_pass(struct gr_tail_builder *b, const uint8_t *data, size_t n,
+			  size_t sections_bytes);
 
 /**
  * Add EOF and description.

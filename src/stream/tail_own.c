@@ -83,8 +83,16 @@ void gr_tail_builder_add(struct gr_tail_builder *b, uint32_t section_id, const c
 	b->count++;
 }
 
-int gr_tail_builder_finish(struct gr_tail_builder *b, const uint8_t **ret_data, size_t *ret_bytes,
-			   struct gr_error *err)
+void gr_tail_builder_pass(struct gr_tail_builder *b, const uint8_t *data, size_t n,
+			  size_t sections_bytes)
+{
+	GR_ASSERT(b->count == 0 && !b->end);
+	put(b, &b->tail, data, sections_bytes);
+	b->end = data + sections_bytes;
+	b->end_bytes = n - sections_bytes;
+}
+
+static void put_end(struct gr_tail_builder *b)
 {
 	static const uint8_t frame[2] = { GR_SECTION_EOF, GR_SECTION_DESCRIPTION };
 	char head[128];
@@ -97,6 +105,16 @@ int gr_tail_builder_finish(struct gr_tail_builder *b, const uint8_t **ret_data, 
 	put(b, &b->tail, head, (size_t)n);
 	put(b, &b->tail, b->json.data, b->json.bytes);
 	put(b, &b->tail, "]}", 2);
+}
+
+int gr_tail_builder_finish(struct gr_tail_builder *b, const uint8_t **ret_data, size_t *ret_bytes,
+			   struct gr_error *err)
+{
+	if (b->end) {
+		put(b, &b->tail, b->end, b->end_bytes);
+	} else {
+		put_end(b);
+	}
 	if (b->err.code) {
 		if (err) {
 			*err = b->err;

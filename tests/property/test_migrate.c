@@ -303,6 +303,7 @@ static struct gr_ram *move_once(struct world *w, enum accident what, uint64_t af
 
 	*m = (struct move){ .from = w->ram, .to = move_ram(), .track = w->track, .ops = &w->ops };
 	m->params.rounds_max = 6;
+	m->params.xbzrle_cache_bytes = after_bytes % 3 * 40 * MOVE_PAGE;
 	if (w->track) {
 		m->params.writers = GR_WRITERS_MAPPING | GR_WRITERS_MARKED;
 	}

@@ -98,9 +98,9 @@ TEST(bandwidth_is_weighted_by_time)
 	ASSERT_EQ(gr_model_bandwidth(&m), 0u);
 	/* 0.1 s at 1 GB/s and 0.9 s at 100 MB/s: 190 MB in 1 s, whatever the pieces. */
 	for (int i = 0; i < 10; i++) {
-		gr_model_sample(&m, 10000000, 10000000);
+		gr_model_sample(&m, 2441, 10000000, 10000000);
 	}
-	gr_model_sample(&m, 90000000, 900000000);
+	gr_model_sample(&m, 21929, 90000000, 900000000);
 	ASSERT_GE(gr_model_bandwidth(&m), 180000000u);
 	ASSERT_LE(gr_model_bandwidth(&m), 200000000u);
 	m.bytes_per_s_max = 50000000;
@@ -112,12 +112,24 @@ TEST(the_past_fades)
 	struct gr_model m = { 0 };
 
 	for (int i = 0; i < 100; i++) {
-		gr_model_sample(&m, 100000000, 100000000); /* 1 GB/s for 10 s */
+		gr_model_sample(&m, 24366, 100000000, 100000000); /* 1 GB/s for 10 s */
 	}
 	for (int i = 0; i < 50; i++) {
-		gr_model_sample(&m, 1000000, 100000000); /* 10 MB/s for 5 s */
+		gr_model_sample(&m, 243, 1000000, 100000000); /* 10 MB/s for 5 s */
 	}
 	ASSERT_LE(gr_model_bandwidth(&m), 50000000u);
+}
+
+TEST(pages_that_go_as_differences_are_expected_to_do_so_again)
+{
+	struct gr_model whole = { 0 }, differences = { 0 };
+
+	/* The same bandwidth; a page takes 4104 bytes, or 100. */
+	gr_model_sample(&whole, 10000, 41040000, 100000000);
+	gr_model_sample(&differences, 410400, 41040000, 100000000);
+	ASSERT_GE(gr_model_downtime_ns(&whole, 10000, 4104), 100000000u);
+	ASSERT_LE(gr_model_downtime_ns(&differences, 10000, 4104),
+		  100000000u / 41 + GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS + 1000);
 }
 
 TEST(downtime_counts_pages_dirtying_harvest_devices_and_answer)
@@ -126,7 +138,7 @@ TEST(downtime_counts_pages_dirtying_harvest_devices_and_answer)
 	uint64_t bare, more;
 
 	ASSERT_EQ(gr_model_downtime_ns(&m, 1, 4104), UINT64_MAX);
-	gr_model_sample(&m, 410400000, 1000000000); /* 100 000 pages a second */
+	gr_model_sample(&m, 100000, 410400000, 1000000000); /* 100 000 pages a second */
 	bare = gr_model_downtime_ns(&m, 10000, 4104);
 	ASSERT_GE(bare, 100000000 + GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS);
 	ASSERT_LE(bare, 100000000 + GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS + 1000000);

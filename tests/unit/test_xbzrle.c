@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "harness.h"
 #include "stream/reader.h"
+#include "stream/xbzrle_encode.h"
 #include <errno.h>
 
 enum { PAGE = 4096 };
@@ -53,7 +54,8 @@ TEST(what_was_encoded_decodes_to_the_new_page)
 		}
 		memcpy(new, old, PAGE);
 		while (changes--) {
-			size_t at = (size_t)(test_rand(&s) % PAGE), len = (size_t)(test_rand(&s) % 40);
+			size_t at = (size_t)(test_rand(&s) % PAGE),
+			       len = (size_t)(test_rand(&s) % 40);
 
 			for (size_t i = at; i < PAGE && i < at + len; i++) {
 				new[i] = (uint8_t)(new[i] + 1);
@@ -145,6 +147,167 @@ TEST(noise_never_writes_outside_of_the_page)
 			ASSERT_EQ(room[i], 0);
 		}
 	}
+}
+
+/* Pages as guests make them: a few words, a stretch, a pattern, noise, all of it. */
+static void change(uint8_t *page, size_t bytes, unsigned int how, uint64_t *s)
+{
+	unsigned int n = (unsigned int)(test_rand(s) % 40);
+
+	switch (how % 6) {
+	case 0: /* nothing */
+		return;
+	case 1:
+		for (; n > 0; n--) {
+			page[test_rand(s) % bytes] ^= (uint8_t)(1 + test_rand(s) % 255);
+		}
+		return;
+	case 2:
+		for (; n > 0; n--) {
+			size_t at = (size_t)(test_rand(s) % bytes),
+			       len = (size_t)(test_rand(s) % 200);
+
+			for (size_t i = at; i < bytes && i < at + len; i++) {
+				page[i] = (uint8_t)(page[i] + 1);
+			}
+		}
+		return;
+	case 3: /* every n-th byte: gaps of each length */
+		for (size_t i = n; i < bytes; i += 1 + n % 9) {
+			page[i] ^= 1;
+		}
+		return;
+	case 4: /* the ends */
+		page[0] ^= 1;
+		page[bytes - 1] ^= 1;
+		return;
+	default:
+		for (size_t i = 0; i < bytes; i++) {
+			page[i] ^= (uint8_t)test_rand(s);
+		}
+	}
+}
+
+TEST(every_encoder_writes_what_decodes_to_the_new_page_and_the_same_as_the_others)
+{
+	enum { LARGE = 65536 };
+	static uint8_t old[LARGE], new[LARGE], got[LARGE], delta[LARGE + 64];
+	static const size_t sizes[] = { 64, 4096, 8192, 16384, LARGE };
+	const struct gr_xbzrle_encoder *e;
+	uint64_t s = test_seed();
+
+	for (unsigned int round = 0; round < 3000; round++) {
+		size_t bytes = sizes[round % 50 == 0 ? 4 : round % 3];
+		size_t room = round % 7 == 0 ? (size_t)(test_rand(&s) % bytes) : bytes - 1;
+		ssize_t first = 0;
+
+		for (size_t i = 0; i < bytes; i++) {
+			old[i] = new[i] = (uint8_t)test_rand(&s);
+		}
+		change(new, bytes, round, &s);
+		for (unsigned int i = 0; (e = gr_xbzrle_encoder(i)) != NULL; i++) {
+			ssize_t n;
+
+			memset(delta, 0x5a, sizeof(delta));
+			n = e->encode(old, new, bytes, delta, room);
+			first = i == 0 ? n : first;
+			ASSERT_EQ(n, first);
+			ASSERT_EQ(delta[room], 0x5a); /* not written beyond */
+			ASSERT_EQ(n == 0, memcmp(old, new, bytes) == 0);
+			if (n <= 0) {
+				ASSERT(n == 0 || n == -E2BIG);
+				continue;
+			}
+			ASSERT_EQ(gr_xbzrle_check(delta, (size_t)n, bytes), 0);
+			memcpy(got, old, bytes);
+			ASSERT_EQ(gr_xbzrle_decode(got, delta, (size_t)n, bytes), 0);
+			ASSERT_MEM_EQ(got, new, bytes);
+		}
+	}
+}
+
+TEST(the_encoders_are_those_that_this_processor_has_the_plain_one_last)
+{
+	const struct gr_xbzrle_encoder *e = NULL;
+	unsigned int n = 0;
+
+	while (gr_xbzrle_encoder(n)) {
+		e = gr_xbzrle_encoder(n++);
+		printf("# %s\n", e->name);
+	}
+	ASSERT_GE(n, 1u);
+	ASSERT_STR_EQ(e->name, "plain");
+#if defined(__x86_64__)
+	ASSERT_GE(n, 2u);
+#endif
+}
+
+TEST(a_delta_is_as_long_as_it_must_be)
+{
+	static uint8_t old[PAGE], new[PAGE], delta[PAGE];
+
+	/* first byte: skip 0, count 1, byte */
+	new[0] = 1;
+	ASSERT_EQ(gr_xbzrle_encode(old, new, PAGE, delta, PAGE), 3);
+	ASSERT_MEM_EQ(delta, "\0\1\1", 3);
+	/* far away: two bytes of skip */
+	new[0] = 0;
+	new[4095] = 7;
+	ASSERT_EQ(gr_xbzrle_encode(old, new, PAGE, delta, PAGE), 4);
+	ASSERT_MEM_EQ(delta, "\xff\x1f\1\7", 4);
+	/* across units of 64: one run */
+	memset(new, 0, PAGE);
+	memset(new + 60, 9, 100);
+	ASSERT_EQ(gr_xbzrle_encode(old, new, PAGE, delta, PAGE), 102);
+	/* a gap of three is sent along, one of four is skipped */
+	memset(new, 0, PAGE);
+	new[10] = new[14] = 1;
+	ASSERT_EQ(gr_xbzrle_encode(old, new, PAGE, delta, PAGE), 2 + 5);
+	new[14] = 0;
+	new[15] = 1;
+	ASSERT_EQ(gr_xbzrle_encode(old, new, PAGE, delta, PAGE), 3 + 3);
+	/* the last byte that has room, and one less */
+	ASSERT_EQ(gr_xbzrle_encode(old, new, PAGE, delta, 6), 6);
+	ASSERT_EQ(gr_xbzrle_encode(old, new, PAGE, delta, 5), -E2BIG);
+}
+
+TEST(what_the_format_cannot_say_is_too_much_and_long_ways_are_taken_in_steps)
+{
+	enum { LARGE = 65536 };
+	static uint8_t old[LARGE], new[LARGE], delta[LARGE], got[LARGE];
+
+	/* every distance around multiples of the longest number, also just behind a step */
+	for (size_t k = 1; k < 4; k++) {
+		for (size_t at = k * 0x3fff - 4; at < k * 0x3fff + 8; at++) {
+			ssize_t n;
+
+			memset(new, 0, LARGE);
+			new[at] = 1;
+			n = gr_xbzrle_encode(old, new, LARGE, delta, LARGE);
+			ASSERT_GT(n, 0);
+			memset(got, 0, LARGE);
+			ASSERT_EQ(gr_xbzrle_decode(got, delta, (size_t)n, LARGE), 0);
+			ASSERT_MEM_EQ(got, new, LARGE);
+		}
+	}
+	memset(new, 0, LARGE);
+	memset(new + 5, 1, 0x3fff);
+	ASSERT_GT(gr_xbzrle_encode(old, new, LARGE, delta, LARGE), 0x3fff);
+	memset(new + 5, 1, 0x4000);
+	ASSERT_EQ(gr_xbzrle_encode(old, new, LARGE, delta, LARGE), -E2BIG);
+}
+
+TEST(a_page_is_zero_if_each_byte_is)
+{
+	static uint64_t page[PAGE / 8];
+
+	ASSERT(gr_is_zero(page, PAGE));
+	for (size_t i = 0; i < PAGE; i++) {
+		((uint8_t *)page)[i] = 0x80;
+		ASSERT(!gr_is_zero(page, PAGE));
+		((uint8_t *)page)[i] = 0;
+	}
+	ASSERT(gr_is_zero(page, 64));
 }
 
 TEST_MAIN()

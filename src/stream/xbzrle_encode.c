@@ -1,0 +1,220 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * XBZRLE, the sender's side. 64 bytes at a time become a mask of those that differ; runs are read
+ * off the mask. Unchanged bytes between two runs are sent along where that costs no more than a
+ * new pair would, which also keeps the runs few.
+ *
+ * What the format cannot say (see xbzrle.c): after the first pair something must be skipped, so two
+ * runs always have an unchanged byte between them; and no number is longer than 14 bits.
+ */
+#include "stream/xbzrle_encode.h"
+#include "base/endian.h"
+#include <errno.h>
+#include <guestram/codec.h>
+#include <string.h>
+
+#if defined(__x86_64__)
+#	include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+enum {
+	UNIT = 64,	     /* bytes in a mask */
+	LENGTH_MAX = 0x3fff, /* what two bytes of a number hold */
+	GAP_MAX = 3,	     /* unchanged bytes that are sent along rather than skipped */
+	SHORT = 16,	     /* a run up to here is copied in one go, with what follows it */
+};
+
+struct out {
+	const uint8_t *page, *page_end;
+	uint8_t *at, *end;
+	size_t done; /* of the page: everything before is said */
+};
+
+INLINE uint8_t *put_length(uint8_t *at, size_t n)
+{
+	if (n < 0x80) {
+		*at++ = (uint8_t)n;
+	} else {
+		*at++ = (uint8_t)(n | 0x80);
+		*at++ = (uint8_t)(n >> 7);
+	}
+	return at;
+}
+
+/* One pair: [begin, end) of the page is new. False: no room, or too long for the format. */
+INLINE bool put_pair(struct out *o, size_t begin, size_t end)
+{
+	size_t skip = begin - o->done, bytes = end - begin;
+	size_t numbers = (skip < 0x80 ? 1u : 2u) + (bytes < 0x80 ? 1u : 2u);
+
+	if (bytes > LENGTH_MAX || (size_t)(o->end - o->at) < numbers + bytes) {
+		return false;
+	}
+	o->at = put_length(o->at, skip);
+	o->at = put_length(o->at, bytes);
+	if (bytes <= SHORT && o->end - o->at >= SHORT && o->page_end - (o->page + begin) >= SHORT) {
+		memcpy(o->at, o->page + begin, SHORT);
+	} else {
+		memcpy(o->at, o->page + begin, bytes);
+	}
+	o->at += bytes;
+	o->done = end;
+	return true;
+}
+
+static bool put_run(struct out *o, size_t begin, size_t end)
+{
+	/* A long way to it: on the way a byte is said again. Something is left to be skipped after
+	 * it. */
+	while (begin - o->done > LENGTH_MAX) {
+		size_t stop = o->done + LENGTH_MAX - 1;
+
+		if (!put_pair(o, stop, stop + 1)) {
+			return false;
+		}
+	}
+	return put_pair(o, begin, end);
+}
+
+/* Fills gaps of up to GAP_MAX zeros between ones. */
+INLINE uint64_t close_gaps(uint64_t m)
+{
+	uint64_t wide = m | m << 1;
+
+	wide |= wide << 2; /* each one reaches three further */
+	wide &= wide >> 1;
+	wide &= wide >> 2; /* and is taken back, but where it met another */
+	return m | wide;
+}
+
+INLINE ssize_t encode(const uint8_t *old, const uint8_t *page, size_t page_bytes, uint8_t *out,
+		      size_t room, uint64_t (*differing)(const uint8_t *a, const uint8_t *b))
+{
+	struct out o = { page, page + page_bytes, out, out + room, 0 };
+	size_t begin = 0, end = 0; /* the run that may still grow; none while end is 0 */
+
+	for (size_t unit = 0; unit < page_bytes; unit += UNIT) {
+		uint64_t m = differing(old + unit, page + unit);
+
+		if (m == 0) {
+			continue;
+		}
+		m = close_gaps(m);
+		do {
+			unsigned int first = (unsigned int)__builtin_ctzll(m);
+			uint64_t rest = ~(m >> first);
+			unsigned int last =
+				first + (rest ? (unsigned int)__builtin_ctzll(rest) : UNIT);
+
+			m &= last < UNIT ? ~UINT64_C(0) << last : 0;
+			if (end != 0 && unit + first - end <= GAP_MAX) {
+				end = unit + last;
+				continue;
+			}
+			if (end != 0 && !put_run(&o, begin, end)) {
+				return -E2BIG;
+			}
+			begin = unit + first;
+			end = unit + last;
+		} while (m != 0);
+	}
+	if (end != 0 && !put_run(&o, begin, end)) {
+		return -E2BIG;
+	}
+	return o.at - out;
+}
+
+/* Bit i: byte i of these 64 differs. */
+INLINE uint64_t differing_plain(const uint8_t *a, const uint8_t *b)
+{
+	const uint64_t low = UINT64_C(0x7f7f7f7f7f7f7f7f);
+	uint64_t mask = 0;
+
+	for (unsigned int i = 0; i < UNIT; i += 8) {
+		uint64_t x, y;
+
+		memcpy(&x, a + i, 8);
+		memcpy(&y, b + i, 8);
+		x ^= y;
+		if (x == 0) {
+			continue;
+		}
+		x = gr_le64(x);
+		x = (((x & low) + low) | x) & ~low; /* the top bit of each byte that is not 0 */
+		mask |= ((x >> 7) * UINT64_C(0x0102040810204080) >> 56) << i;
+	}
+	return mask;
+}
+
+static ssize_t encode_plain(const uint8_t *old, const uint8_t *page, size_t page_bytes,
+			    uint8_t *out, size_t room)
+{
+	return encode(old, page, page_bytes, out, room, differing_plain);
+}
+
+#if defined(__x86_64__)
+INLINE uint64_t differing_sse2(const uint8_t *a, const uint8_t *b)
+{
+	uint64_t same = 0;
+
+	for (unsigned int i = 0; i < UNIT; i += 16) {
+		__m128i x = _mm_loadu_si128((const __m128i *)(const void *)(a + i));
+		__m128i y = _mm_loadu_si128((const __m128i *)(const void *)(b + i));
+
+		same |= (uint64_t)(uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(x, y)) << i;
+	}
+	return ~same;
+}
+
+static ssize_t encode_sse2(const uint8_t *old, const uint8_t *page, size_t page_bytes, uint8_t *out,
+			   size_t room)
+{
+	return encode(old, page, page_bytes, out, room, differing_sse2);
+}
+
+#	define AVX2 __attribute__((target("avx2,bmi")))
+
+AVX2 INLINE uint64_t differing_avx2(const uint8_t *a, const uint8_t *b)
+{
+	__m256i x0 = _mm256_loadu_si256((const __m256i *)(const void *)a);
+	__m256i x1 = _mm256_loadu_si256((const __m256i *)(const void *)(a + 32));
+	__m256i y0 = _mm256_loadu_si256((const __m256i *)(const void *)b);
+	__m256i y1 = _mm256_loadu_si256((const __m256i *)(const void *)(b + 32));
+	uint32_t low = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x0, y0));
+	uint32_t high = (uint32_t)_mm256_movemask_epi8(_mm256_cmpeq_epi8(x1, y1));
+
+	return ~((uint64_t)high << 32 | low);
+}
+
+AVX2 static ssize_t encode_avx2(const uint8_t *old, const uint8_t *page, size_t page_bytes,
+				uint8_t *out, size_t room)
+{
+	return encode(old, page, page_bytes, out, room, differing_avx2);
+}
+#endif
+
+const struct gr_xbzrle_encoder *gr_xbzrle_encoder(unsigned int i)
+{
+	static const struct gr_xbzrle_encoder encoders[] = {
+#if defined(__x86_64__)
+		{ "avx2", encode_avx2 },
+		{ "sse2", encode_sse2 },
+#endif
+		{ "plain", encode_plain },
+	};
+
+#if defined(__x86_64__)
+	if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi")) {
+		i++;
+	}
+#endif
+	return i < GR_ARRAY_SIZE(encoders) ? &encoders[i] : NULL;
+}
+
+ssize_t gr_xbzrle_encode(const uint8_t *old, const uint8_t *page, size_t page_bytes, uint8_t *out,
+			 size_t room)
+{
+	return gr_xbzrle_encoder(0)->encode(old, page, page_bytes, out, room);
+}
