@@ -3,6 +3,8 @@
 """Sum meson's logs (testlog.json): skips by reason, failures with what they printed, and last
 `N passed, N failed, N skipped`.
 
+Before those the cases of tests/cases.tsv, each with what its tests did (`--cases FILE`).
+
 A program that prints TAP counts by its lines, any other as one test. A mutant that died is
 a test that passed. Failures come last, and short: often the end of a log is all one sees.
 
@@ -83,16 +85,35 @@ def repeated(path):
     return {name: tests[-1] for name, tests in runs.items() if all(map(is_good, tests))}
 
 
+def cases(path, verdicts):
+    """Lines: the numbered rows of the table, and what their tests did: verdicts by (folder, test)."""
+    with open(path, encoding="utf-8") as table:
+        rows = [line.rstrip("\n").split("\t") for line in table if line[:1].isdigit()]
+    for number, what, file, test, _ in rows:
+        folder = file.split("/")[0]
+        seen = [v for (where, name), all_of_it in verdicts.items() for v in all_of_it
+                if where == folder and (name == test or name.startswith(test + "_"))]
+        result = test if file == "-" else next(
+            (v for v in ("failed", "passed", "skipped") if v in seen), "not run")
+        yield f"case {number}: {what}: {result}"
+
+
 def main():
     if sys.argv[1] == "--unsteady":
         names = [t["name"].split(" / ")[-1] for t in load(sys.argv[2]) if may_be_repeated(t)]
         print("\n".join(names))
         return 0
+    arguments = sys.argv[1:]
+    table = None
+    if arguments[0] == "--cases":
+        table = arguments[1]
+        arguments = arguments[2:]
+    verdicts = collections.defaultdict(list)
     total = collections.Counter()
     skips = collections.Counter()
     unsteady = []
     failures = []
-    for path in sys.argv[1:]:
+    for path in arguments:
         name = os.path.basename(path).removesuffix(".json")
         kind = path.split("/")[0] if name == "testlog" else name  # portability.sh: a log for each row
         again = repeated(path)
@@ -103,12 +124,16 @@ def main():
             failed = []
             for verdict, name, reason in count(test):
                 total[verdict] += 1
+                folder = test["name"].split(" / ")[0].split(":")[-1]
+                verdicts[folder, name.split(": ")[-1]].append(verdict)
                 if verdict == "skipped":
                     skips[f"{kind}: {name.split(':')[0]} ({reason or 'as a whole'})"] += 1
                 elif verdict == "failed":
                     failed.append(f"failed: {kind}: {name}" + (f" ({reason})" if reason else ""))
             if failed:
                 failures += failed + words_of(test)
+    for line in cases(table, verdicts) if table else []:
+        print(line)
     for what, times in skips.items():
         print(f"skipped {times}: {what}")
     for line in unsteady + failures:

@@ -56,4 +56,4 @@ for kind in "$@"; do
 	logs="$logs $log"
 done
 # shellcheck disable=SC2086
-python3 scripts/count-tests.py $logs
+python3 scripts/count-tests.py --cases tests/cases.tsv $logs

@@ -2,16 +2,19 @@
 # SPDX-License-Identifier: MIT
 """cases.py SOURCE - tests/cases.tsv names nothing that does not exist (TAP).
 
-Each pitfall P1 to P29 has a row; the test is in the file; the mutant is in the source and in
+Each case 1 to 40 and each pitfall P1 to P29 has a row; the test is in the file; the mutant is in the source and in
 tests/mutants with that file and test, or in models/models.tsv with that model. A table with mistakes
 must be refused.
 """
+import json
 import os
 import re
+import subprocess
 import sys
+import tempfile
 
 ROOT = sys.argv[1]
-PITFALLS = [f"P{n}" for n in range(1, 30)]
+NUMBERS = [str(n) for n in range(1, 41)] + [f"P{n}" for n in range(1, 30)]
 
 
 def read(path):
@@ -37,11 +40,16 @@ SOURCES = all_sources()
 
 
 def file_mistake(file, test):
+    if file == "-":
+        return None if test.startswith("later: ") else f"no file, and not for later: {test}"
     text = read(file if file.startswith("models/") else f"tests/{file}")
     if text is None:
         return f"no file {file}"
-    wanted = f"TEST({test})" if file.endswith(".c") and "/test_" in f"/{file}" or file.startswith("torture/") else test
-    return None if wanted in text else f"no {wanted} in {file}"
+    if file.endswith(".c") and ("/test_" in file or file.startswith("torture/")):
+        found = f"TEST({test})" in text or f"SUITE_ROWS({test})" in text
+    else:
+        found = test in text
+    return None if found else f"no {test} in {file}"
 
 
 def mutant_mistake(file, test, mutant):
@@ -73,20 +81,21 @@ def mistakes(table):
         for mistake in (file_mistake(file, test), mutant_mistake(file, test, mutant)):
             if mistake:
                 found.append(f"{number}: {mistake}")
-    found += [f"{p} has no row" for p in PITFALLS if p not in seen]
+    found += [f"{n} has no row" for n in NUMBERS if n not in seen]
     return found
 
 
 table = read("tests/cases.tsv")
 good = table.splitlines()
 WRONG = {
+    "a case without a row": "\n".join(line for line in good if not line.startswith("31\t")),
     "a pitfall without a row": "\n".join(line for line in good if not line.startswith("P13\t")),
     "a test that is not there": table.replace("handlers_may_run_sections_anywhere", "handlers_may_fly"),
     "a mutant that is not there": table.replace("RCU_NO_HANDOFF", "RCU_NO_HANDS"),
     "a mutant of another test": table.replace("RCU_NO_HANDOFF", "RCU_SKIP_M1"),
     "a model's mutant that is not there": table.replace("WORD_READ_LATE", "WORD_READ_NEVER"),
 }
-print(f"1..{1 + len(WRONG)}")
+print(f"1..{2 + len(WRONG)}")
 bad = mistakes(table)
 for line in bad:
     print("#", line)
@@ -95,4 +104,22 @@ for n, (what, wrong) in enumerate(WRONG.items(), 2):
     refused = wrong != table and len(mistakes(wrong)) > len(bad)
     print("ok" if refused else "not ok", n, "-", what, "is refused")
     bad += [] if refused else [what]
+
+# What `make test` prints of a case is what its test did.
+with tempfile.TemporaryDirectory() as folder:
+    log, cases = os.path.join(folder, "testlog.json"), os.path.join(folder, "cases.tsv")
+    with open(log, "w", encoding="utf-8") as f:
+        for name, result, said in (("g:unit / test_a", "OK", "ok 1 - one\nok 2 - two # SKIP none\n"),
+                                   ("g:unit / test_b", "FAIL", "ok 1 - one\nnot ok 2 - three_times\n")):
+            f.write(json.dumps({"name": name, "result": result, "stdout": said}) + "\n")
+    with open(cases, "w", encoding="utf-8") as f:
+        f.write("# head\n" + "".join(f"{n}\tx\t{file}\t{test}\t-\n" for n, (file, test) in enumerate((
+            ("unit/test_a.c", "one"), ("unit/test_a.c", "two"), ("unit/test_b.c", "three"),
+            ("torture/test_a.c", "one"), ("-", "later: this")), 1)))
+    out = subprocess.run([sys.executable, os.path.join(ROOT, "scripts/count-tests.py"), "--cases", cases, log],
+                         stdout=subprocess.PIPE, text=True, check=False).stdout
+    printed = [line.split(": ", 2)[2] for line in out.splitlines() if line.startswith("case ")]
+    right = printed == ["passed", "skipped", "failed", "not run", "later: this"]
+    print("ok" if right else "not ok", 2 + len(WRONG), "- each case is printed with what its test did")
+    bad += [] if right else [printed]
 sys.exit(1 if bad else 0)
