@@ -9,14 +9,17 @@
  *
  * Consumers A and B each have an epoch at any moment, which they commit or abort, and a last one
  * when the markers have returned. With -DADD, C is added at any moment, makes its first full
- * copy, then waits and has a last epoch. With -DDELETE, B goes, and its sets are freed.
+ * copy, then waits and has a last epoch. With -DDELETE, B goes, and its sets are freed. With -DKEEP, A
+ * sets its first epoch aside (gr_dirty_epoch_keep()) and has another one; both are read and end, by
+ * commit or abort, in either order.
  *
  * Claim: at the end each consumer's copy holds every store; nobody touches freed sets (asserts).
  *
  * Bounds: two markers, on pages -DP0=bit and -DP1=bit.
  *
  * Mutants: NO_FENCE FENCE_AFTER_UNLOCK (H2) NO_FAN_OUT FAN_OUT_LATE (H3) NO_LOCK ABORT_DROPS
- * ABORT_OVERWRITES (L3) ADD_NO_FENCE ADD_DROPS (ADD) DELETE_UNLOCKED (DELETE).
+ * ABORT_OVERWRITES (L3) KEPT_ABORT_DROPS KEPT_ABORT_OVERWRITES KEPT_ABORT_UNLOCKED KEPT_COMMIT_CLEANS (KEEP)
+ * ADD_NO_FENCE ADD_DROPS (ADD) DELETE_UNLOCKED (DELETE).
  */
 #ifndef P0
 #define P0 1
@@ -176,6 +179,69 @@ proctype consumer(byte me)
 	last_epoch()
 }
 
+#ifdef KEEP
+inline end_kept()
+{
+	got = stored & PAGES_TO_STORES(kept);
+	if
+	:: atomic { copy[me] = copy[me] | got; got = 0 };
+#ifdef MUTANT_KEPT_COMMIT_CLEANS
+		/* As if a page that is safe had not been written since. */
+		LOCK;
+		pend[me] = pend[me] & ~kept;
+		UNLOCK;
+#endif
+	:: got = 0;
+#ifdef MUTANT_KEPT_ABORT_DROPS
+		skip
+#else
+#ifdef MUTANT_KEPT_ABORT_UNLOCKED
+		was = pend[me];
+		pend[me] = was | kept;
+		was = 0
+#else
+		LOCK;
+#ifdef MUTANT_KEPT_ABORT_OVERWRITES
+		pend[me] = kept;
+#else
+		pend[me] = pend[me] | kept;
+#endif
+		UNLOCK
+#endif
+#endif
+	fi;
+	kept = 0
+}
+
+inline end_open()
+{
+	read_pages();
+	if
+	:: epoch_commit()
+	:: epoch_abort()
+	fi
+}
+
+proctype keeper(byte me)
+{
+	byte taken = 0, got = 0, i = 0, kept = 0;
+#ifdef MUTANT_KEPT_ABORT_UNLOCKED
+	byte was = 0;
+#endif
+
+	epoch_begin();
+	LOCK;
+	atomic { kept = set[me]; set[me] = 0 };
+	UNLOCK;
+	epoch_begin();
+	if
+	:: end_kept(); end_open()
+	:: end_open(); end_kept()
+	fi;
+	last_epoch()
+}
+#endif
+
 #ifdef ADD
 proctype newcomer(byte me)
 {
@@ -222,7 +288,11 @@ init {
 		run store_buffers();
 		run marker(0);
 		run marker(1);
+#ifdef KEEP
+		run keeper(0);
+#else
 		run consumer(0);
+#endif
 #ifdef ADD
 		run newcomer(2)
 #else

@@ -14,16 +14,18 @@
  * Claim: the copy holds the store of every awaited marker. With -DPROMPT marker 0 is not awaited: it
  * may stand still half way for ever, and takes nothing from the others.
  *
- * Bounds: -DP0=page -DP1=page (-DP2=page): A and B share a leaf word, C has the other;
+ * Bounds: -DP0=page -DP1=page (-DP2=page): A and B share a leaf word, C has the other, W is all pages of
+ * the chunk's group, marked by its whole bit, which lies directly below the top (mark_whole(), take_wholes());
  * -DHARVESTS=n; -DFALLBACK: no process-wide fence, each side has its own; -DLOOK: leaf words that a
  * look finds 0 are not exchanged, which is for machines where all see stores in one order, as here.
  *
  * Mutants: MARK_THEN_STORE (O1) TOP_DOWN (I2) TRUSTS_LEAF (I3, PROMPT) LEAF_STORE (I1) OR_RELAXED (L1)
- * BOTTOM_UP (H1) NO_FENCE FENCE_FIRST (H2) NO_LIGHT_FENCE (FALLBACK).
+ * BOTTOM_UP (H1) WHOLE_BEFORE_TOP (H1, W) NO_FENCE FENCE_FIRST (H2) NO_LIGHT_FENCE (FALLBACK).
  */
 #define A 1 /* leaf word 0, bit 0 */
 #define B 2 /* leaf word 0, bit 1 */
 #define C 4 /* leaf word 1, bit 0 */
+#define W 8 /* the whole group: the word of whole bits */
 #ifndef P0
 #define P0 A
 #endif
@@ -38,9 +40,13 @@
 #else
 #define MARKERS 2
 #endif
+#if P0 == W || P1 == W || P2 == W
+#define WHOLE
+#endif
 
 #define WORD(page) ((page) >> 2)
 #define SUM_BIT(page) (1 << WORD(page))
+#define ALL_PAGES 15
 
 /* The marker's operations, in program order. */
 #define STORE	  1
@@ -52,7 +58,7 @@
 #define OR_TOP	  64
 #define ALL_DONE  127
 
-byte leaf[2], sum, top;
+byte leaf[3], sum, top; /* leaf[2]: the whole bits */
 bool stored[MARKERS]; /* the marker's own word of its page */
 byte done[MARKERS];
 bool copied[MARKERS];
@@ -83,6 +89,15 @@ byte page_of[MARKERS];
 #define AFTER_OR(op) HAS(op)
 #endif
 
+#ifdef WHOLE
+/* A whole bit has no sum above it. */
+#define NO_SUM(page) ((page) == W -> LOOK_SUM | OR_SUM : 0)
+#define BELOW_TOP(page) ((page) == W -> HAS(LOOK_LEAF) && AFTER_OR(OR_LEAF) : HAS(LOOK_SUM) && AFTER_OR(OR_SUM))
+#else
+#define NO_SUM(page) 0
+#define BELOW_TOP(page) (HAS(LOOK_SUM) && AFTER_OR(OR_SUM))
+#endif
+
 proctype marker(byte me)
 {
 	byte page = page_of[me];
@@ -92,7 +107,11 @@ proctype marker(byte me)
 
 #ifdef MUTANT_TOP_DOWN
 	top = 1;
+#ifdef WHOLE
+	sum = sum | (page == W -> 0 : SUM_BIT(page));
+#else
 	sum = sum | SUM_BIT(page);
+#endif
 	done[me] = LOOK_SUM | OR_SUM | LOOK_TOP | OR_TOP;
 #endif
 	do
@@ -102,7 +121,7 @@ proctype marker(byte me)
 #ifdef MUTANT_TRUSTS_LEAF
 			:: leaf[WORD(page)] & page -> PERFORM(ALL_DONE & ~STORE)
 #else
-			:: leaf[WORD(page)] & page -> PERFORM(LOOK_LEAF | OR_LEAF)
+			:: leaf[WORD(page)] & page -> PERFORM(LOOK_LEAF | OR_LEAF | NO_SUM(page))
 #endif
 			:: else -> PERFORM(LOOK_LEAF)
 			fi
@@ -110,19 +129,19 @@ proctype marker(byte me)
 	:: TODO(OR_LEAF) && HAS(LOOK_LEAF) && RELEASE ->
 #ifdef MUTANT_LEAF_STORE
 		old = leaf[WORD(page)];
-		atomic { leaf[WORD(page)] = old | page; old = 0; PERFORM(OR_LEAF) }
+		atomic { leaf[WORD(page)] = old | page; old = 0; PERFORM(OR_LEAF | NO_SUM(page)) }
 #else
-		d_step { leaf[WORD(page)] = leaf[WORD(page)] | page; PERFORM(OR_LEAF) }
+		d_step { leaf[WORD(page)] = leaf[WORD(page)] | page; PERFORM(OR_LEAF | NO_SUM(page)) }
 #endif
-	:: TODO(LOOK_SUM) && HAS(LOOK_LEAF) && AFTER_OR(OR_LEAF) -> d_step {
+	:: TODO(LOOK_SUM) && NO_SUM(page) == 0 && HAS(LOOK_LEAF) && AFTER_OR(OR_LEAF) -> d_step {
 			if
 			:: sum & SUM_BIT(page) -> PERFORM(LOOK_SUM | OR_SUM)
 			:: else -> PERFORM(LOOK_SUM)
 			fi
 		}
-	:: TODO(OR_SUM) && HAS(LOOK_SUM | OR_LEAF) && RELEASE ->
+	:: TODO(OR_SUM) && NO_SUM(page) == 0 && HAS(LOOK_SUM | OR_LEAF) && RELEASE ->
 		d_step { sum = sum | SUM_BIT(page); PERFORM(OR_SUM) }
-	:: TODO(LOOK_TOP) && HAS(LOOK_SUM) && AFTER_OR(OR_SUM) -> d_step {
+	:: TODO(LOOK_TOP) && BELOW_TOP(page) -> d_step {
 			if
 			:: top -> PERFORM(LOOK_TOP | OR_TOP)
 			:: else -> PERFORM(LOOK_TOP)
@@ -157,6 +176,19 @@ inline take_leaf(w)
 #endif
 }
 
+/* Whole bits stand for all pages: who marked one stored to each of them. */
+inline take_wholes()
+{
+#ifdef LOOK
+	if
+	:: leaf[2] == 0
+	:: leaf[2] != 0 -> atomic { taken = taken | (leaf[2] -> ALL_PAGES : 0); leaf[2] = 0 }
+	fi
+#else
+	atomic { taken = taken | (leaf[2] -> ALL_PAGES : 0); leaf[2] = 0 }
+#endif
+}
+
 inline harvest()
 {
 #ifdef MUTANT_FENCE_FIRST
@@ -165,7 +197,13 @@ inline harvest()
 	if
 	:: top == 0
 	:: top != 0 ->
+#ifdef MUTANT_WHOLE_BEFORE_TOP
+		take_wholes();
+#endif
 		top = 0;
+#if defined(WHOLE) && !defined(MUTANT_WHOLE_BEFORE_TOP)
+		take_wholes();
+#endif
 #ifdef MUTANT_BOTTOM_UP
 		sums = sum;
 #else

@@ -10,6 +10,8 @@
  * use at a time, and never more are cut: 2^n lines per group, a whole number of slabs per chunk.
  * All orders together are 127 lines per group, of which a chunk brings 128. That is address
  * space: memory is behind what was touched.
+ *
+ * Model: models/dirty_store.pml.
  */
 #include "base/memory.h"
 #include "bitmap/bits.h"
