@@ -215,7 +215,9 @@ GR_EXPORT void gr_ram_populate_listener_del(struct gr_ram_block *block,
 	GR_EXCLUDES(gr_rcu_section);
 
 /**
- * Plug a piece of a block: tells the listeners of what was not plugged yet, all of it or none.
+ * Plug a piece of a block: tells the listeners of what was not plugged yet, all of it or none. That is
+ * dirty: consumers may have taken it for zeroes as long as it was unplugged (migrations do), and memory
+ * of a private file, for one, shows the file.
  * @param block  The block.
  * @param offset First byte, a multiple of block->granule_bytes.
  * @param bytes  How many, likewise.
@@ -230,7 +232,7 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_populate(struct gr_ram_block *block, uint64_t
 
 /**
  * Unplug a piece of a block: tells the listeners, then throws the memory away as gr_ram_discard()
- * does. Of what is unplugged already nobody is told again.
+ * does. Nobody should store to it until it is plugged again. Of what is unplugged already nobody is told again.
  * @param block  The block.
  * @param offset First byte, a multiple of block->granule_bytes.
  * @param bytes  How many, likewise.

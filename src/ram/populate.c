@@ -152,6 +152,10 @@ static int populate_locked(struct gr_block *b, uint64_t offset, uint64_t end, st
 	}
 	for (at = offset; next_run(b, at, end, true, &run); at = run.offset + run.bytes) {
 		set_gone(b, &run, false);
+		/* After it: to who looks while it is unplugged (a migration) its content is zeroes. */
+#ifndef GR_MUTANT_POPULATE_UNMARKED
+		gr_ram_mark(&b->pub, run.offset, GR_MIN(run.bytes, b->pub.max_bytes - run.offset));
+#endif
 	}
 	return 0;
 }

@@ -971,6 +971,50 @@ TEST(pages_that_are_thrown_away_between_rounds_do_not_come_back)
 	gr_ram_free(m.to);
 }
 
+/* To a migration what is unplugged is zeroes, whatever it holds. So what is plugged again is news. */
+TEST(a_piece_that_is_plugged_between_rounds_arrives)
+{
+	struct move_guest g = { .writers = 0, .seed = 1 };
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
+	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "dimm", .used_bytes = RAM_BYTES,
+					  .backing = GR_RAM_FD, .flags = GR_RAM_PRIVATE,
+					  .fd = memfd_create("test", MFD_CLOEXEC),
+					  .granule_bytes = MIB };
+	struct gr_ram_block *b, *filler = move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD);
+	char page[MOVE_PAGE] = "of the file";
+	pthread_t thread;
+	int rc;
+
+	move_fill(filler, 1, 0);
+	ASSERT_EQ(ftruncate(desc.fd, RAM_BYTES), 0);
+	for (uint64_t at = 0; at < RAM_BYTES; at += MOVE_PAGE) {
+		ASSERT_EQ(pwrite(desc.fd, page, sizeof(page), (off_t)at), (ssize_t)sizeof(page));
+	}
+	ASSERT_EQ(gr_ram_block_add(m.from, &desc, &b, NULL), 0);
+	ASSERT_EQ(gr_ram_depopulate(b, 4 * MIB, MIB, NULL), 0);
+	g.ram = m.from;
+	move_guest_start(&g);
+	move_prepare(&m);
+	ASSERT_EQ(pthread_create(&thread, NULL, move_receive, &m), 0);
+	do {
+		rc = gr_source_step(m.source, &m.err);
+		gr_source_stats(m.source, &m.stats);
+	} while (rc > 0 && m.stats.normal_pages < (2 * RAM_BYTES - MIB) / MOVE_PAGE);
+	ASSERT_EQ(rc, 1);
+	ASSERT_EQ(gr_ram_populate(b, 4 * MIB, MIB, NULL), 0);
+	ASSERT_EQ(memcmp(b->host + 4 * MIB, page, sizeof(page)), 0);
+	ASSERT_EQ(gr_source_run(m.source, &m.err), 0);
+	pthread_join(thread, NULL);
+	ASSERT_EQ(m.to_rc, 0);
+	move_finish(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	move_guest_stop(&g);
+	close(desc.fd);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
 /* Where a look at an unplugged page would end the process: no huge page is left to be had. */
 TEST(huge_pages_that_were_unplugged_or_thrown_away_are_not_asked_for_again)
 {
