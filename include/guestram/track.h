@@ -35,8 +35,9 @@
  *
  * Caveats: no tracker sees stores through a second mapping of a block, of another process that
  * has its fd, or write() on the fd. What the library knows of is refused: two blocks that map the
- * same bytes of a file (a start, or the plug that comes later, fails), and memory tables that are
- * out, unless their holders are GR_WRITERS_REPORTING. Whoever lets others exist has to name
+ * same bytes of a file (a start, or the plug that comes later, fails; a removed block counts as long as
+ * somebody has a reference to it), and memory tables that are out, unless their holders are
+ * GR_WRITERS_REPORTING. Whoever lets others exist has to name
  * GR_WRITERS_OUTSIDE, and is refused. Discarding memory and punching holes is invisible to write
  * protection: who does it marks (and under uffd-sync uses gr_ram_discard(), since anonymous memory
  * loses its protection together with its pages). So is DMA into pages that were pinned before
@@ -195,7 +196,8 @@ GR_EXPORT GR_MUST_CHECK int gr_track_use(struct gr_track *track, enum gr_tracker
  * @return 0 or a negative errno; on failure nothing tracks that did not before.
  * @errors  -EINVAL a writer is covered by no tracker in use; the message names both.
  *          GR_WRITERS_OUTSIDE is always refused in this version. Two blocks map the same bytes
- *          of a file; a memory table is out, without GR_WRITERS_REPORTING. What the kernel says
+ *          of a file; a memory table is out, without GR_WRITERS_REPORTING. -EBUSY a removed block that
+ *          is still referenced maps the same bytes of a file as one that is there. What the kernel says
  *          when a block cannot be tracked; the message names the block.
  * @context Any thread, outside a read-side section. What is stored after the return is
  *          tracked.

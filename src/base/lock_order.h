@@ -25,6 +25,8 @@ enum gr_lock_rank {
 	GR_RANK_LISTENER = 40,
 	/* A tracker driver's array of blocks. Not the blocks. */
 	GR_RANK_TRACK_BLOCKS = 45,
+	/* The blocks that were removed and are still referenced. Not their references. */
+	GR_RANK_RAM_REMOVED = 47,
 	/* One tracker's own state. Not the dirty memory. */
 	GR_RANK_TRACKER = 50,
 	/* The windows of one block that is mapped on demand. Held over a mapping call, not over copies. */

@@ -162,10 +162,40 @@ int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *from,
 	return 0;
 }
 
+void gr_block_removed(struct gr_block *block)
+{
+	struct gr_ram *ram = block->pub.ram;
+
+	gr_mutex_lock(&ram->removed_lock);
+	block->removed_next = ram->removed;
+	block->removed_at = &ram->removed;
+	if (ram->removed) {
+		ram->removed->removed_at = &block->removed_next;
+	}
+	ram->removed = block;
+	gr_mutex_unlock(&ram->removed_lock);
+}
+
+/* One that never was on the list is not there either. */
+static void removed_del(struct gr_block *b)
+{
+	struct gr_ram *ram = b->pub.ram;
+
+	gr_mutex_lock(&ram->removed_lock);
+	if (b->removed_at) {
+		*b->removed_at = b->removed_next;
+		if (b->removed_next) {
+			b->removed_next->removed_at = b->removed_at;
+		}
+	}
+	gr_mutex_unlock(&ram->removed_lock);
+}
+
 static void block_free(struct gr_block *b)
 {
 	uint32_t *alive = &b->pub.ram->blocks_alive;
 
+	removed_del(b);
 	gr_backing_unmap(b);
 	gr_block_gone_free(b);
 	gr_block_ids_free(b);
@@ -184,23 +214,53 @@ void gr_ram_block_get(struct gr_ram_block *block)
 	GR_ASSERT(before != 0 && before != UINT32_MAX);
 }
 
-void gr_ram_block_put(struct gr_ram_block *block)
+/* Whether it was the last one. */
+static bool drop(struct gr_block *b)
 {
-	if (!block) {
-		return;
-	}
 	/* Everybody's last use before the memory goes; pairs with itself. */
-	uint32_t before = gr_sub_acq_rel(&gr_block(block)->refs, 1);
+	uint32_t before = gr_sub_acq_rel(&b->refs, 1);
 
 	GR_ASSERT(before != 0);
-	if (before == 1) {
+	return before == 1;
+}
+
+void gr_ram_block_put(struct gr_ram_block *block)
+{
+	if (block && drop(gr_block(block))) {
 		block_free(gr_block(block));
 	}
 }
 
 static void put_after_grace_period(struct gr_rcu_head *head)
 {
-	gr_ram_block_put(&gr_container_of(head, struct gr_block, rcu)->pub);
+	struct gr_block *b = gr_container_of(head, struct gr_block, rcu);
+	struct gr_mutex *lock = &b->pub.ram->removed_lock;
+	bool last;
+
+	/* Both at once, for who counts the others' references. */
+	gr_mutex_lock(lock);
+	b->list_gone = true;
+	last = drop(b);
+	gr_mutex_unlock(lock);
+	if (last) {
+		block_free(b);
+	}
+}
+
+bool gr_ram_removed_in_use(struct gr_ram *ram,
+			   bool (*match)(void *opaque, const struct gr_ram_block *block),
+			   void *opaque)
+{
+	bool found = false;
+
+	gr_mutex_lock(&ram->removed_lock);
+	for (struct gr_block *b = ram->removed; b && !found; b = b->removed_next) {
+		/* One that is being freed is not waited for; nor does it matter any more. */
+		found = gr_load_acquire(&b->refs) > (b->list_gone ? 0u : 1u) &&
+			match(opaque, &b->pub);
+	}
+	gr_mutex_unlock(&ram->removed_lock);
+	return found;
 }
 
 void gr_block_put_later(struct gr_block *block)

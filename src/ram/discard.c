@@ -143,13 +143,13 @@ void gr_ram_discard_watch_del(struct gr_ram *ram, struct gr_ram_discard_watch *w
 }
 
 int gr_ram_discard_begins_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
-				 struct gr_error *err)
+				 bool lost, struct gr_error *err)
 {
 	int ret = 0;
 
 	for (struct gr_ram_discard_watch *w = block->ram->discard_watches; w && ret == 0;
 	     w = w->next) {
-		ret = w->before ? w->before(w->opaque, block, offset, bytes, err) : 0;
+		ret = w->before ? w->before(w->opaque, block, offset, bytes, lost, err) : 0;
 	}
 	return ret;
 }
@@ -176,7 +176,7 @@ int gr_ram_give_back_locked(struct gr_ram_block *block, uint64_t offset, uint64_
 int gr_ram_throw_away_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 			     struct gr_error *err)
 {
-	int ret = gr_ram_discard_begins_locked(block, offset, bytes, err);
+	int ret = gr_ram_discard_begins_locked(block, offset, bytes, false, err);
 
 	if (ret < 0) {
 		return ret;

@@ -53,6 +53,7 @@ int gr_ram_create(const struct gr_ram_params *params, struct gr_ram **ret_ram,
 	ram->queue = params ? params->queue : NULL;
 	gr_mutex_init(&ram->lock, GR_RANK_RAM);
 	gr_mutex_init(&ram->discard_lock, GR_RANK_RAM_DISCARD);
+	gr_mutex_init(&ram->removed_lock, GR_RANK_RAM_REMOVED);
 	gr_rcu_list_init(&ram->blocks);
 	gr_rcu_assign_pointer(ram->index, index);
 	*ret_ram = ram;
@@ -235,6 +236,7 @@ static int block_del_locked(struct gr_ram *ram, struct gr_block *block, struct g
 	gr_rcu_list_del(&block->node);
 	(void)gr_ram_index_publish_locked(ram, index);
 	(void)gr_add_acq_rel(&ram->version, 1); /* after the list: gr_ram_version() */
+	gr_block_removed(block);
 	gr_ram_notify_block_del_locked(ram, &block->pub, old);
 	gr_ram_index_free_later(ram, old);
 	return 0;
@@ -339,6 +341,7 @@ void gr_ram_free(struct gr_ram *ram)
 	}
 	gr_dirty_free(ram->dirty);
 	gr_ram_index_free(gr_rcu_dereference_protected(ram->index));
+	gr_mutex_destroy(&ram->removed_lock);
 	gr_mutex_destroy(&ram->discard_lock);
 	gr_mutex_destroy(&ram->lock);
 	free(ram);

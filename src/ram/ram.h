@@ -33,6 +33,8 @@ struct gr_ram {
 	uint32_t tables_forbidden;	     /* (a) how many trackers see no other process */
 	unsigned int discard_holds[GR_RAM_DISCARD_HOLDS]; /* (discard_lock) how many of each */
 	struct gr_ram_discard_watch *discard_watches;	  /* (discard_lock) */
+	struct gr_mutex removed_lock;
+	struct gr_block *removed; /* (removed_lock) off the list, and not freed yet */
 };
 
 /*
@@ -40,9 +42,12 @@ struct gr_ram {
  * remaps. Called under discard_lock, with the whole pages that go. Either may be NULL.
  */
 struct gr_ram_discard_watch {
-	/* They are about to go. May refuse with a negative errno; others may have been asked before. */
+	/*
+	 * They are about to go. May refuse with a negative errno; others may have been asked before.
+	 * `lost`: the host's memory failed there. They are replaced, and whoever reads them is killed.
+	 */
 	int (*before)(void *opaque, struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
-		      struct gr_error *err);
+		      bool lost, struct gr_error *err);
 	/* They went, or perhaps a part, with what the mapping knew of them; they are not marked yet. */
 	void (*after)(void *opaque, struct gr_ram_block *block, uint64_t offset, uint64_t bytes);
 	void *opaque;
@@ -54,6 +59,9 @@ struct gr_block {
 	struct gr_ram_block pub;       /* first: the two convert */
 	uint32_t refs;		       /* (a) the list has one until a grace period after del */
 	bool listed;		       /* (a) changes under the list mutex */
+	bool list_gone;		       /* (removed_lock) of the references none is the list's */
+	struct gr_block *removed_next; /* (removed_lock) */
+	struct gr_block **removed_at;  /* (removed_lock) what points to it; NULL: never was removed */
 	struct gr_rcu_list_node node;  /* (r) ram->blocks */
 	struct gr_rcu_head rcu;
 	struct gr_memory memory;       /* (c) what is mapped at host, by us unless release() is set */
@@ -83,6 +91,15 @@ int gr_block_create(struct gr_ram *ram, const struct gr_ram_block_desc *desc,
 		    struct gr_block **ret_block, struct gr_error *err);
 /* Gives one reference back after a grace period: the list's own. */
 void gr_block_put_later(struct gr_block *block);
+/* It is off the list; before listeners hear of it. */
+void gr_block_removed(struct gr_block *block);
+/*
+ * Does match() say yes to a block that was taken off the list, and that somebody has a reference to
+ * besides the list itself? It takes no locks.
+ */
+bool gr_ram_removed_in_use(struct gr_ram *ram,
+			   bool (*match)(void *opaque, const struct gr_ram_block *block),
+			   void *opaque) GR_EXCLUDES(ram->removed_lock);
 
 /* backing.c: fills host, fd, fd_offset, page_bytes and memory; the reverse. */
 int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
@@ -138,7 +155,8 @@ void gr_ram_discard_watch_add(struct gr_ram *ram, struct gr_ram_discard_watch *w
 void gr_ram_discard_watch_del(struct gr_ram *ram, struct gr_ram_discard_watch *watch)
 	GR_EXCLUDES(ram->discard_lock);
 int gr_ram_discard_begins_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
-				 struct gr_error *err) GR_REQUIRES(block->ram->discard_lock);
+				 bool lost, struct gr_error *err)
+	GR_REQUIRES(block->ram->discard_lock);
 void gr_ram_discard_ended_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 	GR_REQUIRES(block->ram->discard_lock);
 /*

@@ -58,7 +58,11 @@ static int remap_locked(struct gr_ram_block *block, uint64_t offset, uint64_t by
 	ret = gr_ram_discard_unforbidden_locked(block, 1u << GR_RAM_NO_DISCARDS, err);
 #endif
 	if (ret == 0) {
-		ret = gr_ram_discard_begins_locked(block, offset, bytes, err);
+#ifdef GR_MUTANT_REMAP_SHOWS_BROKEN
+		ret = gr_ram_discard_begins_locked(block, offset, bytes, false, err);
+#else
+		ret = gr_ram_discard_begins_locked(block, offset, bytes, true, err);
+#endif
 	}
 	if (ret < 0) {
 		return ret;

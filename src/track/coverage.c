@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "track/coverage.h"
 #include "base/compiler.h"
+#include "ram/ram.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -163,6 +164,16 @@ static int piece_of(const struct gr_ram_block *block, struct gr_shown_piece *p,
 	return S_ISREG(st.st_mode);
 }
 
+/* A block that was removed and is used all the same: an iovec that was not put back, perhaps. */
+static bool shows_the_same(void *opaque, const struct gr_ram_block *block)
+{
+	const struct gr_shown_piece *p = opaque;
+	struct gr_shown_piece other;
+
+	return piece_of(block, &other, NULL) > 0 && overlap(p, &other) &&
+	       !(p->is_private && other.is_private);
+}
+
 int gr_shown_add(struct gr_shown *shown, const struct gr_ram_block *block, struct gr_error *err)
 {
 	const struct gr_ram_block *other;
@@ -176,6 +187,17 @@ int gr_shown_add(struct gr_shown *shown, const struct gr_ram_block *block, struc
 	other = also_shown_by(shown, &p);
 #ifdef GR_MUTANT_TRACK_MAPPED_TWICE
 	other = NULL;
+#endif
+#ifndef GR_MUTANT_TRACK_FORGETS_REMOVED
+	if (!other && gr_ram_removed_in_use(block->ram, shows_the_same, &p)) {
+		return gr_error_set(
+			err, -EBUSY,
+			"block '%s' cannot be tracked yet: a block that was removed maps the same "
+			"bytes of its file, and somebody still has a reference to it (an iovec "
+			"that "
+			"was not put back, a migration)",
+			block->id);
+	}
 #endif
 	if (other) {
 		return gr_error_set(
@@ -206,7 +228,13 @@ int gr_shown_add(struct gr_shown *shown, const struct gr_ram_block *block, struc
 
 void gr_shown_del(struct gr_shown *shown, const struct gr_ram_block *block)
 {
-	for (size_t i = shown->pieces; i-- > 0;) {
+	struct gr_shown_piece p;
+	int ret = piece_of(block, &p, NULL);
+
+	if (ret == 0) {
+		return;
+	}
+	for (size_t i = ret < 0 ? 0 : pieces_before(shown, &p); i < shown->pieces; i++) {
 		if (shown->piece[i].block == block) {
 			shown->pieces--;
 			memmove(&shown->piece[i], &shown->piece[i + 1],

@@ -22,8 +22,9 @@ struct gr_shown {
 };
 
 /*
- * The block comes; -EINVAL if it shows bytes that another one shows, which the message names.
- * Blocks without a file, and those that nobody can write here, are ignored.
+ * The block comes; -EINVAL if it shows bytes that another one shows, which the message names;
+ * -EBUSY if one shows them that was removed and is still referenced by others than the list. Blocks
+ * without a file, and those that nobody can write here, are ignored.
  */
 GR_MUST_CHECK int gr_shown_add(struct gr_shown *shown, const struct gr_ram_block *block,
 			       struct gr_error *err);

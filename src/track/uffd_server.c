@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "track/uffd_server.h"
 #include "base/clock.h"
+#include "base/hook.h"
 #include "base/memory.h"
 #include "base/poll.h"
-#include "base/signals.h"
 #include "base/uapi.h"
 #include "base/wake_fd.h"
 #include "track/uffd_wp.h"
@@ -99,30 +99,36 @@ static int register_range(struct gr_uffd_server *s, uint64_t start, uint64_t byt
 	return ioctl(s->uffd, UFFDIO_REGISTER, &reg) < 0 ? -errno : 0;
 }
 
-void gr_uffd_register_again(struct gr_uffd_server *s, uint64_t start, uint64_t bytes)
-{
-	/* If it fails, the next call that protects says why. */
-	(void)register_range(s, start, bytes);
-}
-
 /*
  * Pages of equal content that the kernel makes one (KSM) lose their protection, and the next store
  * copies without a fault. Neither the flag of a block nor the process's own wish may let it happen.
  */
-static void merge(const struct gr_uffd_range *r, bool again)
+static void unmerge(uint64_t start, uint64_t bytes)
 {
 #ifndef GR_MUTANT_UFFD_LETS_MERGE
-	if (!again) {
-		while (madvise((void *)(uintptr_t)r->start, r->bytes, MADV_UNMERGEABLE) < 0 &&
-		       (errno == EINTR || errno == EAGAIN)) {
-		}
-	} else if (gr_ram_block_flags(r->block) & GR_RAM_MERGE) {
-		(void)madvise((void *)(uintptr_t)r->start, r->bytes, MADV_MERGEABLE);
+	while (madvise((void *)(uintptr_t)start, bytes, MADV_UNMERGEABLE) < 0 &&
+	       (errno == EINTR || errno == EAGAIN)) {
 	}
 #else
-	(void)r;
-	(void)again;
+	(void)start;
+	(void)bytes;
 #endif
+}
+
+static void merge_again(const struct gr_uffd_range *r)
+{
+	if (gr_ram_block_flags(r->block) & GR_RAM_MERGE) {
+		(void)madvise((void *)(uintptr_t)r->start, r->bytes, MADV_MERGEABLE);
+	}
+}
+
+void gr_uffd_register_again(struct gr_uffd_server *s, uint64_t start, uint64_t bytes)
+{
+#ifndef GR_MUTANT_UFFD_MERGES_AGAIN
+	unmerge(start, bytes); /* a new mapping was given the block's wishes */
+#endif
+	/* If it fails, the next call that protects says why. */
+	(void)register_range(s, start, bytes);
 }
 
 struct gr_uffd_range gr_uffd_range_of(struct gr_ram_block *block, uint64_t bytes)
@@ -154,10 +160,10 @@ int gr_uffd_arm(struct gr_uffd_server *s, const struct gr_uffd_range *r, struct 
 {
 	int ret;
 
-	merge(r, false);
+	unmerge(r->start, r->bytes);
 	ret = register_range(s, r->start, r->bytes);
 	if (ret < 0) {
-		merge(r, true);
+		merge_again(r);
 		return gr_error_set(err, ret, "block '%s': UFFDIO_REGISTER: %s%s", r->block->id,
 				    strerror(-ret), register_hint(ret));
 	}
@@ -177,8 +183,10 @@ void gr_uffd_disarm(struct gr_uffd_server *s, const struct gr_uffd_range *r)
 	 * somebody may come back to a page that is still protected; so last.
 	 */
 	(void)ioctl(s->uffd, UFFDIO_UNREGISTER, &range);
+#ifndef GR_MUTANT_UFFD_DISARM_NO_WAKE
 	wake(s, r->start, r->bytes);
-	merge(r, true);
+#endif
+	merge_again(r);
 }
 
 /* ---- the descriptor and its thread ----------------------------------------------------- */
@@ -199,11 +207,32 @@ unsigned int gr_uffd_server_serve(struct gr_uffd_server *s)
 	return faults;
 }
 
+void gr_uffd_lock(struct gr_mutex *lock, struct gr_signals *saved)
+{
+#ifdef GR_MUTANT_UFFD_LOCK_WITH_SIGNALS
+	pthread_sigmask(SIG_SETMASK, NULL, &saved->mask);
+#else
+	gr_signals_block(saved);
+#endif
+	gr_mutex_lock(lock);
+	GR_HOOK("uffd lock: held");
+}
+
+void gr_uffd_unlock(struct gr_mutex *lock, const struct gr_signals *saved)
+{
+	gr_mutex_unlock(lock);
+	gr_signals_restore(saved);
+}
+
 static void *run(void *opaque)
 {
 	struct gr_uffd_server *s = opaque;
 	struct pollfd fds[2] = { gr_pollfd(s->uffd, POLLIN), gr_pollfd(s->stop_fd, POLLIN) };
 
+	/* Marking a page enters a section. Were the first one to register us, its memory would come
+	 * from malloc(), whose lock may be held by the thread that waits. */
+	gr_rcu_register_thread();
+	gr_event_set(&s->serving);
 	while (!(fds[1].revents & POLLIN)) {
 		(void)gr_poll(fds, 2, -1);
 		(void)gr_uffd_server_serve(s);
@@ -225,6 +254,7 @@ int gr_uffd_server_run(struct gr_uffd_server *s, struct gr_error *err)
 	/* A handler of the application's that stores to guest memory must not run on the thread
 	 * that serves the fault. */
 	gr_signals_block(&saved);
+	gr_event_reset(&s->serving);
 	ret = pthread_create(&s->thread, NULL, run, s);
 	gr_signals_restore(&saved);
 	if (ret != 0) {
@@ -232,6 +262,7 @@ int gr_uffd_server_run(struct gr_uffd_server *s, struct gr_error *err)
 				    strerror(ret));
 	}
 	s->running = true;
+	gr_event_wait(&s->serving);
 	return 0;
 }
 

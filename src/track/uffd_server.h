@@ -15,7 +15,8 @@
  *
  * fault() runs while writers sleep, perhaps within a read-side section and with locks of their own.
  * So it waits for no grace period, takes no lock that is held over a store to guest memory, and
- * stores to no memory that is served.
+ * stores to no memory that is served. A lock of its own is taken by gr_uffd_lock(), wherever that
+ * is.
  *
  * A fork's child has neither the thread nor a say: what it does with the descriptor would be done
  * to its parent's memory. Everything here asks gr_uffd_server_ours() or is called by who has.
@@ -23,7 +24,9 @@
 #ifndef GR_TRACK_UFFD_SERVER_H
 #define GR_TRACK_UFFD_SERVER_H
 
-#include "base/compiler.h"
+#include "base/mutex.h"
+#include "base/signals.h"
+#include <guestram/event.h>
 #include <guestram/ram.h>
 #include <pthread.h>
 #include <unistd.h>
@@ -35,15 +38,16 @@
 	"and KVM_RUN get EFAULT"
 
 struct gr_uffd_server {
-	int uffd;	    /* (c) */
-	bool kernel_faults; /* (c) system calls and KVM wait too; if not, they get EFAULT */
-	bool unpopulated;   /* (c) pages that are not there can be protected */
-	pid_t owner;	    /* (c) the process whose memory it is */
-	int stop_fd;	    /* (c) readable: the thread shall end */
-	int stop_write_fd;  /* (c) */
-	bool running;	    /* there is a thread; by who starts and stops it */
-	pthread_t thread;   /* as running */
-	uint64_t read_ns;   /* (o) who serves: when the faults that are being served were read */
+	int uffd;		 /* (c) */
+	bool kernel_faults;	 /* (c) system calls and KVM wait too; if not, they get EFAULT */
+	bool unpopulated;	 /* (c) pages that are not there can be protected */
+	pid_t owner;		 /* (c) the process whose memory it is */
+	int stop_fd;		 /* (c) readable: the thread shall end */
+	int stop_write_fd;	 /* (c) */
+	bool running;		 /* there is a thread; by who starts and stops it */
+	pthread_t thread;	 /* as running */
+	uint64_t read_ns;	 /* (o) who serves: when the faults being served were read */
+	struct gr_event serving; /* it has begun */
 	void (*fault)(void *opaque, uint64_t address);
 	void *opaque;
 };
@@ -67,11 +71,22 @@ static inline bool gr_uffd_server_ours(const struct gr_uffd_server *s)
 	return s->owner == getpid();
 }
 
-/* A thread of its own that serves; and its end, after which fault() is called no more. */
+/*
+ * A thread of its own that serves, from the return on; and its end, after which fault() is called
+ * no more. Before the first range is armed: whoever arms may be the one who stores there, in a
+ * handler.
+ */
 int gr_uffd_server_run(struct gr_uffd_server *s, struct gr_error *err);
 void gr_uffd_server_stop(struct gr_uffd_server *s);
 /* Instead of a thread: what has come, at most some dozen faults. How many. Never sleeps. */
 unsigned int gr_uffd_server_serve(struct gr_uffd_server *s);
+
+/*
+ * The lock that fault() takes, and signals off as long as it is held: a handler that stores to what
+ * is served would wait for the thread that it interrupted.
+ */
+void gr_uffd_lock(struct gr_mutex *lock, struct gr_signals *saved) GR_ACQUIRE(*lock);
+void gr_uffd_unlock(struct gr_mutex *lock, const struct gr_signals *saved) GR_RELEASE(*lock);
 
 /* The first `bytes` of a block, rounded up to whole units. */
 struct gr_uffd_range gr_uffd_range_of(struct gr_ram_block *block, uint64_t bytes);
@@ -88,7 +103,8 @@ int gr_uffd_protect(struct gr_uffd_server *s, const struct gr_uffd_range *r, uin
 		    uint64_t bytes, struct gr_error *err);
 /* Takes protection away and wakes who waits. It can fail only where nothing is registered. */
 void gr_uffd_open_range(struct gr_uffd_server *s, uint64_t start, uint64_t bytes);
-/* A piece may have been mapped anew: registers it again. */
+/* A piece of an armed range may have been mapped anew: registers it again, and keeps it unmerged.
+ */
 void gr_uffd_register_again(struct gr_uffd_server *s, uint64_t start, uint64_t bytes);
 
 /* Sets of units. */

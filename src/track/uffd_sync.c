@@ -16,7 +16,6 @@
  * There is nothing to fetch: a store that has happened was marked before it did.
  */
 #include "base/hook.h"
-#include "base/mutex.h"
 #include "ram/ram.h"
 #include "track/report.h"
 #include "track/tracker.h"
@@ -35,9 +34,9 @@ struct uffd_sync {
 	struct gr_uffd_server server;
 	struct gr_ram_discard_watch watch;
 	struct gr_mutex lock;
-	struct range **range; /* (lock) by address */
-	size_t count;	      /* (lock) */
-	size_t room;	      /* (lock) */
+	struct range **range; /* (lock; changed with the list mutex too) by address */
+	size_t count;	      /* (as range) */
+	size_t room;	      /* (as range) */
 };
 
 static struct uffd_sync *uffd_sync_of(struct gr_tracker *t)
@@ -79,24 +78,14 @@ static struct range *find_block_locked(const struct uffd_sync *u, const struct g
 	return r && r->at.block == block ? r : NULL;
 }
 
-static int insert_locked(struct uffd_sync *u, struct range *r) GR_REQUIRES(u->lock)
+/* There is room; see make_room(). */
+static void insert_locked(struct uffd_sync *u, struct range *r) GR_REQUIRES(u->lock)
 {
 	size_t i = place_locked(u, r->at.start);
 
-	if (u->count == u->room) {
-		size_t room = u->room ? 2 * u->room : 16;
-		struct range **more = realloc(u->range, room * sizeof(struct range *));
-
-		if (!more) {
-			return -ENOMEM;
-		}
-		u->range = more;
-		u->room = room;
-	}
 	memmove(&u->range[i + 1], &u->range[i], (u->count - i) * sizeof(struct range *));
 	u->range[i] = r;
 	u->count++;
-	return 0;
 }
 
 static struct range *take_out_locked(struct uffd_sync *u, const struct gr_ram_block *block)
@@ -164,28 +153,30 @@ static void fault_locked(struct uffd_sync *u, struct range *r, uint64_t unit) GR
 static void on_fault(void *opaque, uint64_t address)
 {
 	struct uffd_sync *u = opaque;
+	struct gr_signals saved;
 	struct range *r;
 
-	gr_mutex_lock(&u->lock);
+	gr_uffd_lock(&u->lock, &saved);
 	r = find_locked(u, address);
 	/* None: its block was removed, and whoever waited there was woken. */
 	if (r) {
 		fault_locked(u, r, (address - r->at.start) / r->at.unit);
 	}
-	gr_mutex_unlock(&u->lock);
+	gr_uffd_unlock(&u->lock, &saved);
 }
 
 /* Memory went, and its protection with it: debt, before the mark that the discard will make. */
 static void on_discard(void *opaque, struct gr_ram_block *block, uint64_t offset, uint64_t bytes)
 {
 	struct uffd_sync *u = opaque;
+#ifndef GR_MUTANT_UFFD_SYNC_DISCARD_FORGETS
+	struct gr_signals saved;
 	struct range *r;
 
 	if (!gr_uffd_server_ours(&u->server)) {
 		return;
 	}
-#ifndef GR_MUTANT_UFFD_SYNC_DISCARD_FORGETS
-	gr_mutex_lock(&u->lock);
+	gr_uffd_lock(&u->lock, &saved);
 	r = find_block_locked(u, block);
 	if (r && bytes > 0) {
 		uint64_t end = GR_MIN(GR_DIV_ROUND_UP(offset + bytes, r->at.unit),
@@ -197,9 +188,9 @@ static void on_discard(void *opaque, struct gr_ram_block *block, uint64_t offset
 		gr_uffd_register_again(&u->server, r->at.start + offset / r->at.unit * r->at.unit,
 				       (end - offset / r->at.unit) * r->at.unit);
 	}
-	gr_mutex_unlock(&u->lock);
+	gr_uffd_unlock(&u->lock, &saved);
 #else
-	(void)r;
+	(void)u;
 	(void)block;
 	(void)offset;
 	(void)bytes;
@@ -231,43 +222,69 @@ static void uffd_sync_stop(struct gr_tracker *t)
 static void uffd_sync_block_del(struct gr_tracker *t, struct gr_ram_block *block)
 {
 	struct uffd_sync *u = uffd_sync_of(t);
+	struct gr_signals saved;
 	struct range *r;
 
 	if (!gr_uffd_server_ours(&u->server)) {
 		return; /* what a child has of it goes with the tracker */
 	}
 	/* Under the lock, so that no fault is served halfway. */
-	gr_mutex_lock(&u->lock);
+	gr_uffd_lock(&u->lock, &saved);
 	r = take_out_locked(u, block);
 	if (r) {
 		gr_uffd_disarm(&u->server, &r->at);
 	}
-	gr_mutex_unlock(&u->lock);
+	gr_uffd_unlock(&u->lock, &saved);
 	range_free(r);
+}
+
+/*
+ * For one range more. It is allocated without the lock: malloc()'s own may be held by a thread
+ * whose handler waits for a fault to be served.
+ */
+static bool make_room(struct uffd_sync *u)
+{
+	size_t room = u->room ? 2 * u->room : 16;
+	struct range **more, **old = u->range;
+	struct gr_signals saved;
+
+	if (u->count < u->room) {
+		return true;
+	}
+	more = calloc(room, sizeof(struct range *));
+	if (!more) {
+		return false;
+	}
+	gr_uffd_lock(&u->lock, &saved);
+	if (old) {
+		memcpy(more, old, u->count * sizeof(struct range *));
+	}
+	u->range = more;
+	u->room = room;
+	gr_uffd_unlock(&u->lock, &saved);
+	free(old);
+	return true;
 }
 
 static int uffd_sync_block_add(struct gr_tracker *t, struct gr_ram_block *block,
 			       struct gr_error *err)
 {
 	struct uffd_sync *u = uffd_sync_of(t);
+	struct gr_signals saved;
 	struct range *r;
 	int ret;
 
 	if (!gr_uffd_server_ours(&u->server)) {
 		return 0;
 	}
-	r = range_make(block);
+	r = make_room(u) ? range_make(block) : NULL;
 	if (!r) {
 		return gr_error_set(err, -ENOMEM, "no memory to track block '%s'", block->id);
 	}
 	/* In the table before it is protected: a fault there must find it. */
-	gr_mutex_lock(&u->lock);
-	ret = insert_locked(u, r);
-	gr_mutex_unlock(&u->lock);
-	if (ret < 0) {
-		range_free(r);
-		return gr_error_set(err, ret, "no memory to track block '%s'", block->id);
-	}
+	gr_uffd_lock(&u->lock, &saved);
+	insert_locked(u, r);
+	gr_uffd_unlock(&u->lock, &saved);
 	ret = gr_uffd_arm(&u->server, &r->at, err);
 	if (ret < 0) {
 		uffd_sync_block_del(t, block);
@@ -303,18 +320,19 @@ static int uffd_sync_rearm(struct gr_tracker *t, struct gr_ram_block *block, uin
 			   uint64_t bytes, struct gr_error *err)
 {
 	struct uffd_sync *u = uffd_sync_of(t);
+	struct gr_signals saved;
 	struct range *r;
 	int ret = 0;
 
 	if (bytes == 0 || !gr_uffd_server_ours(&u->server)) {
 		return 0;
 	}
-	gr_mutex_lock(&u->lock);
+	gr_uffd_lock(&u->lock, &saved);
 	r = find_block_locked(u, block);
 	if (r) {
 		ret = rearm_locked(u, r, offset, bytes, err);
 	}
-	gr_mutex_unlock(&u->lock);
+	gr_uffd_unlock(&u->lock, &saved);
 	return ret;
 }
 

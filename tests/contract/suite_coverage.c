@@ -93,6 +93,52 @@ static void refuses_a_second_mapping(struct suite *s)
 	close(fd);
 }
 
+static struct gr_ram_block *find(struct suite *s, const char *id)
+{
+	struct gr_ram_block *block;
+
+	gr_rcu_read_lock();
+	block = gr_ram_block_by_id_rcu(s->ram, id);
+	ASSERT(block);
+	gr_ram_block_get(block);
+	gr_rcu_read_unlock();
+	return block;
+}
+
+/* Who has an iovec of a block may still store to it, whether it is on the list or not. */
+static void refuses_what_a_removed_block_still_maps(struct suite *s)
+{
+	struct gr_ram_block *block;
+	struct gr_error err;
+	int fd = memfd();
+
+	ASSERT_EQ(map_file(s, "first", fd, 0, 0, NULL), 0);
+	block = find(s, "first");
+	del(s, "first");
+	ASSERT_EQ(map_file(s, "second", fd, 1, 0, NULL), 0);
+	ASSERT_EQ(gr_track_start(s->track, s->row->writers, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "'second' cannot be tracked yet: a block that was removed");
+	gr_ram_block_put(block);
+	start_stop(s);
+
+	ASSERT_EQ(gr_track_start(s->track, s->row->writers, NULL), 0);
+	block = find(s, "second");
+	del(s, "second");
+	ASSERT_EQ(map_file(s, "third", fd, 2, 0, &err), -EBUSY);
+	ASSERT_EQ(map_file(s, "beside", fd, PAGES + 1, 0, NULL), 0);
+	del(s, "beside");
+	gr_rcu_barrier(NULL); /* the list's own reference is back, this one is not */
+	ASSERT_EQ(map_file(s, "third", fd, 2, 0, &err), -EBUSY);
+	gr_ram_block_put(block);
+	ASSERT_EQ(map_file(s, "third", fd, 2, 0, NULL), 0);
+	/* One that nobody uses is no obstacle, whether its grace period is over or not. */
+	del(s, "third");
+	ASSERT_EQ(map_file(s, "fourth", fd, 2, 0, NULL), 0);
+	gr_track_stop(s->track);
+	del(s, "fourth");
+	close(fd);
+}
+
 /* Another process has the memory, by a table as vhost-user sends it. */
 static void refuses_an_exported_fd(struct suite *s)
 {
@@ -131,6 +177,7 @@ void suite_coverage(const struct suite_row *row)
 
 	assert_refused(s, row->writers | GR_WRITERS_OUTSIDE, "no tracker of this version");
 	refuses_a_second_mapping(s);
+	refuses_what_a_removed_block_still_maps(s);
 	refuses_an_exported_fd(s);
 	start_stop(s);
 	suite_free(s);

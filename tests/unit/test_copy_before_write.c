@@ -14,6 +14,7 @@
 #include <guestram/ram_change.h>
 #include <guestram/track.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
@@ -55,7 +56,9 @@ static void show(struct rig *r, const struct gr_cbw_piece *piece)
 
 		ASSERT_LT(page, (uint64_t)PAGES);
 		r->shown[page]++;
-		gr_copy_from_guest(&r->first_byte[page], piece->host + at, 1);
+		if (piece->host) {
+			gr_copy_from_guest(&r->first_byte[page], piece->host + at, 1);
+		}
 	}
 }
 
@@ -63,7 +66,7 @@ static enum gr_cbw_verdict before_write(void *opaque, const struct gr_cbw_piece 
 {
 	struct rig *r = opaque;
 
-	if (!protected(piece->host)) {
+	if (piece->host && !protected(piece->host)) {
 		ADD(&r->was_open, 1);
 	}
 	show(r, piece);
@@ -526,10 +529,8 @@ ON_BOTH(memory_that_is_given_back_is_shown_before)
 	ASSERT_EQ(gr_ram_discard(r->block, 10 * PAGE, 3 * PAGE, NULL), 0);
 	ASSERT_EQ(LOAD(&r->asked), 3u);
 	ASSERT_EQ(*at(r, 11), 0);
-	ASSERT_EQ(gr_ram_remap(r->block, 12 * PAGE, 2 * PAGE, NULL), 0);
-	ASSERT_EQ(LOAD(&r->asked), 4u);
 	ASSERT_EQ(gr_ram_depopulate(r->block, 20 * PAGE, PAGE, NULL), 0);
-	ASSERT_EQ(LOAD(&r->asked), 5u);
+	ASSERT_EQ(LOAD(&r->asked), 4u);
 	*at(r, 11) = 0xee;
 	/* In the owner's hands, or kept by it: not now. */
 	ASSERT_EQ(gr_cbw_next(r->cbw, PAGE, &piece, NULL), 1);
@@ -545,9 +546,162 @@ ON_BOTH(memory_that_is_given_back_is_shown_before)
 	gr_cbw_release(r->cbw, &r->last);
 	ASSERT_EQ(gr_ram_discard(r->block, 30 * PAGE, PAGE, &err), 0);
 	walk(r, 1 << 20);
-	ASSERT_EQ(LOAD(&r->asked), 6u);
+	ASSERT_EQ(LOAD(&r->asked), 5u);
 	expect_whole(r);
 	ASSERT_EQ(*at(r, 30), 0);
+	free_rig(r);
+}
+
+/* Whoever reads broken memory is killed; so the owner does not get to. */
+ON_BOTH(broken_memory_that_is_replaced_is_told_without_content)
+{
+	struct rig *r = make_rig(backing);
+	struct gr_cbw_stats stats;
+	struct gr_cbw_piece piece;
+	struct gr_error err;
+
+	start(r);
+	*at(r, 12) = 0xee; /* saved before: nothing is lost */
+	ASSERT_EQ(LOAD(&r->asked), 1u);
+	ASSERT(r->last.host == r->block->host + 12 * PAGE);
+	ASSERT_EQ(gr_ram_remap(r->block, 12 * PAGE, 2 * PAGE, NULL), 0);
+	ASSERT_EQ(LOAD(&r->asked), 2u);
+	ASSERT_EQ(r->last.offset, (uint64_t)13 * PAGE);
+	ASSERT_EQ(r->last.bytes, (uint64_t)PAGE);
+	ASSERT(!r->last.host);
+	*at(r, 13) = 0xee; /* new memory, which nobody has to be asked about */
+	ASSERT_EQ(LOAD(&r->asked), 2u);
+	/* In the owner's hands: it may be reading. */
+	ASSERT_EQ(gr_cbw_next(r->cbw, PAGE, &piece, NULL), 1);
+	ASSERT_EQ(gr_ram_remap(r->block, 0, PAGE, &err), -EBUSY);
+	show(r, &piece);
+	gr_cbw_release(r->cbw, &piece);
+	/* Kept: not now. */
+	STORE(&r->verdict, GR_CBW_KEEP);
+	ASSERT_EQ(gr_ram_remap(r->block, 30 * PAGE, PAGE, &err), -EBUSY);
+	ASSERT_EQ(*at(r, 30), content(30));
+	ASSERT(!r->last.host);
+	gr_cbw_release(r->cbw, &r->last);
+	ASSERT_EQ(gr_ram_remap(r->block, 30 * PAGE, PAGE, &err), 0);
+	walk(r, 1 << 20);
+	gr_cbw_stats(r->cbw, &stats);
+	ASSERT_EQ(stats.lost_bytes, (uint64_t)2 * PAGE);
+	r->first_byte[13] = content(13);
+	r->first_byte[30] = content(30);
+	expect_whole(r);
+	free_rig(r);
+}
+
+/* For real, where the kernel may be told that a page failed (GR_TEST_HWPOISON=1). */
+TEST(a_page_that_the_kernel_gave_up_does_not_kill_the_owner)
+{
+	struct rig *r = make_rig(GR_RAM_MEMFD);
+
+	if (!getenv("GR_TEST_HWPOISON")) {
+		SKIP("takes a page from the machine until it boots: GR_TEST_HWPOISON=1");
+	}
+	start(r);
+	if (madvise(r->block->host + 9 * PAGE, PAGE, MADV_HWPOISON) < 0) {
+		SKIP("MADV_HWPOISON: %s", strerror(errno));
+	}
+	ASSERT_EQ(gr_ram_remap(r->block, 9 * PAGE, PAGE, NULL), 0);
+	ASSERT(!r->last.host);
+	r->first_byte[9] = content(9);
+	walk(r, 1 << 20);
+	expect_whole(r);
+	free_rig(r);
+}
+
+/* ---- in the middle of a start, and of what has the lock -------------------------------- */
+
+static void (*hook)(const char *place); /* (a) */
+static struct rig *hooked;
+static uint32_t hits; /* (a) */
+
+void gr_test_hook(const char *place);
+void gr_test_hook(const char *place)
+{
+	void (*fn)(const char *) = __atomic_load_n(&hook, __ATOMIC_ACQUIRE);
+
+	if (fn) {
+		fn(place);
+	}
+}
+
+static void discard_when_armed(const char *place)
+{
+	if (strcmp(place, "cbw start: armed") == 0) {
+		ASSERT_EQ(gr_ram_discard(hooked->block, 10 * PAGE, PAGE, NULL), 0);
+		ADD(&hits, 1);
+	}
+}
+
+ON_BOTH(what_is_given_back_while_it_starts_is_shown_before)
+{
+	struct rig *r = make_rig(backing);
+
+	hooked = r;
+	__atomic_store_n(&hook, discard_when_armed, __ATOMIC_RELEASE);
+	start(r);
+	__atomic_store_n(&hook, NULL, __ATOMIC_RELEASE);
+	ASSERT_EQ(LOAD(&hits), 1u);
+	ASSERT_EQ(LOAD(&r->asked), 1u);
+	walk(r, 1 << 20);
+	expect_whole(r);
+	free_rig(r);
+}
+
+static __thread bool has_lock;
+
+/* A handler of the application's. */
+static void store_to_guest(int signal)
+{
+	(void)signal;
+	if (has_lock) {
+		FAIL("a handler runs on a thread that holds what its fault needs");
+	}
+	*at(hooked, 40 + ADD(&hits, 1)) = 0xee;
+}
+
+static void interrupt_who_has_the_lock(const char *place)
+{
+	if (strcmp(place, "uffd lock: held") == 0 && LOAD(&hits) < 5) {
+		has_lock = true;
+		ASSERT_EQ(pthread_kill(pthread_self(), SIGUSR1), 0);
+		has_lock = false;
+	}
+}
+
+static void store_when_armed(const char *place)
+{
+	if (strcmp(place, "cbw start: armed") == 0) {
+		*at(hooked, 50) = 0xee;
+	}
+}
+
+ON_BOTH(a_handler_may_store_to_guest_memory_whatever_it_interrupts)
+{
+	struct rig *r = make_rig(backing);
+	struct sigaction action = { .sa_handler = store_to_guest };
+	struct gr_cbw_piece piece;
+
+	ASSERT_EQ(sigaction(SIGUSR1, &action, NULL), 0);
+	hooked = r;
+	/* Before the start returns: there is somebody who serves. */
+	__atomic_store_n(&hook, store_when_armed, __ATOMIC_RELEASE);
+	start(r);
+	ASSERT_EQ(LOAD(&r->asked), 1u);
+	__atomic_store_n(&hook, interrupt_who_has_the_lock, __ATOMIC_RELEASE);
+	ASSERT_EQ(gr_cbw_next(r->cbw, PAGE, &piece, NULL), 1);
+	ASSERT_EQ(LOAD(&hits), 1u);
+	show(r, &piece);
+	gr_cbw_release(r->cbw, &piece);
+	ASSERT_GE(LOAD(&hits), 2u);
+	ASSERT_EQ(gr_ram_discard(r->block, 10 * PAGE, PAGE, NULL), 0);
+	ASSERT_GE(LOAD(&hits), 3u);
+	__atomic_store_n(&hook, NULL, __ATOMIC_RELEASE);
+	walk(r, 1 << 20);
+	expect_whole(r);
 	free_rig(r);
 }
 
@@ -694,6 +848,68 @@ ON_BOTH(writers_that_cannot_be_stopped_are_refused)
 	ASSERT_EQ(LOAD(&r->asked), 1u);
 	walk(r, 1 << 20);
 	expect_whole(r);
+	free_rig(r);
+}
+
+/* What is stored through it would change the other without a fault. */
+TEST(a_second_mapping_is_refused_from_the_start_to_the_end)
+{
+	struct rig *r = make_rig(GR_RAM_MEMFD);
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "again",
+					  .used_bytes = 8 * PAGE,
+					  .backing = GR_RAM_FD,
+					  .flags = GR_RAM_NO_MIGRATE,
+					  .fd_offset = 4 * PAGE,
+					  .fd = r->block->fd };
+	int fd = dup(r->block->fd);
+	struct gr_ram_block *again;
+	struct gr_error err;
+
+	for (unsigned int i = 0; i < 2; i++) {
+		ASSERT_EQ(gr_ram_block_add(r->ram, &desc, &again, NULL), 0);
+		ASSERT_EQ(try_start(r, GR_WRITERS_STORES, false, &err), -EINVAL);
+		ASSERT_HAS(err.msg, "no copy before write: block 'again'");
+		ASSERT_HAS(err.msg, "beside 'ram'");
+		ASSERT_EQ(gr_ram_block_del(again, NULL), 0);
+		desc.backing = GR_RAM_ON_DEMAND; /* its windows would be such mappings */
+	}
+	start(r);
+	for (unsigned int i = 0; i < 2; i++) {
+		desc.backing = i == 0 ? GR_RAM_FD : GR_RAM_ON_DEMAND;
+		ASSERT_EQ(gr_ram_block_add(r->ram, &desc, &again, &err), -EINVAL);
+		ASSERT_HAS(err.msg, "a copy before write goes on: block 'again'");
+	}
+	/* The copy goes on with a block that was removed. */
+	ASSERT_EQ(gr_ram_block_del(r->block, NULL), 0);
+	desc.fd = fd;
+	ASSERT_EQ(gr_ram_block_add(r->ram, &desc, &again, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "a block that was removed");
+	walk(r, 1 << 20);
+	expect_whole(r);
+	ASSERT_EQ(gr_ram_block_add(r->ram, &desc, &again, NULL), 0);
+	close(fd);
+	free_rig(r);
+}
+
+TEST(memory_tables_are_refused_from_the_start_to_the_end)
+{
+	struct rig *r = make_rig(GR_RAM_MEMFD);
+	struct gr_ram_table_entry entry[4];
+	struct gr_error err;
+	unsigned int n;
+
+	ASSERT_EQ(gr_ram_table_get(r->ram, entry, 4, &n, NULL), 0);
+	ASSERT_EQ(try_start(r, GR_WRITERS_STORES, false, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "no copy before write: ");
+	ASSERT_HAS(err.msg, "table");
+	gr_ram_table_put(entry, n);
+	start(r);
+	ASSERT_EQ(gr_ram_table_get(r->ram, entry, 4, &n, NULL), -EBUSY);
+	walk(r, 1 << 20);
+	expect_whole(r);
+	ASSERT_EQ(gr_ram_table_get(r->ram, entry, 4, &n, NULL), 0);
+	gr_ram_table_put(entry, n);
 	free_rig(r);
 }
 

@@ -473,7 +473,13 @@ TEST(pages_are_not_merged_while_they_are_tracked)
 	ASSERT(mergeable(block->host));
 	start(r.track);
 	ASSERT(!mergeable(block->host));
+	/* Locked, as this is, it can only be mapped anew, and gets the block's wishes again. */
+	if (mlock(block->host + 3 * PAGE, PAGE) == 0) {
+		ASSERT_EQ(gr_ram_remap(block, 3 * PAGE, PAGE, NULL), 0);
+		ASSERT(!mergeable(block->host + 3 * PAGE));
+	}
 	gr_track_stop(r.track);
+	ASSERT(mergeable(block->host + 3 * PAGE));
 	ASSERT(mergeable(block->host));
 	free_rig(&r);
 }
@@ -608,6 +614,46 @@ ON_BOTH(a_child_stores_freely_and_takes_nothing_from_its_parent)
 	*at(&r, 1) = 2;
 	*at(&r, 2) = 2;
 	EXPECT(&r, 1, 2);
+	free_rig(&r);
+}
+
+/* ---- the server by itself -------------------------------------------------------------- */
+
+static void *store_once(void *opaque)
+{
+	struct writer *w = opaque;
+
+	__atomic_store_n(w->block->host + 5 * PAGE, 1, __ATOMIC_RELAXED);
+	ADD(&w->stores, 1);
+	return NULL;
+}
+
+static void serve_nothing(void *opaque, uint64_t address)
+{
+	(void)opaque;
+	(void)address;
+}
+
+/* Unregistering takes the protection away; who sleeps for it sleeps on. */
+ON_BOTH(who_waits_for_a_range_goes_on_when_it_is_disarmed)
+{
+	struct rig r = make_rig(backing);
+	struct gr_uffd_range range = gr_uffd_range_of(r.block, r.block->max_bytes);
+	struct writer w = { .block = r.block };
+	struct pollfd p = { .events = POLLIN };
+	struct gr_uffd_server s;
+	pthread_t t;
+
+	ASSERT_EQ(gr_uffd_server_open(&s, serve_nothing, NULL, NULL), 0);
+	ASSERT_EQ(gr_uffd_arm(&s, &range, NULL), 0);
+	p.fd = s.uffd;
+	t = spawn(store_once, &w);
+	ASSERT_EQ(poll(&p, 1, 30000), 1); /* it sleeps */
+	ASSERT_EQ(gr_uffd_server_serve(&s), 1u);
+	gr_uffd_disarm(&s, &range);
+	wait_for_more(&w.stores, 1 - LOAD(&w.stores));
+	ASSERT_EQ(pthread_join(t, NULL), 0);
+	gr_uffd_server_close(&s);
 	free_rig(&r);
 }
 
