@@ -59,7 +59,10 @@ enum gr_ram_backing {
 	/** A file (`path`, or `fd` if path is NULL) of which only what is in use is mapped, in windows:
 	 *  for a guest that is larger than the address space to spend on it. Its host address is NULL:
 	 *  use gr_ram_read(), gr_ram_write(), gr_ram_translate() or iovecs. KVM cannot run on it and a
-	 *  migration cannot read it, so set GR_RAM_NO_MIGRATE. */
+	 *  migration cannot read it, so set GR_RAM_NO_MIGRATE. A page's space in the file system is asked
+	 *  for before its first use, so that a full one is -ENOSPC and no SIGBUS. On file systems that
+	 *  write each change to a new place (btrfs, ZFS, files with shared extents) that does not last:
+	 *  a later store may need space again, and be killed for the lack of it. */
 	GR_RAM_ON_DEMAND,
 };
 

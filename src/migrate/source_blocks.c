@@ -30,11 +30,10 @@ static void copy_block(struct gr_source_block *e, const struct gr_ram_block *blo
 	(void)snprintf(e->id, sizeof(e->id), "%s", id);
 }
 
-/* Counts on when there is no more room. */
-static void take(struct gr_source_blocks *t, const struct gr_ram_block *block, uint64_t page_bytes)
+/* Counts on when there is no more room. The id is read once: it may go meanwhile. */
+static void take(struct gr_source_blocks *t, const struct gr_ram_block *block, const char *id,
+		 uint64_t page_bytes)
 {
-	const char *id = gr_rcu_dereference(block->id); /* once: it may go meanwhile */
-
 	if ((gr_ram_block_flags(block) & GR_RAM_NO_MIGRATE) != 0 || id[0] == '\0') {
 		return;
 	}
@@ -68,7 +67,7 @@ static bool walk_some(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_
 			break;
 		}
 		gr_section_step(watch);
-		take(t, block, page_bytes);
+		take(t, block, gr_rcu_dereference(block->id), page_bytes);
 	}
 	if (same && block) {
 		gr_ram_block_get(block);
@@ -87,19 +86,24 @@ static int by_size(const void *a, const void *b)
 	return (x->max_bytes < y->max_bytes) - (x->max_bytes > y->max_bytes);
 }
 
-/* One moment's list, which the index is, in one section. */
-static void take_index(struct gr_source_blocks *t, struct gr_ram *ram,
-		       struct gr_section_watch *watch)
+/*
+ * The list stands still while we have its mutex: plugging waits for us, some milliseconds if there are
+ * tens of thousands of blocks, and readers and grace periods do not.
+ */
+static void take_all(struct gr_source_blocks *t, struct gr_ram *ram)
 {
 	const struct gr_ram_index *index;
 
-	gr_section_enter(watch);
-	index = gr_rcu_dereference(ram->index);
+	t->count = 0;
+	gr_mutex_lock(&ram->lock);
+	t->version = gr_ram_version(ram);
+	index = gr_rcu_dereference_protected(ram->index);
 	for (unsigned int i = 0; i < index->blocks; i++) {
-		gr_section_step(watch);
-		take(t, index->by_offset[i].block, gr_ram_page_bytes(ram));
+		const struct gr_ram_block *block = index->by_offset[i].block;
+
+		take(t, block, gr_rcu_dereference_protected(block->id), gr_ram_page_bytes(ram));
 	}
-	gr_section_leave(watch);
+	gr_mutex_unlock(&ram->lock);
 	if (t->count <= t->capacity) {
 		qsort(t->entries, t->count, sizeof(*t->entries), by_size);
 		for (uint32_t i = 0; i < t->count; i++) {
@@ -110,7 +114,7 @@ static void take_index(struct gr_source_blocks *t, struct gr_ram *ram,
 
 /*
  * By pieces, from the start again if the list changes in between: a block that went and came again
- * would be in the table twice. Of a list that changes too often for that the index is taken.
+ * would be in the table twice. A list that changes too often for that is held still.
  */
 static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_section_watch *watch)
 {
@@ -128,10 +132,7 @@ static void walk(struct gr_source_blocks *t, struct gr_ram *ram, struct gr_secti
 #endif
 	}
 	if (!whole) {
-		t->count = 0;
-		/* Before the walk: what changes during it is found by the next comparison. */
-		t->version = gr_ram_version(ram);
-		take_index(t, ram, watch);
+		take_all(t, ram);
 	}
 }
 

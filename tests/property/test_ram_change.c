@@ -8,6 +8,8 @@
  *     nothing else, is the memory);
  *   - a listener that wrote down what came and went has the same pieces as the block says;
  *   - and now and then all of it moves, and arrives.
+ *
+ * And the same by a thread of its own while the machine moves.
  */
 #include "move.h"
 #include <guestram/ram_change.h>
@@ -332,6 +334,136 @@ TEST(random_changes_of_memory_are_marked_told_and_moved)
 		free(models[i].copy);
 	}
 	gr_dirty_consumer_del(consumer);
+	gr_ram_free(ram);
+}
+
+/* ---- while it moves -------------------------------------------------------------------- */
+
+struct changer {
+	struct move_guest guest; /* which it is part of: it stands still when the guest does */
+	bool resizes;		 /* (atomic) */
+	uint64_t changes;	 /* (atomic) */
+};
+
+/* A part of a granule that is plugged; nobody stores to others. */
+static void write_plugged(const struct model *m, uint64_t gpa)
+{
+	uint64_t g = roll(GRANULES / 2), words[64];
+
+	if (!m->gone[g]) {
+		for (unsigned int i = 0; i < 64; i++) {
+			words[i] = test_rand(&rng);
+		}
+		gpa += g * GRANULE_BYTES + roll(GRANULE_BYTES - sizeof(words));
+		ASSERT_EQ(gr_ram_write(ram, gr_gpa(gpa), words, sizeof(words), NULL), 0);
+	}
+}
+
+static void change(struct model *m, uint64_t gpa, bool resizes)
+{
+	uint64_t g = roll(GRANULES), n = 1 + roll(GRANULES - g);
+	bool gone;
+
+	switch (roll(resizes ? 9 : 8)) {
+	case 0:
+		ASSERT_EQ(gr_ram_discard(m->block, g * GRANULE_BYTES, n * GRANULE_BYTES, NULL), 0);
+		break;
+	case 1:
+	case 2:
+		gone = roll(2) == 0;
+		ASSERT_EQ((gone ? gr_ram_depopulate : gr_ram_populate)(
+				  m->block, g * GRANULE_BYTES, n * GRANULE_BYTES, NULL), 0);
+		memset(m->gone + g, gone, n);
+		break;
+	case 3:
+		ASSERT_EQ(gr_ram_remap(m->block, roll(BYTES), 1, NULL),
+			  m->block->backing == GR_RAM_CALLER ? -ENOTSUP : 0);
+		break;
+	case 8:
+		ASSERT_EQ(gr_ram_block_resize(m->block, (PAGES / 2 + roll(PAGES / 2 + 1)) * MOVE_PAGE,
+					      NULL), 0);
+		break;
+	default:
+		write_plugged(m, gpa);
+	}
+}
+
+static void *change_on(void *opaque)
+{
+	struct changer *c = opaque;
+
+	while (move_guest_point(&c->guest)) {
+		uint64_t i = roll(BLOCKS);
+
+		change(&models[i], (i + 1) * STEP_BYTES,
+		       __atomic_load_n(&c->resizes, __ATOMIC_RELAXED));
+		if (__atomic_add_fetch(&c->changes, 1, __ATOMIC_RELAXED) % 16 == 0) {
+			usleep(50); /* a move comes to its end some day */
+		}
+	}
+	return NULL;
+}
+
+/* Whether it arrived; if not, a block was resized, and the guest runs on. */
+static bool move_beside(struct changer *c, const struct gr_source_ops *ops)
+{
+	struct move m = { .from = ram, .to = move_ram(), .ops = ops };
+	bool arrived;
+
+	move_run(&m);
+	arrived = m.rc == 0;
+	if (arrived) {
+		ASSERT_EQ(m.to_rc, 0);
+		ASSERT_EQ(move_compare(ram, m.to), 0u); /* the guest stands still here */
+		move_guest_resume(&c->guest);
+	} else {
+		ASSERT_HAS(m.err.msg, "was resized during the move");
+		ASSERT_LT(m.to_rc, 0);
+	}
+	ASSERT_EQ(c->guest.pauses, c->guest.resumes);
+	gr_ram_free(m.to);
+	return arrived;
+}
+
+TEST(random_changes_by_another_thread_arrive_or_end_the_move)
+{
+	struct changer c = { .guest = { .others = 1 } };
+	struct gr_source_ops ops = move_guest_ops(&c.guest);
+	unsigned int moves = test_under_tsan() ? 10 : 60, arrived = 0, ended = 0;
+	pthread_t thread;
+
+	rng = test_seed();
+	ram = c.guest.ram = move_ram();
+	add_all();
+	for (unsigned int i = 0; i < BLOCKS; i++) {
+		struct gr_ram_region region = { .gpa = gr_gpa((i + 1) * STEP_BYTES), .bytes = BYTES / 2,
+						.block = models[i].block };
+
+		gr_ram_populate_listener_del(models[i].block, &models[i].listener);
+		ASSERT_EQ(gr_ram_region_add(ram, &region, NULL), 0);
+		move_fill(models[i].block, i + 1, 3);
+	}
+	move_guest_start(&c.guest);
+	ASSERT_EQ(pthread_create(&thread, NULL, change_on, &c), 0);
+	for (unsigned int i = 0; i < moves; i++) {
+		bool resizes = i % 3 == 2;
+
+		__atomic_store_n(&c.resizes, resizes, __ATOMIC_RELAXED);
+		if (move_beside(&c, &ops)) {
+			arrived++;
+		} else {
+			ended++;
+		}
+	}
+	test_diag("%u arrived, %u ended by a new length; %llu changes", arrived, ended,
+		  (unsigned long long)c.changes);
+	ASSERT_GE(arrived, moves / 4);
+	move_guest_stop(&c.guest);
+	pthread_join(thread, NULL);
+	for (unsigned int i = 0; i < BLOCKS; i++) {
+		free(models[i].bytes);
+		free(models[i].copy);
+	}
 	gr_ram_free(ram);
 }
 

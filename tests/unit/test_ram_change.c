@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 #ifdef GR_PLATFORM_LINUX
+#include "huge_pool.h"
 #include <sys/mman.h>
 #endif
 
@@ -875,7 +876,42 @@ TEST(the_memory_table_is_what_another_process_can_map)
 	end(ram);
 }
 
-#ifdef MADV_HWPOISON
+#ifdef GR_PLATFORM_LINUX
+/* A huge page whole, with as many in the pool as the block has: the new one is that which went. */
+TEST(huge_pages_are_replaced_whole)
+{
+	static const enum gr_ram_backing backings[] = { GR_RAM_ANONYMOUS, GR_RAM_MEMFD };
+
+	lock_pool();
+	reserve_huge(3);
+	for (size_t i = 0; i < 2; i++) {
+		struct gr_ram *ram = make();
+		struct gr_ram_block_desc desc = describe("ram", 3 * HUGE_BYTES);
+		struct gr_ram_block *b;
+		uint64_t first;
+
+		desc.backing = backings[i];
+		desc.page_bytes = HUGE_BYTES;
+		b = add_desc(ram, &desc);
+		memset(b->host, 9, 3 * HUGE_BYTES);
+		(void)dirty(NULL);
+		ASSERT_EQ(gr_ram_remap(b, HUGE_BYTES + 5 * PAGE, 1, NULL), 0);
+		ASSERT_EQ(dirty(&first), HUGE_BYTES);
+		ASSERT_EQ(first, b->offset.v + HUGE_BYTES);
+		ASSERT_EQ(b->host[HUGE_BYTES - 1], 9);
+		ASSERT_EQ(b->host[HUGE_BYTES], 0);
+		ASSERT_EQ(b->host[2 * HUGE_BYTES - 1], 0);
+		ASSERT_EQ(b->host[2 * HUGE_BYTES], 9);
+		/* As where it cannot be given back: mapped again, which is huge too. */
+		ASSERT_EQ(gr_memory_map_again(&gr_block(b)->memory, HUGE_BYTES, HUGE_BYTES), 0);
+		ASSERT_EQ(b->host[HUGE_BYTES - 1], 9);
+		ASSERT_EQ(b->host[HUGE_BYTES], 0);
+		b->host[2 * HUGE_BYTES - 1] = 7;
+		ASSERT_EQ(b->host[2 * HUGE_BYTES], 9);
+		end(ram);
+	}
+}
+
 TEST(a_page_that_the_kernel_gave_up_is_replaced)
 {
 	static const enum gr_ram_backing backings[] = { GR_RAM_ANONYMOUS, GR_RAM_MEMFD };

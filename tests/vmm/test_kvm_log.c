@@ -922,6 +922,45 @@ TEST(a_region_that_kvm_refuses_is_not_mapped)
 	machine_destroy(&m);
 }
 
+/* Its last slot has the highest number that the kernel takes, and the guest's stores there are seen. */
+TEST(slots_go_up_to_the_limit_of_the_kernel)
+{
+	struct machine m;
+	struct gr_error err;
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "last",
+					  .used_bytes = PAGE,
+					  .mapped = true,
+					  .gpa = gr_gpa(PLUG_GPA) };
+	int offered;
+	struct gr_ram_block *block;
+
+	machine_create(&m);
+	offered = ioctl(m.guest.vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_NR_MEMSLOTS);
+	ASSERT_EQ(m.kvm->slots_max, (unsigned int)offered);
+	ASSERT_NE(offered % 64, 0); /* or there is no number above it to try */
+	track(&m);
+	/* As if all but the last were taken: thirty thousand changes would take too long. */
+	for (unsigned int id = 0; id < m.kvm->slots_max - 1; id++) {
+		m.kvm->ids[id / 64] |= UINT64_C(1) << id % 64;
+	}
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, &block, NULL), 0);
+	ASSERT_EQ(gr_track_sync(m.track, NULL), 0);
+	ASSERT_EQ(kvm_guest_store(&m.guest, PLUG_GPA, 77), (uint32_t)KVM_EXIT_HLT);
+	ASSERT_EQ(block->host[0], 77);
+	ASSERT_EQ(gr_track_sync(m.track, NULL), 0);
+	desc.id = "more";
+	desc.gpa.v += 16 * PAGE;
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, NULL, &err), -ENOSPC);
+	ASSERT_HAS(err.msg, "no memory slot left");
+	/* It is the kernel's limit, not a lower one of ours. */
+	m.kvm->slots_max++;
+	ASSERT_EQ(gr_ram_block_add(m.ram, &desc, NULL, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "KVM refuses memory slot");
+	m.kvm->slots_max--;
+	machine_destroy(&m);
+}
+
 TEST(smaller_pages_than_kvms_are_refused_with_the_reason)
 {
 	struct kvm_guest g;
