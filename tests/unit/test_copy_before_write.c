@@ -8,6 +8,7 @@
 #include "ram/copy.h"
 #include "track/stalls.h"
 #include "track/uffd_wp.h"
+#include "uffd_rig.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <guestram/copy_before_write.h>
@@ -21,7 +22,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PAGES = 256 };
+enum { PAGES = 256 };
 
 struct rig {
 	struct gr_ram *ram;
@@ -75,22 +76,9 @@ static enum gr_cbw_verdict before_write(void *opaque, const struct gr_cbw_piece 
 	return LOAD(&r->verdict);
 }
 
-static struct gr_ram_block *plug(struct gr_ram *ram, struct gr_ram_block_desc desc)
-{
-	struct gr_ram_block *block;
-	struct gr_error err;
-
-	desc.size = sizeof(desc);
-	desc.fd = -1;
-	if (gr_ram_block_add(ram, &desc, &block, &err) < 0) {
-		FAIL("%s", err.msg);
-	}
-	return block;
-}
-
 static volatile uint8_t *at(struct rig *r, unsigned int page)
 {
-	return r->block->host + (size_t)page * PAGE;
+	return page_of(r->block, page);
 }
 
 /* Page n begins with n + 1; those that divide by 8 are holes. */
@@ -241,18 +229,7 @@ static void join_store(pthread_t t, struct store *s)
 	ASSERT_EQ(*at(s->r, s->page), 0xee);
 }
 
-/* Every test below runs on both kinds of memory. */
-#define ON_BOTH(name)                                  \
-	static void name(enum gr_ram_backing backing); \
-	TEST(name##_memfd)                             \
-	{                                              \
-		name(GR_RAM_MEMFD);                    \
-	}                                              \
-	TEST(name##_anonymous)                         \
-	{                                              \
-		name(GR_RAM_ANONYMOUS);                \
-	}                                              \
-	static void name(enum gr_ram_backing backing)
+/* Most tests run on both kinds of memory. */
 
 /* ---- each page once -------------------------------------------------------------------- */
 

@@ -7,10 +7,10 @@
 #include "concurrent.h"
 #include "track/uffd_server.h"
 #include "track/uffd_wp.h"
+#include "uffd_rig.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <guestram/ram_change.h>
-#include <guestram/track.h>
 #include <linux/userfaultfd.h>
 #include <poll.h>
 #include <stdlib.h>
@@ -20,16 +20,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, PAGES = 1024 };
-
-struct rig {
-	struct gr_ram *ram;
-	struct gr_ram_block *block;
-	struct gr_track *track;
-	struct gr_dirty_consumer *consumer;
-	uint64_t dirty;	  /* pages of the last look */
-	bool page[PAGES]; /* of the block */
-};
+enum { PAGES = 1024 };
 
 static void (*hook)(const char *place); /* (a) */
 
@@ -43,39 +34,9 @@ void gr_test_hook(const char *place)
 	}
 }
 
-static struct gr_track *use_sync(struct gr_ram *ram)
+static struct tracked make_rig(enum gr_ram_backing backing)
 {
-	struct gr_track *track;
-	struct gr_error err;
-
-	ASSERT_EQ(sysconf(_SC_PAGESIZE), (long)PAGE);
-	ASSERT_EQ(gr_track_create(ram, &track, NULL), 0);
-	if (gr_track_use(track, GR_TRACKER_UFFD_SYNC, NULL, &err) < 0) {
-		SKIP("%s", err.msg);
-	}
-	return track;
-}
-
-static struct gr_ram_block *plug(struct gr_ram *ram, struct gr_ram_block_desc desc)
-{
-	struct gr_ram_block *block;
-	struct gr_error err;
-
-	desc.size = sizeof(desc);
-	desc.fd = -1;
-	if (gr_ram_block_add(ram, &desc, &block, &err) < 0) {
-		FAIL("%s", err.msg);
-	}
-	return block;
-}
-
-static void start_for(struct gr_track *track, unsigned int writers)
-{
-	struct gr_error err;
-
-	if (gr_track_start(track, writers, &err) < 0) {
-		FAIL("%s", err.msg);
-	}
+	return make_tracked(GR_TRACKER_UFFD_SYNC, backing, PAGES);
 }
 
 static void start(struct gr_track *track)
@@ -83,88 +44,15 @@ static void start(struct gr_track *track)
 	start_for(track, GR_WRITERS_STORES);
 }
 
-static struct rig make_rig(enum gr_ram_backing backing)
+static volatile uint8_t *at(struct tracked *r, unsigned int page)
 {
-	struct rig r = { 0 };
-
-	ASSERT_EQ(gr_ram_create(NULL, &r.ram, NULL), 0);
-	r.track = use_sync(r.ram);
-	r.block = plug(r.ram, (struct gr_ram_block_desc){ .id = "ram",
-							  .used_bytes = PAGES * PAGE,
-							  .backing = backing,
-							  .mapped = true });
-	ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(r.ram), "test", GR_DIRTY_START_CLEAN,
-					&r.consumer, NULL),
-		  0);
-	return r;
-}
-
-static void free_rig(struct rig *r)
-{
-	gr_dirty_consumer_del(r->consumer);
-	gr_track_free(r->track);
-	gr_ram_free(r->ram);
-}
-
-/* What a consumer does: sync, begin, rearm what is dirty; here without reading it. */
-static void look(struct rig *r)
-{
-	uint64_t base = r->block->offset.v / PAGE, first, n;
-	struct gr_error err;
-
-	ASSERT_EQ(gr_track_sync(r->track, NULL), 0);
-	memset(r->page, 0, sizeof(r->page));
-	ASSERT_EQ(gr_dirty_epoch_begin(r->consumer, &r->dirty, NULL), 0);
-	for (uint64_t at = 0; gr_dirty_epoch_next(r->consumer, at, &first, &n); at = first + n) {
-		for (uint64_t p = first; p < first + n; p++) {
-			if (p >= base && p < base + PAGES) {
-				r->page[p - base] = true;
-				if (gr_track_rearm(r->track, r->block, (p - base) * PAGE, PAGE,
-						   &err) < 0) {
-					FAIL("%s", err.msg);
-				}
-			}
-		}
-	}
-	ASSERT_EQ(gr_dirty_epoch_commit(r->consumer), 0);
-}
-
-static void expect_exactly(struct rig *r, const unsigned int *pages, unsigned int n)
-{
-	look(r);
-	ASSERT_EQ(r->dirty, (uint64_t)n);
-	for (unsigned int i = 0; i < n; i++) {
-		if (!r->page[pages[i]]) {
-			FAIL("page %u is not reported", pages[i]);
-		}
-	}
-}
-#define EXPECT(r, ...)                                             \
-	expect_exactly((r), (const unsigned int[]){ __VA_ARGS__ }, \
-		       sizeof((const unsigned int[]){ __VA_ARGS__ }) / sizeof(unsigned int))
-#define EXPECT_NOTHING(r) expect_exactly((r), NULL, 0)
-
-static volatile uint8_t *at(struct rig *r, unsigned int page)
-{
-	return r->block->host + (size_t)page * PAGE;
+	return page_of(r->block, page);
 }
 
 /* Every test below runs on both kinds of memory. */
-#define ON_BOTH(name)                                  \
-	static void name(enum gr_ram_backing backing); \
-	TEST(name##_memfd)                             \
-	{                                              \
-		name(GR_RAM_MEMFD);                    \
-	}                                              \
-	TEST(name##_anonymous)                         \
-	{                                              \
-		name(GR_RAM_ANONYMOUS);                \
-	}                                              \
-	static void name(enum gr_ram_backing backing)
-
 ON_BOTH(a_store_is_reported_once_and_after_a_rearm_again)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 
 	*at(&r, 5) = 1; /* before: not ours to know */
 	start(r.track);
@@ -177,12 +65,12 @@ ON_BOTH(a_store_is_reported_once_and_after_a_rearm_again)
 	*at(&r, PAGES - 1) = 1;
 	EXPECT(&r, 5, PAGES - 1);
 	ASSERT_EQ(*at(&r, 5), 4);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(a_hole_is_reported_when_written_not_when_read)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 
 	start(r.track);
 	look(&r);
@@ -195,13 +83,13 @@ ON_BOTH(a_hole_is_reported_when_written_not_when_read)
 	EXPECT_NOTHING(&r);
 	*at(&r, 9) = 2;
 	EXPECT(&r, 9);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* Or it is refused to track who makes such calls: see below. */
 ON_BOTH(a_system_call_that_writes_guest_memory_waits_and_is_reported)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	int zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
 	struct gr_error err;
 
@@ -216,12 +104,12 @@ ON_BOTH(a_system_call_that_writes_guest_memory_waits_and_is_reported)
 	ASSERT_EQ(write(zero, r.block->host + 20 * PAGE, PAGE), (ssize_t)PAGE); /* reads it */
 	EXPECT_NOTHING(&r);
 	close(zero);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* ---- the order of a fault -------------------------------------------------------------- */
 
-static struct rig *hooked;
+static struct tracked *hooked;
 static uint32_t store_done;  /* (a) */
 static uint32_t found_dirty; /* (a) */
 
@@ -244,7 +132,7 @@ static void when_opened(const char *place)
 /* Nothing is fetched later: a store that was made is marked, whoever asks. */
 ON_BOTH(a_page_is_marked_before_its_store_is_made)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 
 	start(r.track);
 	look(&r);
@@ -257,14 +145,14 @@ ON_BOTH(a_page_is_marked_before_its_store_is_made)
 	}
 	__atomic_store_n(&hook, NULL, __ATOMIC_RELEASE);
 	ASSERT_EQ(LOAD(&found_dirty), 1u);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* ---- blocks that change ---------------------------------------------------------------- */
 
 ON_BOTH(a_discarded_page_is_protected_again_before_it_is_read)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 
 	start(r.track);
 	look(&r);
@@ -282,12 +170,12 @@ ON_BOTH(a_discarded_page_is_protected_again_before_it_is_read)
 	EXPECT(&r, 8);
 	*at(&r, 8) = 2;
 	EXPECT(&r, 8);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(blocks_come_go_and_grow_while_they_are_tracked)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	struct gr_ram_block *more;
 
 	start(r.track);
@@ -310,7 +198,7 @@ ON_BOTH(blocks_come_go_and_grow_while_they_are_tracked)
 	ASSERT_EQ(gr_ram_block_del(more, NULL), 0);
 	*at(&r, 1) = 1;
 	EXPECT(&r, 1);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 struct writer {
@@ -347,7 +235,7 @@ static void wait_for_more(const uint64_t *counter, uint64_t more)
 
 ON_BOTH(writers_that_wait_go_on_when_tracking_stops)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	struct writer w[2] = { { .block = r.block }, { .block = r.block } };
 	pthread_t t[2];
 
@@ -365,13 +253,13 @@ ON_BOTH(writers_that_wait_go_on_when_tracking_stops)
 		STORE(&w[i].stop, 1);
 		ASSERT_EQ(pthread_join(t[i], NULL), 0);
 	}
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* In a read-side section of theirs; the fault is served without a grace period. */
 ON_BOTH(the_librarys_own_writers_wait_like_others)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	struct gr_ram_iov iov[1];
 	unsigned int entries;
 	struct gr_error err;
@@ -390,14 +278,14 @@ ON_BOTH(the_librarys_own_writers_wait_like_others)
 	memcpy(iov[0].iov.iov_base, &value, 8);
 	gr_ram_iov_put(iov, 1, 8);
 	EXPECT(&r, 2, 3, 5, 7, 9);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* ---- memory of all kinds --------------------------------------------------------------- */
 
 TEST(a_store_to_a_huge_page_reports_one_page)
 {
-	struct rig r = make_rig(GR_RAM_ANONYMOUS);
+	struct tracked r = make_rig(GR_RAM_ANONYMOUS);
 
 	if (madvise(r.block->host, (size_t)PAGES * PAGE, MADV_HUGEPAGE) < 0) {
 		SKIP("MADV_HUGEPAGE: %s", strerror(errno));
@@ -409,7 +297,7 @@ TEST(a_store_to_a_huge_page_reports_one_page)
 	look(&r);
 	*at(&r, 600) = 2;
 	EXPECT(&r, 600);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 TEST(pages_of_hugetlb_are_tracked_whole)
@@ -419,7 +307,7 @@ TEST(pages_of_hugetlb_are_tracked_whole)
 					  .used_bytes = 4 << 20,
 					  .page_bytes = 2 << 20,
 					  .fd = -1 };
-	struct rig r = make_rig(GR_RAM_MEMFD);
+	struct tracked r = make_rig(GR_RAM_MEMFD);
 	struct gr_ram_block *huge;
 	struct gr_error err;
 
@@ -431,7 +319,7 @@ TEST(pages_of_hugetlb_are_tracked_whole)
 	((volatile uint8_t *)huge->host)[(2 << 20) + 5] = 1;
 	look(&r);
 	ASSERT_EQ(r.dirty, 512u);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* Whether smaps says that the kernel may merge pages there. */
@@ -457,7 +345,7 @@ static bool mergeable(const void *host)
 /* A page that was merged takes stores without a fault. */
 TEST(pages_are_not_merged_while_they_are_tracked)
 {
-	struct rig r = make_rig(GR_RAM_ANONYMOUS);
+	struct tracked r = make_rig(GR_RAM_ANONYMOUS);
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),
 					  .id = "merge",
 					  .used_bytes = 16 * PAGE,
@@ -481,19 +369,12 @@ TEST(pages_are_not_merged_while_they_are_tracked)
 	gr_track_stop(r.track);
 	ASSERT(mergeable(block->host + 3 * PAGE));
 	ASSERT(mergeable(block->host));
-	free_rig(&r);
-}
-
-static void no_release(void *host, uint64_t max_bytes, void *opaque)
-{
-	(void)host;
-	(void)max_bytes;
-	(void)opaque;
+	free_tracked(&r);
 }
 
 TEST(a_file_on_a_disk_is_refused_by_name)
 {
-	struct rig r = make_rig(GR_RAM_MEMFD);
+	struct tracked r = make_rig(GR_RAM_MEMFD);
 	char path[] = "/var/tmp/guestram-test-XXXXXX";
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),
 					  .id = "theirs",
@@ -517,12 +398,12 @@ TEST(a_file_on_a_disk_is_refused_by_name)
 	*at(&r, 1) = 1;
 	look(&r);
 	ASSERT(r.page[1]);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(memory_in_the_hands_of_another_userfaultfd_is_refused)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	struct uffdio_register reg = { .range = { (uintptr_t)r.block->host, PAGES * PAGE },
 				       .mode = UFFDIO_REGISTER_MODE_WP };
 	int other = gr_uffd_open(
@@ -538,7 +419,7 @@ ON_BOTH(memory_in_the_hands_of_another_userfaultfd_is_refused)
 	look(&r);
 	*at(&r, 3) = 6;
 	EXPECT(&r, 3);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* ---- who may --------------------------------------------------------------------------- */
@@ -555,7 +436,7 @@ ON_BOTH(without_privilege_stores_are_tracked_and_system_calls_refused)
 {
 	static const unsigned int refused[] = { GR_WRITERS_MAPPING, GR_WRITERS_KVM_VCPUS,
 						GR_WRITERS_MARKED };
-	struct rig r;
+	struct tracked r;
 	struct gr_error err;
 	uint64_t value = 7;
 	int zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
@@ -578,14 +459,14 @@ ON_BOTH(without_privilege_stores_are_tracked_and_system_calls_refused)
 	ASSERT(read(zero, r.block->host + 5 * PAGE, PAGE) < 0 && errno == EFAULT);
 	EXPECT(&r, 3, 4);
 	close(zero);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* ---- fork ------------------------------------------------------------------------------ */
 
 ON_BOTH(a_child_stores_freely_and_takes_nothing_from_its_parent)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	pid_t child;
 	int status;
 
@@ -614,7 +495,7 @@ ON_BOTH(a_child_stores_freely_and_takes_nothing_from_its_parent)
 	*at(&r, 1) = 2;
 	*at(&r, 2) = 2;
 	EXPECT(&r, 1, 2);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* ---- the server by itself -------------------------------------------------------------- */
@@ -637,7 +518,7 @@ static void serve_nothing(void *opaque, uint64_t address)
 /* Unregistering takes the protection away; who sleeps for it sleeps on. */
 ON_BOTH(who_waits_for_a_range_goes_on_when_it_is_disarmed)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	struct gr_uffd_range range = gr_uffd_range_of(r.block, r.block->max_bytes);
 	struct writer w = { .block = r.block };
 	struct pollfd p = { .events = POLLIN };
@@ -654,7 +535,7 @@ ON_BOTH(who_waits_for_a_range_goes_on_when_it_is_disarmed)
 	wait_for_more(&w.stores, 1 - LOAD(&w.stores));
 	ASSERT_EQ(pthread_join(t, NULL), 0);
 	gr_uffd_server_close(&s);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* ---- kernels that protect only what is there ------------------------------------------- */
@@ -668,7 +549,7 @@ static void open_fault(void *opaque, uint64_t address)
 
 TEST(pages_that_are_not_there_are_made_to_be_where_only_those_can_be_protected)
 {
-	struct rig r = make_rig(GR_RAM_ANONYMOUS);
+	struct tracked r = make_rig(GR_RAM_ANONYMOUS);
 	struct gr_uffd_server s = { 0 };
 	struct gr_uffd_range range = gr_uffd_range_of(r.block, r.block->max_bytes);
 	uint64_t entry = 0;
@@ -692,7 +573,7 @@ TEST(pages_that_are_not_there_are_made_to_be_where_only_those_can_be_protected)
 	gr_uffd_server_stop(&s);
 	gr_uffd_server_close(&s);
 	close(pagemap);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 TEST_MAIN()

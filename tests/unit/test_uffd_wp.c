@@ -2,142 +2,36 @@
 /* uffd-wp, page by page: what it reports and what not, on both kinds of memory. */
 #include "base/compiler.h"
 #include "base/uapi.h"
-#include "harness.h"
 #include "track/uffd_wp.h"
+#include "uffd_rig.h"
 #include <errno.h>
 #include <fcntl.h>
-#include <guestram/track.h>
 #include <linux/userfaultfd.h>
 #include <stdlib.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
-enum { PAGE = 4096, PAGES = 4096 };
+enum { PAGES = 4096 };
 
-struct rig {
-	struct gr_ram *ram;
-	struct gr_ram_block *block;
-	struct gr_track *track;
-	struct gr_dirty_consumer *consumer;
-	uint64_t dirty;	  /* pages of the last look */
-	bool page[PAGES]; /* of the block */
-};
-
-static struct gr_track *use_uffd(struct gr_ram *ram)
+static struct tracked make_rig(enum gr_ram_backing backing)
 {
-	struct gr_track *track;
-	struct gr_error err;
-
-	ASSERT_EQ(sysconf(_SC_PAGESIZE), (long)PAGE);
-	ASSERT_EQ(gr_track_create(ram, &track, NULL), 0);
-	if (gr_track_use(track, GR_TRACKER_UFFD_WP, NULL, &err) < 0) {
-		SKIP("%s", err.msg);
-	}
-	return track;
-}
-
-static struct gr_ram_block *plug(struct gr_ram *ram, const char *id, enum gr_ram_backing backing,
-				 uint64_t bytes)
-{
-	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = id, .used_bytes = bytes, .backing = backing, .fd = -1
-	};
-	struct gr_ram_block *block;
-	struct gr_error err;
-
-	if (gr_ram_block_add(ram, &desc, &block, &err) < 0) {
-		FAIL("%s", err.msg);
-	}
-	return block;
+	return make_tracked(GR_TRACKER_UFFD_WP, backing, PAGES);
 }
 
 static void start(struct gr_track *track)
 {
-	struct gr_error err;
-
-	if (gr_track_start(track, GR_WRITERS_MAPPING | GR_WRITERS_KVM_VCPUS, &err) < 0) {
-		FAIL("%s", err.msg);
-	}
+	start_for(track, GR_WRITERS_MAPPING | GR_WRITERS_KVM_VCPUS);
 }
 
-/* Sync, then what is dirty in the rig's block. */
-static void look(struct rig *r)
+static volatile uint8_t *at(struct tracked *r, unsigned int page)
 {
-	uint64_t base = r->block->offset.v / PAGE, first, n;
-	struct gr_error err;
-
-	if (gr_track_sync(r->track, &err) < 0) {
-		FAIL("%s", err.msg);
-	}
-	memset(r->page, 0, sizeof(r->page));
-	ASSERT_EQ(gr_dirty_epoch_begin(r->consumer, &r->dirty, NULL), 0);
-	for (uint64_t at = 0; gr_dirty_epoch_next(r->consumer, at, &first, &n); at = first + n) {
-		for (uint64_t p = first; p < first + n; p++) {
-			if (p >= base && p < base + PAGES) {
-				r->page[p - base] = true;
-			}
-		}
-	}
-	ASSERT_EQ(gr_dirty_epoch_commit(r->consumer), 0);
-}
-
-static struct rig make_rig(enum gr_ram_backing backing)
-{
-	struct rig r = { 0 };
-
-	ASSERT_EQ(gr_ram_create(NULL, &r.ram, NULL), 0);
-	r.track = use_uffd(r.ram);
-	r.block = plug(r.ram, "ram", backing, (uint64_t)PAGES * PAGE);
-	ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(r.ram), "test", GR_DIRTY_START_CLEAN,
-					&r.consumer, NULL),
-		  0);
-	return r;
-}
-
-static void free_rig(struct rig *r)
-{
-	gr_dirty_consumer_del(r->consumer);
-	gr_track_free(r->track);
-	gr_ram_free(r->ram);
-}
-
-static void expect_exactly(struct rig *r, const unsigned int *pages, unsigned int n)
-{
-	look(r);
-	ASSERT_EQ(r->dirty, (uint64_t)n);
-	for (unsigned int i = 0; i < n; i++) {
-		if (!r->page[pages[i]]) {
-			FAIL("page %u is not reported", pages[i]);
-		}
-	}
-}
-#define EXPECT(r, ...)                                             \
-	expect_exactly((r), (const unsigned int[]){ __VA_ARGS__ }, \
-		       sizeof((const unsigned int[]){ __VA_ARGS__ }) / sizeof(unsigned int))
-#define EXPECT_NOTHING(r) expect_exactly((r), NULL, 0)
-
-static volatile uint8_t *at(struct rig *r, unsigned int page)
-{
-	return r->block->host + (size_t)page * PAGE;
+	return page_of(r->block, page);
 }
 
 /* Every test below runs on both kinds of memory. */
-#define ON_BOTH(name)                                  \
-	static void name(enum gr_ram_backing backing); \
-	TEST(name##_memfd)                             \
-	{                                              \
-		name(GR_RAM_MEMFD);                    \
-	}                                              \
-	TEST(name##_anonymous)                         \
-	{                                              \
-		name(GR_RAM_ANONYMOUS);                \
-	}                                              \
-	static void name(enum gr_ram_backing backing)
-
 ON_BOTH(a_store_is_reported_once_and_then_again_after_the_next)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 
 	*at(&r, 5) = 1; /* before: not ours to know */
 	start(r.track);
@@ -149,12 +43,12 @@ ON_BOTH(a_store_is_reported_once_and_then_again_after_the_next)
 	*at(&r, 5) = 4;
 	*at(&r, 4095) = 1;
 	EXPECT(&r, 5, 4095);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(a_hole_is_reported_when_written_not_when_read)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 
 	start(r.track);
 	look(&r);
@@ -165,12 +59,12 @@ ON_BOTH(a_hole_is_reported_when_written_not_when_read)
 	*at(&r, 9) = 1;
 	EXPECT(&r, 0, 7, 9);
 	EXPECT_NOTHING(&r);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(a_system_call_that_writes_guest_memory_is_reported)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	int zero = open("/dev/zero", O_RDWR | O_CLOEXEC);
 
 	start(r.track);
@@ -182,12 +76,12 @@ ON_BOTH(a_system_call_that_writes_guest_memory_is_reported)
 	ASSERT_EQ(write(zero, r.block->host + 20 * PAGE, PAGE), (ssize_t)PAGE); /* reads it */
 	EXPECT_NOTHING(&r);
 	close(zero);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(more_runs_than_one_call_reports)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 
 	start(r.track);
 	look(&r);
@@ -203,12 +97,12 @@ ON_BOTH(more_runs_than_one_call_reports)
 	look(&r);
 	ASSERT_EQ(r.dirty, (uint64_t)PAGES);
 	EXPECT_NOTHING(&r);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(a_stop_leaves_memory_normal_and_a_start_begins_anew)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	struct gr_error err;
 	int other;
 	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_WP };
@@ -234,17 +128,18 @@ ON_BOTH(a_stop_leaves_memory_normal_and_a_start_begins_anew)
 	look(&r);
 	*at(&r, 3) = 6;
 	EXPECT(&r, 3);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 ON_BOTH(a_block_plugged_while_tracking_is_tracked)
 {
-	struct rig r = make_rig(backing);
+	struct tracked r = make_rig(backing);
 	struct gr_ram_block *more;
 
 	start(r.track);
 	look(&r);
-	more = plug(r.ram, "more", backing, 64 * PAGE);
+	more = plug(r.ram, (struct gr_ram_block_desc){
+				   .id = "more", .used_bytes = 64 * PAGE, .backing = backing });
 	look(&r); /* begins dirty */
 	ASSERT_EQ(r.dirty, 64u);
 	EXPECT_NOTHING(&r);
@@ -254,7 +149,7 @@ ON_BOTH(a_block_plugged_while_tracking_is_tracked)
 	ASSERT_EQ(gr_ram_block_del(more, NULL), 0);
 	*at(&r, 1) = 1;
 	EXPECT(&r, 1);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /*
@@ -264,7 +159,7 @@ ON_BOTH(a_block_plugged_while_tracking_is_tracked)
  */
 TEST(a_store_whose_mapping_was_zapped_is_still_reported)
 {
-	struct rig r = make_rig(GR_RAM_MEMFD);
+	struct tracked r = make_rig(GR_RAM_MEMFD);
 
 	start(r.track);
 	look(&r);
@@ -280,13 +175,13 @@ TEST(a_store_whose_mapping_was_zapped_is_still_reported)
 	/* What was protected stays so through it. */
 	*at(&r, 30) = 80;
 	EXPECT(&r, 30);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* A huge page is split by the first store after it was protected, not reported whole. */
 TEST(a_store_to_a_huge_page_reports_one_page)
 {
-	struct rig r = make_rig(GR_RAM_ANONYMOUS);
+	struct tracked r = make_rig(GR_RAM_ANONYMOUS);
 
 	if (madvise(r.block->host, (size_t)PAGES * PAGE, MADV_HUGEPAGE) < 0) {
 		SKIP("MADV_HUGEPAGE: %s", strerror(errno));
@@ -298,14 +193,7 @@ TEST(a_store_to_a_huge_page_reports_one_page)
 	look(&r);
 	*at(&r, 600) = 2;
 	EXPECT(&r, 600);
-	free_rig(&r);
-}
-
-static void no_release(void *host, uint64_t max_bytes, void *opaque)
-{
-	(void)host;
-	(void)max_bytes;
-	(void)opaque;
+	free_tracked(&r);
 }
 
 static struct gr_ram_block *plug_callers(struct gr_ram *ram, void *host, struct gr_error *err)
@@ -325,7 +213,7 @@ static struct gr_ram_block *plug_callers(struct gr_ram *ram, void *host, struct 
 /* Asynchronous protection works on every kind of mapping. */
 TEST(a_block_in_an_ordinary_file_is_tracked)
 {
-	struct rig r = make_rig(GR_RAM_MEMFD);
+	struct tracked r = make_rig(GR_RAM_MEMFD);
 	char path[] = "/var/tmp/guestram-test-XXXXXX";
 	int fd = mkostemp(path, O_CLOEXEC);
 	uint8_t *host;
@@ -345,12 +233,12 @@ TEST(a_block_in_an_ordinary_file_is_tracked)
 	look(&r);
 	ASSERT_EQ(r.dirty, 2u);
 	EXPECT_NOTHING(&r);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 TEST(a_block_without_memory_is_refused_by_name)
 {
-	struct rig r = make_rig(GR_RAM_MEMFD);
+	struct tracked r = make_rig(GR_RAM_MEMFD);
 	void *host = (void *)(uintptr_t)PAGE; /* where nothing is ever mapped */
 	struct gr_error err;
 
@@ -360,16 +248,20 @@ TEST(a_block_without_memory_is_refused_by_name)
 	*at(&r, 1) = 1;
 	look(&r);
 	ASSERT(r.page[1]);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 TEST(a_block_for_reading_keeps_no_other_from_being_tracked)
 {
-	struct rig r = make_rig(GR_RAM_MEMFD);
+	struct tracked r = make_rig(GR_RAM_MEMFD);
 	FILE *f = tmpfile();
 	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = "rom", .used_bytes = 16 * PAGE, .backing = GR_RAM_FD,
-		.flags = GR_RAM_HOST_READONLY | GR_RAM_NO_MIGRATE, .fd = f ? fileno(f) : -1,
+		.size = sizeof(desc),
+		.id = "rom",
+		.used_bytes = 16 * PAGE,
+		.backing = GR_RAM_FD,
+		.flags = GR_RAM_HOST_READONLY | GR_RAM_NO_MIGRATE,
+		.fd = f ? fileno(f) : -1,
 	};
 	struct gr_ram_block *rom;
 
@@ -387,13 +279,13 @@ TEST(a_block_for_reading_keeps_no_other_from_being_tracked)
 	ASSERT_EQ(gr_ram_block_del_by_id(r.ram, "rom", NULL), 0);
 	ASSERT_EQ(gr_ram_block_del(rom, NULL), 0);
 	look(&r);
-	free_rig(&r);
+	free_tracked(&r);
 	(void)fclose(f);
 }
 
 TEST(memory_mapped_anew_is_an_error_and_counts_as_written)
 {
-	struct rig r = make_rig(GR_RAM_ANONYMOUS);
+	struct tracked r = make_rig(GR_RAM_ANONYMOUS);
 	struct gr_error err;
 	uint64_t pages;
 
@@ -406,13 +298,13 @@ TEST(memory_mapped_anew_is_an_error_and_counts_as_written)
 	ASSERT_HAS(err.msg, "mapped anew");
 	ASSERT_EQ(gr_dirty_epoch_begin(r.consumer, &pages, NULL), 0);
 	ASSERT_GE(pages, (uint64_t)PAGES - 100);
-	free_rig(&r);
+	free_tracked(&r);
 }
 
 /* Two machines in one process do not see each other's stores. */
 TEST(two_machines_are_tracked_apart)
 {
-	struct rig a = make_rig(GR_RAM_MEMFD), b = make_rig(GR_RAM_ANONYMOUS);
+	struct tracked a = make_rig(GR_RAM_MEMFD), b = make_rig(GR_RAM_ANONYMOUS);
 
 	start(a.track);
 	start(b.track);
@@ -424,8 +316,8 @@ TEST(two_machines_are_tracked_apart)
 	gr_track_stop(a.track);
 	*at(&a, 5) = 1;
 	EXPECT(&b, 2);
-	free_rig(&a);
-	free_rig(&b);
+	free_tracked(&a);
+	free_tracked(&b);
 }
 
 TEST_MAIN()
