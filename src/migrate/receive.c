@@ -267,13 +267,8 @@ static int take_xbzrle(struct gr_receive *r, const struct gr_stream_record *rec,
 	}
 	rc = r->sink.ops->page_read(r->sink.opaque, block, offset, r->page, err);
 	if (rc == 0) {
-		rc = gr_xbzrle_decode(r->page, rec->xbzrle.payload, rec->xbzrle.payload_bytes,
-				      r->page_bytes);
-		if (rc < 0) {
-			(void)gr_error_set(err, rc, "bad difference");
-		}
-	}
-	if (rc == 0) {
+		gr_xbzrle_apply(r->page, rec->xbzrle.payload, rec->xbzrle.payload_bytes,
+				r->page_bytes);
 		rc = r->sink.ops->pages(r->sink.opaque, block, 1, &offset, r->page, &bad, err);
 	}
 	if (rc < 0) {

@@ -23,6 +23,8 @@ enum {
 	UNIT = 64,	     /* bytes in a mask */
 	LENGTH_MAX = 0x3fff, /* what two bytes of a number hold */
 	GAP_MAX = 3,	     /* unchanged bytes that are sent along rather than skipped */
+	BLOCK = 4096,
+	EDGES_MAX = BLOCK / 2 + 2,
 	SHORT = 16,	     /* a run up to here is copied in one go, with what follows it */
 };
 
@@ -32,28 +34,27 @@ struct out {
 	size_t done; /* of the page: everything before is said */
 };
 
+/* Always writes two bytes, and says how many of them count: no branch to be guessed. */
 INLINE uint8_t *put_length(uint8_t *at, size_t n)
 {
-	if (n < 0x80) {
-		*at++ = (uint8_t)n;
-	} else {
-		*at++ = (uint8_t)(n | 0x80);
-		*at++ = (uint8_t)(n >> 7);
-	}
-	return at;
+	size_t two = n >= 0x80;
+
+	at[0] = (uint8_t)(n | two << 7);
+	at[1] = (uint8_t)(n >> 7);
+	return at + 1 + two;
 }
 
 /* One pair: [begin, end) of the page is new. False: no room, or too long for the format. */
 INLINE bool put_pair(struct out *o, size_t begin, size_t end)
 {
 	size_t skip = begin - o->done, bytes = end - begin;
-	size_t numbers = (skip < 0x80 ? 1u : 2u) + (bytes < 0x80 ? 1u : 2u);
+	size_t numbers = 2u + (skip >= 0x80) + (bytes >= 0x80);
 
 	if (bytes > LENGTH_MAX || (size_t)(o->end - o->at) < numbers + bytes) {
 		return false;
 	}
 	o->at = put_length(o->at, skip);
-	o->at = put_length(o->at, bytes);
+	o->at = put_length(o->at, bytes); /* at most the first byte of what follows is overwritten */
 	if (bytes <= SHORT && o->end - o->at >= SHORT && o->page_end - (o->page + begin) >= SHORT) {
 		memcpy(o->at, o->page + begin, SHORT);
 	} else {
@@ -64,7 +65,7 @@ INLINE bool put_pair(struct out *o, size_t begin, size_t end)
 	return true;
 }
 
-static bool put_run(struct out *o, size_t begin, size_t end)
+INLINE bool put_run(struct out *o, size_t begin, size_t end)
 {
 	/* A long way to it: on the way a byte is said again. Something is left to be skipped after
 	 * it. */
@@ -89,39 +90,60 @@ INLINE uint64_t close_gaps(uint64_t m)
 	return m | wide;
 }
 
+/* Where runs begin and end, in turn: each bit of `edges` is one. Written by fours: what is too much is
+ * overwritten. */
+INLINE uint32_t *put_edges(uint32_t *to, uint64_t edges, size_t unit)
+{
+	uint32_t *end = to + __builtin_popcountll(edges);
+
+	for (; to < end; to += 4) {
+		for (int i = 0; i < 4; i++) {
+			to[i] = (uint32_t)unit + (uint32_t)__builtin_ctzll(edges | UINT64_C(1) << 63);
+			edges &= edges - 1;
+		}
+	}
+	return end;
+}
+
+/*
+ * A block of the page at a time: first all edges, then all runs between them. The processor can
+ * guess neither how many runs there are in a unit nor where, so no branch asks for each.
+ */
 INLINE ssize_t encode(const uint8_t *old, const uint8_t *page, size_t page_bytes, uint8_t *out,
 		      size_t room, uint64_t (*differing)(const uint8_t *a, const uint8_t *b))
 {
 	struct out o = { page, page + page_bytes, out, out + room, 0 };
-	size_t begin = 0, end = 0; /* the run that may still grow; none while end is 0 */
+	uint32_t edges[EDGES_MAX + 4], *end = edges;
+	uint64_t before = 0; /* whether the byte before this unit is in a run */
+	size_t unit = 0;
 
-	for (size_t unit = 0; unit < page_bytes; unit += UNIT) {
-		uint64_t m = differing(old + unit, page + unit);
+	while (unit < page_bytes) {
+		size_t block_end = GR_MIN(page_bytes, unit + BLOCK);
+		const uint32_t *e = edges;
 
-		if (m == 0) {
-			continue;
-		}
-		m = close_gaps(m);
-		do {
-			unsigned int first = (unsigned int)__builtin_ctzll(m);
-			uint64_t rest = ~(m >> first);
-			unsigned int last =
-				first + (rest ? (unsigned int)__builtin_ctzll(rest) : UNIT);
+		for (; unit < block_end; unit += UNIT) {
+			uint64_t m = differing(old + unit, page + unit);
 
-			m &= last < UNIT ? ~UINT64_C(0) << last : 0;
-			if (end != 0 && unit + first - end <= GAP_MAX) {
-				end = unit + last;
+			if ((m | before) == 0) {
 				continue;
 			}
-			if (end != 0 && !put_run(&o, begin, end)) {
+			m = close_gaps(m);
+			end = put_edges(end, m ^ (m << 1 | before), unit);
+			before = m >> 63;
+		}
+		if (unit == page_bytes && before) {
+			*end++ = (uint32_t)page_bytes;
+		}
+		for (; end - e >= 2; e += 2) {
+			if (!put_run(&o, e[0], e[1])) {
 				return -E2BIG;
 			}
-			begin = unit + first;
-			end = unit + last;
-		} while (m != 0);
-	}
-	if (end != 0 && !put_run(&o, begin, end)) {
-		return -E2BIG;
+		}
+		/* A run that goes on in the next block. */
+		if (e < end) {
+			edges[0] = *e;
+		}
+		end = edges + (end - e);
 	}
 	return o.at - out;
 }
@@ -174,7 +196,7 @@ static ssize_t encode_sse2(const uint8_t *old, const uint8_t *page, size_t page_
 	return encode(old, page, page_bytes, out, room, differing_sse2);
 }
 
-#	define AVX2 __attribute__((target("avx2,bmi")))
+#	define AVX2 __attribute__((target("avx2,bmi,popcnt")))
 
 AVX2 INLINE uint64_t differing_avx2(const uint8_t *a, const uint8_t *b)
 {
@@ -206,7 +228,8 @@ const struct gr_xbzrle_encoder *gr_xbzrle_encoder(unsigned int i)
 	};
 
 #if defined(__x86_64__)
-	if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi")) {
+	if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") ||
+	    !__builtin_cpu_supports("popcnt")) {
 		i++;
 	}
 #endif
