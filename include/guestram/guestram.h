@@ -25,6 +25,7 @@
 #include <guestram/rcu_stall.h>
 #include <guestram/rculist.h>
 #include <guestram/relay.h>
+#include <guestram/snapshot.h>
 #include <guestram/track.h>
 #include <guestram/types.h>
 

@@ -27,6 +27,8 @@ enum gr_lock_rank {
 	GR_RANK_TRACK_BLOCKS = 45,
 	/* The blocks that were removed and are still referenced. Not their references. */
 	GR_RANK_RAM_REMOVED = 47,
+	/* The copies that a snapshot has not written out. Held over a copy, and while one is given up. */
+	GR_RANK_SNAPSHOT = 48,
 	/* One tracker's own state. Not the dirty memory. */
 	GR_RANK_TRACKER = 50,
 	/* The windows of one block that is mapped on demand. Held over a mapping call, not over copies. */

@@ -81,6 +81,14 @@ void gr_image_store_free(struct gr_image_store *s)
 	free(s);
 }
 
+void gr_image_store_discard(struct gr_image_store *s)
+{
+	if (s) {
+		(void)unlink(s->part.part_path); /* ours: we have its lock */
+	}
+	gr_image_store_free(s);
+}
+
 static int cannot_write(const struct gr_image_store *s, int rc, uint64_t at, struct gr_error *err)
 {
 	return gr_error_set(err, rc, "%s: cannot write at byte %" PRIu64 ": %s", s->part.part_path,
