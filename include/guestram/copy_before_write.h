@@ -104,7 +104,7 @@ struct gr_cbw_stats {
 	uint64_t walked_bytes;	 /**< taken by gr_cbw_next() */
 	uint64_t written_bytes;	 /**< shown to before_write() */
 	uint64_t lost_bytes;	 /**< of these, what it was told of without content */
-	uint64_t released_bytes; /**< saved */
+	uint64_t released_bytes; /**< saved, and open again */
 	uint64_t kept;		 /**< pieces answered with KEEP */
 	struct gr_cbw_stalls stalls;	  /**< for pages saved at once, or in the hands of the walk */
 	struct gr_cbw_stalls kept_stalls; /**< for pages that were kept */

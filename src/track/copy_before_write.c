@@ -73,13 +73,14 @@ static void open_units(struct gr_cbw *cbw, const struct gr_cbw_range *r, uint64_
 	gr_uffd_open_range(&cbw->server, r->at.start + first * r->at.unit, units * r->at.unit);
 }
 
-/* They are open: whoever waited there goes on. */
-static void count_stalls(struct gr_cbw *cbw, const struct gr_cbw_range *r, uint64_t first,
-			 uint64_t units)
+/* They are open, `bytes` of them released: whoever waited there goes on. */
+static void count_open(struct gr_cbw *cbw, const struct gr_cbw_range *r, uint64_t first,
+		       uint64_t units, uint64_t bytes)
 {
 	struct gr_signals saved;
 
 	gr_uffd_lock(&cbw->lock, &saved);
+	cbw->stats.released_bytes += bytes;
 	gr_stalls_go(&cbw->stalls, r->at.start + first * r->at.unit, units * r->at.unit,
 		     gr_clock_ns());
 	gr_uffd_unlock(&cbw->lock, &saved);
@@ -88,15 +89,13 @@ static void count_stalls(struct gr_cbw *cbw, const struct gr_cbw_range *r, uint6
 static void release_units(struct gr_cbw *cbw, struct gr_cbw_range *r, uint64_t first, uint64_t end)
 {
 	struct gr_signals saved;
-	bool owned = true, waited;
+	bool owned = true;
 
 	gr_uffd_lock(&cbw->lock, &saved);
 	for (uint64_t i = first; i < end; i++) {
 		owned &= gr_unit_test(r->taken, i) && !gr_unit_test(r->released, i);
 		gr_unit_set(r->released, i);
 	}
-	cbw->stats.released_bytes += piece_of(r, first, end - first).bytes;
-	waited = cbw->stalls.count != 0;
 	gr_uffd_unlock(&cbw->lock, &saved);
 	if (!owned) {
 		gr_die("gr_cbw_release: block '%s': pages that the owner does not have",
@@ -104,9 +103,7 @@ static void release_units(struct gr_cbw *cbw, struct gr_cbw_range *r, uint64_t f
 	}
 	/* Last: whoever gets on with a store may at once give the page back. */
 	open_units(cbw, r, first, end - first);
-	if (waited) {
-		count_stalls(cbw, r, first, end - first);
-	}
+	count_open(cbw, r, first, end - first, piece_of(r, first, end - first).bytes);
 }
 
 bool gr_cbw_set_over(struct gr_cbw *cbw)
@@ -127,7 +124,7 @@ void gr_cbw_open_all(struct gr_cbw *cbw)
 		open_units(cbw, &cbw->range[i], 0, cbw->range[i].units);
 	}
 	for (unsigned int i = 0; i < cbw->ranges; i++) {
-		count_stalls(cbw, &cbw->range[i], 0, cbw->range[i].units);
+		count_open(cbw, &cbw->range[i], 0, cbw->range[i].units, 0);
 	}
 }
 

@@ -4,13 +4,16 @@
  * before_write() were shown must be, byte for byte, what memory held when each of them began. The
  * writers are stopped for that moment alone, in which the test makes a plain copy to compare with.
  * Blocks come, go and grow, pieces are given back, the owner's buffer runs full, and some copies
- * are given up half way: then nobody may be left asleep.
+ * are given up half way: then nobody may be left asleep. The same for whole snapshots, with their
+ * buffers, files and cancels: what the image has is compared.
  */
 #include "concurrent.h"
 #include "ram/copy.h"
 #include <errno.h>
 #include <guestram/copy_before_write.h>
+#include <guestram/image.h>
 #include <guestram/ram_change.h>
+#include <guestram/snapshot.h>
 #include <guestram/track.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
@@ -168,9 +171,9 @@ static void *changer(void *opaque)
 			ASSERT(ret == 0 || ret == -EBUSY);
 			break;
 		case 1:
-			ASSERT_EQ(gr_ram_block_resize(
-					  block, (PAGES + test_rand(&w->rnd) % PAGES) * PAGE, NULL),
-				  0);
+			ret = gr_ram_block_resize(
+				block, (PAGES + test_rand(&w->rnd) % PAGES) * PAGE, NULL);
+			ASSERT(ret == 0 || ret == -EBUSY); /* a snapshot starts */
 			break;
 		default:
 			if (gr_ram_block_add(r->ram, &desc, NULL, NULL) < 0) {
@@ -217,12 +220,15 @@ static void compare(const struct rig *r)
 	}
 }
 
+static unsigned int writers_of(const struct rig *r)
+{
+	return r->system_calls ? GR_WRITERS_MAPPING | GR_WRITERS_MARKED : GR_WRITERS_STORES;
+}
+
 static struct gr_cbw *start(struct rig *r)
 {
 	struct gr_cbw_params params = { .size = sizeof(params),
-					.writers = r->system_calls
-							   ? GR_WRITERS_MAPPING | GR_WRITERS_MARKED
-							   : GR_WRITERS_STORES,
+					.writers = writers_of(r),
 					.before_write = before_write,
 					.opaque = r };
 	struct gr_error err;
@@ -286,7 +292,120 @@ static bool one_copy(struct rig *r, uint64_t *rnd)
 	return !whole;
 }
 
-static void run(enum gr_ram_backing backing)
+/* ---- one snapshot ---------------------------------------------------------------------- */
+
+static int on_pause(void *opaque, struct gr_error *err)
+{
+	struct rig *r = opaque;
+
+	(void)err;
+	pthread_rwlock_wrlock(&r->moment);
+	remember(r);
+	return 0;
+}
+
+static void on_resume(void *opaque)
+{
+	struct rig *r = opaque;
+
+	pthread_rwlock_unlock(&r->moment);
+}
+
+static int on_save(void *opaque, struct gr_state_writer *writer, struct gr_error *err)
+{
+	(void)opaque;
+	return gr_state_put(writer, "test/state", 0, 1, "abc", 3, err);
+}
+
+struct canceller {
+	struct gr_snapshot *snapshot;
+	useconds_t after;
+};
+
+static void *cancel(void *opaque)
+{
+	struct canceller *c = opaque;
+
+	usleep(c->after);
+	gr_snapshot_cancel(c->snapshot);
+	return NULL;
+}
+
+static void read_image(struct rig *r, const char *path)
+{
+	struct gr_image_block info;
+	struct gr_image *image;
+	struct gr_error err;
+
+	if (gr_image_open(path, &image, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	for (uint32_t i = 0; gr_image_block(image, i, &info) == 0; i++) {
+		struct image *to = r->image;
+
+		for (; to < r->image + BLOCKS && strcmp(to->block->id, info.id) != 0; to++) {
+		}
+		if (to < r->image + BLOCKS) {
+			ASSERT_EQ(info.used_bytes, to->bytes);
+			ASSERT_EQ(gr_image_read(image, i, 0, to->saved, to->bytes, NULL), 0);
+			memset(to->times, 1, to->bytes / PAGE);
+		}
+	}
+	gr_image_close(image);
+}
+
+static bool one_snapshot(struct rig *r, uint64_t *rnd)
+{
+	const struct gr_source_ops ops = {
+		.pause = on_pause, .resume = on_resume, .save = on_save, .opaque = r
+	};
+	struct gr_snapshot_params params = {
+		.size = sizeof(params),
+		.writers = writers_of(r),
+		.buffer_bytes = (1 + test_rand(rnd) % (test_rand(rnd) % 2 ? 8 : 400)) * PAGE,
+		.when_full = test_rand(rnd) % 3 == 0 ? GR_SNAPSHOT_ABORT : GR_SNAPSHOT_WAIT,
+		.bandwidth_bytes_per_s_max = test_rand(rnd) % 2 ? UINT64_C(20) << 20 : 0,
+	};
+	struct gr_snapshot_stats stats;
+	struct canceller c = { .after = (useconds_t)(test_rand(rnd) % 100000) };
+	bool cancels = test_rand(rnd) % 3 == 0;
+	char path[64], part[80];
+	struct gr_error err;
+	pthread_t t;
+	int ret;
+
+	(void)snprintf(path, sizeof(path), "/tmp/gr-snapshot-%d", (int)getpid());
+	(void)snprintf(part, sizeof(part), "%s.part", path);
+	if (gr_snapshot_create(r->ram, path, &params, &ops, &c.snapshot, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	if (cancels) {
+		t = spawn(cancel, &c);
+	}
+	ret = gr_snapshot_run(c.snapshot, &err);
+	if (cancels) {
+		ASSERT_EQ(pthread_join(t, NULL), 0);
+	}
+	gr_snapshot_stats(c.snapshot, &stats);
+	ASSERT_LE(stats.buffered_bytes_max, params.buffer_bytes);
+	ASSERT_EQ(access(part, F_OK), -1);
+	if (ret == 0) {
+		read_image(r, path);
+		compare(r);
+		ASSERT_EQ(unlink(path), 0);
+	} else {
+		ASSERT_EQ(access(path, F_OK), -1);
+		if (!(ret == -ECANCELED && cancels) &&
+		    !(ret == -ENOBUFS && params.when_full == GR_SNAPSHOT_ABORT)) {
+			FAIL("%s", err.msg);
+		}
+	}
+	r->asked += (unsigned int)stats.copied_pages;
+	gr_snapshot_free(c.snapshot);
+	return ret != 0;
+}
+
+static void run(enum gr_ram_backing backing, bool (*one)(struct rig *r, uint64_t *rnd))
 {
 	struct rig *r = calloc(1, sizeof(*r));
 	struct worker w[WRITERS + 1];
@@ -340,7 +459,7 @@ static void run(enum gr_ram_backing backing)
 	test_watch_progress(&writes, 30); /* nobody is left asleep */
 	end = now_ns() + (uint64_t)(test_seconds(1.0) * 1e9);
 	while (now_ns() < end || copies == given_up) {
-		given_up += one_copy(r, &rnd);
+		given_up += one(r, &rnd);
 		copies++;
 	}
 	STORE(&r->stop, 1);
@@ -359,12 +478,22 @@ static void run(enum gr_ram_backing backing)
 
 TEST(a_copy_before_write_is_memory_as_it_was_memfd)
 {
-	run(GR_RAM_MEMFD);
+	run(GR_RAM_MEMFD, one_copy);
 }
 
 TEST(a_copy_before_write_is_memory_as_it_was_anonymous)
 {
-	run(GR_RAM_ANONYMOUS);
+	run(GR_RAM_ANONYMOUS, one_copy);
+}
+
+TEST(a_snapshot_is_memory_as_it_was_memfd)
+{
+	run(GR_RAM_MEMFD, one_snapshot);
+}
+
+TEST(a_snapshot_is_memory_as_it_was_anonymous)
+{
+	run(GR_RAM_ANONYMOUS, one_snapshot);
 }
 
 TEST_MAIN()
