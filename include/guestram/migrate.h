@@ -43,6 +43,7 @@ enum gr_migrate_state {
 	GR_MIGRATE_NONE,
 	GR_MIGRATE_SETUP,
 	GR_MIGRATE_ACTIVE,     /**< rounds are being sent or received */
+	GR_MIGRATE_PRE_SWITCHOVER, /**< the guest is stopped; waits for gr_source_continue() */
 	GR_MIGRATE_DEVICE,     /**< the guest is stopped, the rest is on its way */
 	GR_MIGRATE_COMPLETED,
 	GR_MIGRATE_FAILED,
@@ -74,6 +75,7 @@ struct gr_migrate_stats {
 	uint64_t final_pages;         /**< sent after the guest was stopped */
 	uint64_t blocks_announced;    /**< how often the block list was sent again */
 	uint64_t section_ns_max;      /**< longest read-side section of ours */
+	unsigned int throttle_percent; /**< source: of the vCPUs' time, taken by auto_converge */
 	uint64_t xbzrle_cache_bytes;  /**< source: of the cache; 0: none */
 	uint64_t xbzrle_bytes;        /**< source: of the differences that were sent */
 	uint64_t xbzrle_unchanged_pages; /**< source: written to, but as they were: not sent */
@@ -116,6 +118,11 @@ struct gr_source_ops {
 	int (*save)(void *opaque, struct gr_state_writer *writer, struct gr_error *err);
 	/** A round ended, or some time passed: for progress lines. May be NULL. */
 	void (*progress)(void *opaque, const struct gr_migrate_stats *stats);
+	/**
+	 * Take so many percent of their time from the vCPUs from now on; 0: no more. From the
+	 * source's thread; 0 comes at the latest when the migration ends. Needed for auto_converge.
+	 */
+	void (*throttle)(void *opaque, unsigned int percent);
 	void *opaque;
 };
 
@@ -138,6 +145,15 @@ struct gr_source_params {
 	uint64_t rounds_max;          /**< switch over at the latest after so many rounds even
 				       *   if the downtime limit cannot be kept; 0: never */
 	bool plain;                   /**< speak QEMU's dialect only, do not look for a guestram */
+	bool auto_converge;           /**< slow a guest down that dirties faster than is sent */
+	unsigned int throttle_trigger_percent; /**< it does if it dirties, in a second, more than so
+				       *   much of what was sent; 0: 50 */
+	unsigned int throttle_initial_percent; /**< of the vCPUs' time, taken first; 0: 20 */
+	unsigned int throttle_increment_percent; /**< and more each further time; 0: 10 */
+	unsigned int throttle_max_percent; /**< and never more than this; 0: 99 */
+	bool pause_before_switchover; /**< stop the guest, then wait for gr_source_continue() */
+	bool switchover_ack;          /**< do not stop it before the destination says that it is ready
+				       *   (QEMU 8.1 and newer, with the same capability) */
 	uint64_t xbzrle_cache_bytes;  /**< send differences (XBZRLE) of pages that change again and
 				       *   again, with a cache of so many bytes; 0: do not. QEMU's
 				       *   default is 64 MiB. Any destination takes them. */
@@ -191,6 +207,16 @@ GR_EXPORT GR_MUST_CHECK int gr_source_run(struct gr_source *source, struct gr_er
 GR_EXPORT GR_MUST_CHECK int gr_source_step(struct gr_source *source, struct gr_error *err);
 
 /**
+ * Go on from GR_MIGRATE_PRE_SWITCHOVER: whoever asked for pause_before_switchover has done what it
+ * wanted to do while the guest stands still here and does not run over there.
+ * @param source The source.
+ * @param err    May be NULL.
+ * @return 0, or -EINVAL: it is in another state, which is named.
+ * @context Any thread; returns at once.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_source_continue(struct gr_source *source, struct gr_error *err);
+
+/**
  * Ask a source to end. Too late once the destination has said that it has everything:
  * gr_source_run() then returns 0.
  * @param source The source.
@@ -240,6 +266,11 @@ struct gr_destination_ops {
 	 */
 	int (*block_add)(void *opaque, const struct gr_block_announcement *what,
 			 struct gr_error *err);
+	/**
+	 * With switchover_ack: may the source stop its guest now? Asked after each section of RAM
+	 * until it says so. NULL: at once.
+	 */
+	bool (*switchover_ready)(void *opaque);
 	/** Some time passed: for progress lines. */
 	void (*progress)(void *opaque, const struct gr_migrate_stats *stats);
 	void *opaque;
@@ -251,6 +282,8 @@ struct gr_destination_params {
 	const char *machine;     /**< expected machine name; NULL: any */
 	bool allow_unterminated; /**< accept a stream without the closing description */
 	bool plain;              /**< do not answer a guestram: behave as a QEMU does */
+	bool switchover_ack;     /**< tell the source when it may switch over; it waits for that only
+				  *   if it was told so too */
 };
 
 /**

@@ -10,7 +10,8 @@
 static const unsigned int transitions[] = {
 	[GR_MIGRATE_NONE] = BIT(SETUP) | BIT(FAILED) | BIT(CANCELLING),
 	[GR_MIGRATE_SETUP] = BIT(ACTIVE) | BIT(FAILED) | BIT(CANCELLING),
-	[GR_MIGRATE_ACTIVE] = BIT(DEVICE) | BIT(FAILED) | BIT(CANCELLING),
+	[GR_MIGRATE_ACTIVE] = BIT(PRE_SWITCHOVER) | BIT(DEVICE) | BIT(FAILED) | BIT(CANCELLING),
+	[GR_MIGRATE_PRE_SWITCHOVER] = BIT(DEVICE) | BIT(FAILED) | BIT(CANCELLING),
 	[GR_MIGRATE_DEVICE] = BIT(COMPLETED) | BIT(FAILED) | BIT(CANCELLING),
 	[GR_MIGRATE_CANCELLING] = BIT(CANCELLED) | BIT(COMPLETED),
 	[GR_MIGRATE_COMPLETED] = 0,
@@ -24,6 +25,7 @@ const char *gr_migrate_state_name(enum gr_migrate_state state)
 		[GR_MIGRATE_NONE] = "none",
 		[GR_MIGRATE_SETUP] = "setup",
 		[GR_MIGRATE_ACTIVE] = "active",
+		[GR_MIGRATE_PRE_SWITCHOVER] = "pre-switchover",
 		[GR_MIGRATE_DEVICE] = "device",
 		[GR_MIGRATE_COMPLETED] = "completed",
 		[GR_MIGRATE_FAILED] = "failed",
@@ -105,6 +107,24 @@ bool gr_progress_keep_channel(struct gr_progress *p)
 	}
 	p->keep_channel = true;
 	return true;
+}
+
+bool gr_progress_go_on(struct gr_progress *p)
+{
+	GR_MUTEX_GUARD(&p->lock);
+
+	if (p->stats.state != GR_MIGRATE_PRE_SWITCHOVER) {
+		return false;
+	}
+	p->go_on = true;
+	return true;
+}
+
+bool gr_progress_goes_on(struct gr_progress *p)
+{
+	GR_MUTEX_GUARD(&p->lock);
+
+	return p->go_on;
 }
 
 static void snapshot_locked(struct gr_progress *p, struct gr_migrate_stats *ret_stats)

@@ -19,6 +19,7 @@ struct gr_progress {
 	struct gr_migrate_stats stats; /* (l) */
 	uint64_t begin_ns;	       /* (l) when it left NONE */
 	uint64_t told_ns;	       /* (o) when the machine's progress() was called last */
+	bool go_on;		       /* (l) from PRE_SWITCHOVER */
 	bool keep_channel;	       /* (l) a cancel does not break the channel by itself */
 };
 
@@ -54,6 +55,12 @@ void gr_progress_cancel(struct gr_progress *p, struct gr_channel *channel);
  * @return false if it has been cancelled already.
  */
 bool gr_progress_keep_channel(struct gr_progress *p);
+
+/** Go on from PRE_SWITCHOVER. @param p The progress. @return Whether it is the state. */
+bool gr_progress_go_on(struct gr_progress *p);
+
+/** @param p The progress. @return Whether that was called. */
+bool gr_progress_goes_on(struct gr_progress *p);
 
 /** @param p The progress. @param ret_stats Filled. */
 void gr_progress_snapshot(struct gr_progress *p, struct gr_migrate_stats *ret_stats);

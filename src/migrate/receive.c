@@ -27,6 +27,7 @@ struct gr_receive {
 	uint32_t page_bytes;		 /* (o) of the stream */
 	bool return_path;		 /* (o) the source has opened it */
 	bool ours;			 /* (o) FEATURES was sent */
+	bool ready;			 /* (o) SWITCHOVER_ACK was sent */
 	bool blocks_wait;		 /* (o) the list came, the announcement not yet */
 	bool done;			 /* (o) */
 };
@@ -121,6 +122,17 @@ static int answer(struct gr_receive *r, enum gr_return_path_type type, uint32_t 
 	return gr_return_path_write(r->channel, &msg, err);
 }
 
+/* As a QEMU: at once if nobody has to be asked. */
+static int tell_if_ready(struct gr_receive *r, struct gr_error *err)
+{
+	if (!r->params.switchover_ack || r->ready || !r->return_path ||
+	    (r->params.switchover_ready && !r->params.switchover_ready(r->params.opaque))) {
+		return 0;
+	}
+	r->ready = true;
+	return answer(r, GR_RETURN_SWITCHOVER_ACK, 0, err);
+}
+
 static int take_command(struct gr_receive *r, const struct gr_stream_record *rec,
 			struct gr_error *err)
 {
@@ -130,7 +142,7 @@ static int take_command(struct gr_receive *r, const struct gr_stream_record *rec
 	if (rec->command.command == GR_COMMAND_OPEN_RETURN_PATH) {
 		/* A source may ask on a channel that leads one way only; it waits in vain. */
 		r->return_path = gr_channel_is_duplex(r->channel);
-		return 0;
+		return tell_if_ready(r, err);
 	}
 	if (rec->command.command != GR_COMMAND_PING || rec->command.data_bytes != 4 ||
 	    !r->return_path) {
@@ -293,7 +305,7 @@ static int take_eos(struct gr_receive *r, const struct gr_stream_record *rec, st
 		stats->rounds++;
 	}
 	gr_progress_unlock(&r->progress);
-	return 0;
+	return tell_if_ready(r, err);
 }
 
 /* Everything is in: judge, finish, acknowledge. */

@@ -24,6 +24,9 @@ struct gr_receive;
 struct gr_receive_params {
 	const char *machine;	 /* expected machine name, copied; NULL: any */
 	bool allow_unterminated; /* accept a tail without its description */
+	bool switchover_ack;	 /* tell the source that it may switch over... */
+	bool (*switchover_ready)(void *opaque); /* ...when this says so; NULL: at once */
+	void *opaque;				/* for that */
 	bool plain;		 /* answer as a QEMU does: no extensions will come */
 	size_t tail_bytes_max;	 /* refuse a longer device tail; 0: 1 GiB */
 };

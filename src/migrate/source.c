@@ -63,7 +63,21 @@ static int check_params(struct gr_ram *ram, struct gr_channel *channel,
 	if (ops && (!ops->pause || !ops->resume || !ops->save)) {
 		return gr_error_set(err, -EINVAL, "a source needs pause, resume and save");
 	}
+	if (params && params->auto_converge && (!ops || !ops->throttle)) {
+		return gr_error_set(err, -EINVAL, "auto-converge needs a machine that can be throttled");
+	}
+	if (params && (params->throttle_trigger_percent > 100 ||
+		       params->throttle_initial_percent > 99 ||
+		       params->throttle_increment_percent > 99 || params->throttle_max_percent > 99)) {
+		return gr_error_set(err, -EINVAL,
+				    "a throttle takes 1 to 99 percent, its trigger is at most 100");
+	}
 	return 0;
+}
+
+static unsigned int default_percent(unsigned int percent, unsigned int otherwise)
+{
+	return percent ? percent : otherwise;
 }
 
 int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_channel *channel,
@@ -91,6 +105,10 @@ int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_chann
 	if (params) {
 		s->params = *params;
 	}
+	s->throttle.trigger = default_percent(s->params.throttle_trigger_percent, 50);
+	s->throttle.initial = default_percent(s->params.throttle_initial_percent, 20);
+	s->throttle.increment = default_percent(s->params.throttle_increment_percent, 10);
+	s->throttle.max = default_percent(s->params.throttle_max_percent, 99);
 	if (s->params.downtime_ns_max == 0) {
 		s->params.downtime_ns_max = GR_SOURCE_DOWNTIME_NS;
 	}
@@ -114,6 +132,10 @@ static void source_end(struct gr_source *s, bool completed)
 		s->ops.resume(s->ops.opaque);
 	}
 	s->paused = false;
+	if (s->throttle.percent != 0) {
+		s->throttle.percent = 0;
+		s->ops.throttle(s->ops.opaque, 0);
+	}
 	if (s->epoch) {
 		(void)gr_dirty_epoch_abort(s->consumer);
 		s->epoch = false;
@@ -156,6 +178,16 @@ void gr_source_cancel(struct gr_source *s)
 	gr_progress_cancel(&s->progress, s->channel);
 }
 
+int gr_source_continue(struct gr_source *s, struct gr_error *err)
+{
+	if (gr_progress_go_on(&s->progress)) {
+		return 0;
+	}
+	return gr_error_set(err, -EINVAL, "the migration is in state '%s', not '%s'",
+			    gr_migrate_state_name(gr_progress_state(&s->progress)),
+			    gr_migrate_state_name(GR_MIGRATE_PRE_SWITCHOVER));
+}
+
 void gr_source_stats(struct gr_source *s, struct gr_migrate_stats *ret_stats)
 {
 	gr_progress_snapshot(&s->progress, ret_stats);
@@ -179,6 +211,12 @@ static void freeze(struct gr_source *s, const char *why)
 	}
 }
 
+static int no_ack(struct gr_error *err)
+{
+	return gr_error_set(err, -EINVAL,
+			    "switchover-ack needs a destination that answers on a return path");
+}
+
 static int step_setup(struct gr_source *s, struct gr_error *err)
 {
 	unsigned int writers = s->params.writers ? s->params.writers : GR_WRITERS_MARKED;
@@ -200,6 +238,8 @@ static int step_setup(struct gr_source *s, struct gr_error *err)
 	if (rc == 0 && !s->params.plain && gr_channel_is_duplex(s->channel)) {
 		rc = gr_source_ask_peer(s, err);
 		s->phase = GR_SOURCE_PEER;
+	} else if (rc == 0 && s->params.switchover_ack) {
+		rc = no_ack(err);
 	}
 	return rc;
 }
@@ -211,6 +251,9 @@ static int step_peer(struct gr_source *s, struct gr_error *err)
 
 	if (rc != 0) {
 		return rc < 0 ? rc : 0;
+	}
+	if (s->params.switchover_ack && !s->answer_expected) {
+		return no_ack(err);
 	}
 	stats = gr_progress_lock(&s->progress);
 	stats->peer_is_guestram = s->ours;
@@ -312,6 +355,55 @@ static int harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *er
 	return 0;
 }
 
+/* The guest is slowed down if that is wanted and needed. */
+static void throttle(struct gr_source *s, uint64_t pages)
+{
+	unsigned int before = s->throttle.percent, percent;
+	struct gr_migrate_stats *stats;
+
+	if (!s->params.auto_converge) {
+		return;
+	}
+	/* The first harvest is all there is, not what was dirtied. */
+	percent = gr_throttle_harvest(&s->throttle, s->rounds > 1 ? pages * s->page_bytes : 0,
+				      gr_stream_writer_bytes(s->writer), gr_clock_ns());
+	if (percent != before) {
+		s->ops.throttle(s->ops.opaque, percent);
+		stats = gr_progress_lock(&s->progress);
+		stats->throttle_percent = percent;
+		gr_progress_unlock(&s->progress);
+	}
+}
+
+/* As QEMU: who waits for the destination's word waits for it whatever the rest. */
+static bool may_switch(const struct gr_source *s)
+{
+#ifdef GR_MUTANT_SWITCH_WITHOUT_ACK
+	(void)s;
+	return true;
+#else
+	return !s->params.switchover_ack || s->switchover_acked;
+#endif
+}
+
+/* Nothing to send: an empty section lets the destination look whether it is ready. */
+static int wait_for_ack(struct gr_source *s, struct gr_error *err)
+{
+	int rc = 0;
+
+	if (!s->section) {
+		s->section = true;
+		rc = gr_stream_write_section(s->writer, GR_SECTION_PART, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_close_section(s, err);
+	}
+	if (rc == 0) {
+		rc = gr_stream_flush(s->writer, err);
+	}
+	return rc < 0 ? rc : gr_source_wait_slice(s, err);
+}
+
 static int step_harvest(struct gr_source *s, struct gr_error *err)
 {
 	struct gr_migrate_stats *stats;
@@ -326,6 +418,7 @@ static int step_harvest(struct gr_source *s, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
+	throttle(s, pages);
 	expected = gr_model_downtime_ns(&s->model, pages, s->page_bytes + sizeof(uint64_t));
 	stats = gr_progress_lock(&s->progress);
 	stats->expected_downtime_ns = expected == UINT64_MAX ? 0 : expected;
@@ -333,6 +426,9 @@ static int step_harvest(struct gr_source *s, struct gr_error *err)
 	(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, true);
 	s->phase = GR_SOURCE_ROUND;
 	/* The first harvest is everything there is: at least one round goes first. */
+	if (s->rounds > 1 && !may_switch(s)) {
+		return pages == 0 ? wait_for_ack(s, err) : 0;
+	}
 	if (s->rounds > 1 && (expected <= s->params.downtime_ns_max || pages == 0 ||
 			      (s->params.rounds_max != 0 && s->rounds > s->params.rounds_max))) {
 		s->switch_next = true;
@@ -400,28 +496,23 @@ static int stop_machine(struct gr_source *s, struct gr_error *err)
 	return 0;
 }
 
-static int step_switch(struct gr_source *s, struct gr_error *err)
+/* The guest stands still here and does not run over there: who asked for it does what it wants. */
+static int step_paused(struct gr_source *s, struct gr_error *err)
 {
 	bool skip = s->params.fault == GR_FAULT_SKIP_FINAL_SYNC && s->switch_next;
 	uint64_t pages;
-	int rc;
+	int rc = 0;
 
-	/* A block that came now would not get across. */
-	freeze(s, FROZEN_END);
-	rc = gr_source_close_section(s, err);
-	if (rc == 0 && reads_early(s)) {
-		rc = gr_source_fault_early_read(s, err);
-	}
-	if (rc == 0) {
-		rc = move(s, GR_MIGRATE_DEVICE, err);
-	}
-#ifndef GR_MUTANT_MIGRATE_HARVEST_BEFORE_PAUSE
-	if (rc == 0) {
-		rc = stop_machine(s, err);
-	}
+	if (s->params.pause_before_switchover) {
+#ifndef GR_MUTANT_SWITCH_WITHOUT_CONTINUE
+		if (!gr_progress_goes_on(&s->progress)) {
+			return gr_source_wait_slice(s, err);
+		}
 #endif
-	if (rc < 0) {
-		return rc;
+		rc = move(s, GR_MIGRATE_DEVICE, err);
+		if (rc < 0) {
+			return rc;
+		}
 	}
 	s->final = true;
 	if (!skip) {
@@ -439,6 +530,35 @@ static int step_switch(struct gr_source *s, struct gr_error *err)
 #endif
 	s->phase = GR_SOURCE_FINAL;
 	return rc;
+}
+
+static int step_switch(struct gr_source *s, struct gr_error *err)
+{
+	int rc;
+
+	/* A block that came now would not get across. */
+	freeze(s, FROZEN_END);
+	rc = gr_source_close_section(s, err);
+	if (rc == 0 && reads_early(s)) {
+		rc = gr_source_fault_early_read(s, err);
+	}
+	if (rc == 0 && !s->params.pause_before_switchover) {
+		rc = move(s, GR_MIGRATE_DEVICE, err);
+	}
+#ifndef GR_MUTANT_MIGRATE_HARVEST_BEFORE_PAUSE
+	if (rc == 0) {
+		rc = stop_machine(s, err);
+	}
+#endif
+	if (rc == 0 && s->params.pause_before_switchover) {
+		rc = move(s, GR_MIGRATE_PRE_SWITCHOVER, err);
+		(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, true);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	s->phase = GR_SOURCE_PAUSED;
+	return s->params.pause_before_switchover ? 0 : step_paused(s, err);
 }
 
 static int step_final(struct gr_source *s, struct gr_error *err)
@@ -556,6 +676,8 @@ static int step(struct gr_source *s, struct gr_error *err)
 		return step_round(s, err);
 	case GR_SOURCE_SWITCH:
 		return step_switch(s, err);
+	case GR_SOURCE_PAUSED:
+		return step_paused(s, err);
 	case GR_SOURCE_FINAL:
 		return step_final(s, err);
 	case GR_SOURCE_DEVICES:

@@ -17,6 +17,7 @@
 #include "migrate/page_cache.h"
 #include "migrate/progress.h"
 #include "migrate/source_blocks.h"
+#include "migrate/throttle.h"
 #include "stream/return_path.h"
 #include "stream/tail.h"
 #include "stream/writer.h"
@@ -42,7 +43,8 @@ enum gr_source_phase {
 	GR_SOURCE_START,   /* announce the blocks */
 	GR_SOURCE_HARVEST, /* sync, begin, decide */
 	GR_SOURCE_ROUND,   /* send the epoch while the guest runs */
-	GR_SOURCE_SWITCH,  /* stop the guest, harvest last */
+	GR_SOURCE_SWITCH,  /* stop the guest */
+	GR_SOURCE_PAUSED,  /* wait for gr_source_continue(), harvest last */
 	GR_SOURCE_FINAL,   /* send the last epoch */
 	GR_SOURCE_DEVICES, /* send their state */
 	GR_SOURCE_COMMIT,  /* send what makes the stream whole */
@@ -94,6 +96,7 @@ struct gr_source {
 	struct gr_holes holes;		      /* (o) */
 	struct gr_pacing pacing;	      /* (o) */
 	struct gr_model model;		      /* (o) */
+	struct gr_throttle throttle;	      /* (o) */
 	struct gr_tail_builder tail;	      /* (o) */
 	struct gr_source_batch batch;	      /* (o) */
 	struct gr_source_extent extent;	      /* (o) */
@@ -114,6 +117,7 @@ struct gr_source {
 	size_t last_bytes;		      /* (o) */
 	bool ours;			      /* (o) the peer is a guestram */
 	bool answer_expected;		      /* (o) it will say SHUT */
+	bool switchover_acked;		      /* (o) it has said SWITCHOVER_ACK */
 	bool tracking;			      /* (o) gr_track_start() has succeeded */
 	bool frozen;			      /* (o) gr_ram_freeze() is in force */
 	bool paused;			      /* (o) the machine was stopped by us */
@@ -180,6 +184,9 @@ GR_MUST_CHECK int gr_source_await_peer(struct gr_source *s, struct gr_error *err
 
 /** Look whether the peer has failed meanwhile. @return 0 or a negative errno. */
 GR_MUST_CHECK int gr_source_check_peer(struct gr_source *s, struct gr_error *err);
+
+/** Wait a slice, or until the peer says something. @return 0 or a negative errno. */
+GR_MUST_CHECK int gr_source_wait_slice(struct gr_source *s, struct gr_error *err);
 
 /** Wait a slice until something can be written without sleeping. @return Whether it can. */
 bool gr_source_can_write(struct gr_source *s);

@@ -57,6 +57,7 @@ static int receive(struct gr_source *s, uint64_t wait_ns, struct gr_return_path_
 	struct gr_return_path_reader *r = &s->answers;
 	struct iovec iov;
 	ssize_t got;
+	int rc;
 
 	/* FEATURES and PONG often come together: the second one waits in our buffer. */
 	if (gr_return_path_parse(r->buf, r->bytes, msg, NULL) == 0) {
@@ -73,7 +74,12 @@ static int receive(struct gr_source *s, uint64_t wait_ns, struct gr_return_path_
 			return 0;
 		}
 	}
-	return gr_return_path_next(r, s->channel, msg, err);
+	rc = gr_return_path_next(r, s->channel, msg, err);
+	/* It may come at any time, a QEMU's even before its PONG. */
+	if (rc > 0 && msg->type == GR_RETURN_SWITCHOVER_ACK) {
+		s->switchover_acked = true;
+	}
+	return rc;
 }
 
 bool gr_source_can_write(struct gr_source *s)
@@ -119,7 +125,7 @@ int gr_source_await_peer(struct gr_source *s, struct gr_error *err)
 	return 1;
 }
 
-int gr_source_check_peer(struct gr_source *s, struct gr_error *err)
+static int look_at_peer(struct gr_source *s, uint64_t wait_ns, struct gr_error *err)
 {
 	struct gr_return_path_message msg;
 	int rc;
@@ -127,11 +133,27 @@ int gr_source_check_peer(struct gr_source *s, struct gr_error *err)
 	if (!s->answer_expected || gr_channel_fd(s->channel) < 0) {
 		return 0;
 	}
-	rc = receive(s, 0, &msg, err);
+	rc = receive(s, wait_ns, &msg, err);
 	if (rc <= 0) {
 		return rc;
 	}
 	return msg.type == GR_RETURN_SHUT ? refused(msg.value, err) : 0;
+}
+
+int gr_source_check_peer(struct gr_source *s, struct gr_error *err)
+{
+	return look_at_peer(s, 0, err);
+}
+
+int gr_source_wait_slice(struct gr_source *s, struct gr_error *err)
+{
+	struct timespec slice = gr_timespec_from_ns(GR_PACING_SLICE_NS);
+
+	if (s->answer_expected && gr_channel_fd(s->channel) >= 0) {
+		return look_at_peer(s, GR_PACING_SLICE_NS, err);
+	}
+	(void)clock_nanosleep(CLOCK_MONOTONIC, 0, &slice, NULL);
+	return 0;
 }
 
 int gr_source_await_answer(struct gr_source *s, struct gr_error *err)

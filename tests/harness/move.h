@@ -29,7 +29,7 @@ struct move_guest {
 	uint64_t hot_gpa, hot_step, hot_slots; /* plugged blocks, written where they exist */
 	unsigned int writers;
 	unsigned int others;   /* (lock) threads of the test's that park with them */
-	unsigned int pause_us; /* between two writes; 0: as fast as possible */
+	unsigned int pause_us; /* (atomic) between two writes; 0: as fast as possible */
 	uint64_t seed;
 	pthread_t threads[MOVE_WRITERS_MAX];
 	pthread_mutex_t lock;
@@ -69,6 +69,7 @@ MOVE_FN void *move_writer(void *opaque)
 	struct move_writer_arg *arg = opaque;
 	struct move_guest *g = arg->guest;
 	uint64_t state = g->seed + arg->index + 1, counter = 0;
+	unsigned int pause_us;
 
 	while (move_guest_point(g)) {
 		uint64_t where = test_rand(&state), value = counter++ << 8 | arg->index | 1;
@@ -82,8 +83,9 @@ MOVE_FN void *move_writer(void *opaque)
 		if (gr_ram_write(g->ram, gpa, &value, sizeof(value), NULL) == 0) {
 			__atomic_add_fetch(&g->writes, 1, __ATOMIC_RELAXED);
 		}
-		if (g->pause_us != 0) {
-			usleep(g->pause_us);
+		pause_us = __atomic_load_n(&g->pause_us, __ATOMIC_RELAXED);
+		if (pause_us != 0) {
+			usleep(pause_us);
 		}
 	}
 	free(arg);

@@ -5,6 +5,7 @@
 
 static const enum gr_migrate_state all[] = {
 	GR_MIGRATE_NONE,   GR_MIGRATE_SETUP,	  GR_MIGRATE_ACTIVE,	GR_MIGRATE_DEVICE,
+	GR_MIGRATE_PRE_SWITCHOVER,
 	GR_MIGRATE_FAILED, GR_MIGRATE_CANCELLING, GR_MIGRATE_CANCELLED, GR_MIGRATE_COMPLETED,
 };
 
@@ -33,7 +34,8 @@ TEST(nothing_leads_out_of_an_end)
 TEST(each_state_before_the_end_can_be_cancelled_and_can_fail)
 {
 	static const enum gr_migrate_state before[] = { GR_MIGRATE_NONE, GR_MIGRATE_SETUP,
-							GR_MIGRATE_ACTIVE, GR_MIGRATE_DEVICE };
+							GR_MIGRATE_ACTIVE, GR_MIGRATE_PRE_SWITCHOVER,
+							GR_MIGRATE_DEVICE };
 
 	for (size_t i = 0; i < GR_ARRAY_SIZE(before); i++) {
 		ASSERT(legal(before[i], GR_MIGRATE_CANCELLING));
