@@ -365,10 +365,12 @@ static void *synchronize_until_stop(void *arg)
 
 TEST(ten_thousand_threads_come_and_go_during_grace_periods)
 {
+	/* As many as a minute lasts for, where making threads is slow. */
 	int n = test_under_tsan() || test_under_asan() ? 200 : 10000;
+	uint64_t end = now_ns() + 60 * 1000000000ull;
 	pthread_t s = spawn(synchronize_until_stop, NULL), t[4];
 
-	for (int i = 0; i < n; i += 4) {
+	for (int i = 0; i < n && (i < 200 || now_ns() < end); i += 4) {
 		for (int k = 0; k < 4; k++) {
 			t[k] = spawn(short_life, NULL);
 		}
