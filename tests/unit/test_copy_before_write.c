@@ -539,7 +539,7 @@ ON_BOTH(broken_memory_that_is_replaced_is_told_without_content)
 
 	start(r);
 	*at(r, 12) = 0xee; /* saved before: nothing is lost */
-	ASSERT_EQ(LOAD(&r->asked), 1u);
+	wait_until_asked(r, 1);
 	ASSERT(r->last.host == r->block->host + 12 * PAGE);
 	ASSERT_EQ(gr_ram_remap(r->block, 12 * PAGE, 2 * PAGE, NULL), 0);
 	ASSERT_EQ(LOAD(&r->asked), 2u);
