@@ -765,6 +765,28 @@ TEST(only_blocks_that_take_part_in_migrations_are_covered)
 	free_rig(r);
 }
 
+TEST(huge_pages_are_shown_whole)
+{
+	struct rig *r = make_rig(GR_RAM_MEMFD);
+	struct gr_ram_block *huge = plug_huge(r->ram);
+	uint8_t byte;
+
+	memset(huge->host, 0x55, 2 * HUGE_BYTES);
+	start(r);
+	((volatile uint8_t *)huge->host)[HUGE_BYTES + 5] = 1;
+	wait_until_asked(r, 1);
+	ASSERT(r->last.block == huge);
+	ASSERT_EQ(r->last.offset, HUGE_BYTES);
+	ASSERT_EQ(r->last.bytes, HUGE_BYTES);
+	((volatile uint8_t *)huge->host)[2 * HUGE_BYTES - 1] = 1;
+	ASSERT_EQ(LOAD(&r->asked), 1u);
+	gr_copy_from_guest(&byte, huge->host, 1);
+	ASSERT_EQ(byte, 0x55);
+	walk(r, HUGE_BYTES);
+	expect_whole(r);
+	free_rig(r);
+}
+
 TEST(a_machine_without_memory_is_saved_at_once)
 {
 	struct rig *r = calloc(1, sizeof(*r));
