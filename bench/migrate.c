@@ -7,12 +7,15 @@
  *   migrate.precopy_random_unix   incompressible RAM over a unix socket
  *   migrate.precopy_random_tcp    the same over TCP on loopback
  *   migrate.untouched             RAM that nobody ever touched
+ *   migrate.multifd_random_unix, _tcp   the random RAM over two further channels, fresh memory
+ *   migrate.multifd_present_unix  the same into memory that is present
  *
  * Each case prints throughput (fresh destination memory: page allocation is in the figure
  * on both sides), CPU seconds per GiB of the destination and of the source; the random
  * cases also print ours into memory that is present already, against a bare socket copy of
  * the same bytes into present memory (".../present") and against QEMU with preallocated
- * memory (".../present_qemu").
+ * memory (".../present_qemu"). The cases over further channels print the CPU seconds of both sides
+ * together (".../cpu"). GR_QEMU10 and GR_QEMU10_DATA name another QEMU than the installed one.
  */
 #include "bench/harness.h"
 #include "bench/qemu.h"
@@ -73,6 +76,9 @@ struct report {
 
 static void our_source(const struct bench_machine *m)
 {
+	struct gr_channel *further[GR_MULTIFD_CHANNELS_MAX];
+	struct gr_multifd multifd = { .channels = further, .count = m->channels };
+	struct gr_source_params params = { .size = sizeof(params) };
 	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "ram" };
 	struct gr_channel *channel;
 	struct gr_source *source;
@@ -83,9 +89,11 @@ static void our_source(const struct bench_machine *m)
 	desc.host = map_file(m->src_file, m->bytes, &desc.fd);
 	desc.used_bytes = m->bytes;
 	desc.mapped = true;
+	params.multifd = m->channels ? &multifd : NULL;
 	if (gr_ram_create(NULL, &ram, &err) < 0 || gr_ram_block_add(ram, &desc, NULL, &err) < 0 ||
-	    gr_channel_connect(m->uri, &channel, &err) < 0 ||
-	    gr_source_create(ram, NULL, channel, NULL, NULL, &source, &err) < 0 ||
+	    (m->channels ? gr_multifd_connect(m->uri, m->channels, &channel, further, &err)
+			 : gr_channel_connect(m->uri, &channel, &err)) < 0 ||
+	    gr_source_create(ram, NULL, channel, &params, NULL, &source, &err) < 0 ||
 	    gr_source_run(source, &err) < 0) {
 		bench_die("source: %s", err.msg);
 	}
@@ -94,6 +102,9 @@ static void our_source(const struct bench_machine *m)
 /* Compares with the source's memory file after the clock has stopped. */
 static void our_destination(const struct bench_machine *m, int ready, int done)
 {
+	struct gr_channel *further[GR_MULTIFD_CHANNELS_MAX];
+	struct gr_multifd multifd = { .channels = further, .count = m->channels };
+	struct gr_destination_params params = { .size = sizeof(params) };
 	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "ram" };
 	struct gr_channel_listener *listener;
 	struct gr_destination *destination;
@@ -118,8 +129,10 @@ static void our_destination(const struct bench_machine *m, int ready, int done)
 	}
 	(void)!write(ready, "", 1);
 	before = bench_cpu_s(0);
-	if (gr_channel_accept(listener, &channel, &err) < 0 ||
-	    gr_destination_create(ram, channel, NULL, NULL, &destination, &err) < 0 ||
+	params.multifd = m->channels ? &multifd : NULL;
+	if ((m->channels ? gr_multifd_accept(listener, m->channels, &channel, further, &err)
+			 : gr_channel_accept(listener, &channel, &err)) < 0 ||
+	    gr_destination_create(ram, channel, &params, NULL, &destination, &err) < 0 ||
 	    gr_destination_run(destination, &err) < 0) {
 		bench_die("destination: %s", err.msg);
 	}
@@ -331,6 +344,44 @@ static void run_case(const struct bench_options *o, const char *name, bool tcp, 
 	(void)unlink(file);
 }
 
+enum { FURTHER = 2 };
+
+/* Throughput and the CPU of both sides, over further channels. */
+static void run_multifd(const struct bench_options *o, const char *name, bool tcp, bool present)
+{
+	char file[64], uri[128], cpu_name[96];
+	struct bench_machine m = { .tmp = tmp_dir, .src_file = file, .uri = uri };
+	struct bench_result wall = { .name = name, .unit = "GiB/s", .peer_name = qemu_name,
+				     .more_is_better = true };
+	struct bench_result cpu = { .name = cpu_name, .unit = "s/GiB", .peer_name = qemu_name };
+	double gib;
+
+	if (!bench_wanted(o, name)) {
+		return;
+	}
+	(void)snprintf(cpu_name, sizeof(cpu_name), "%s/cpu", name);
+	m.bytes = o->size_mib << 20;
+	m.channels = FURTHER;
+	m.present = present;
+	gib = (double)m.bytes / (1 << 30);
+	(void)snprintf(file, sizeof(file), "%s/ram", tmp_dir);
+	make_source_file(file, m.bytes, true);
+	for (int i = 0; i < o->runs; i++) {
+		struct bench_move ours, peer;
+
+		next_uri(uri, sizeof(uri), tcp);
+		ours = our_move(&m);
+		next_uri(uri, sizeof(uri), tcp);
+		peer = bench_qemu_move(&m);
+		bench_add(&wall, gib / ours.wall_s, gib / peer.wall_s);
+		bench_add(&cpu, (ours.src_cpu_s + ours.dst_cpu_s) / gib,
+			  (peer.src_cpu_s + peer.dst_cpu_s) / gib);
+	}
+	bench_print(o, &wall);
+	bench_print(o, &cpu);
+	(void)unlink(file);
+}
+
 static void remove_tmp(void)
 {
 	char command[96];
@@ -357,6 +408,9 @@ int main(int argc, char **argv)
 	run_case(&o, "migrate.precopy_random_unix", false, true);
 	run_case(&o, "migrate.precopy_random_tcp", true, true);
 	run_case(&o, "migrate.untouched", false, false);
+	run_multifd(&o, "migrate.multifd_random_unix", false, false);
+	run_multifd(&o, "migrate.multifd_random_tcp", true, false);
+	run_multifd(&o, "migrate.multifd_present_unix", false, true);
 	remove_tmp();
 	return 0;
 }

@@ -15,7 +15,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define QEMU "qemu-system-x86_64"
+/* The newer one that scripts/qemu10.sh unpacks, or the installed one. */
+static const char *qemu_binary(void)
+{
+	const char *newer = getenv("GR_QEMU10");
+
+	return newer && *newer ? newer : "qemu-system-x86_64";
+}
 
 struct qemu {
 	pid_t pid;
@@ -26,7 +32,11 @@ struct qemu {
 const char *bench_qemu_version(void)
 {
 	static char version[32];
-	FILE *f = popen(QEMU " --version 2>/dev/null", "r");
+	char command[512];
+	FILE *f;
+
+	(void)snprintf(command, sizeof(command), "%s --version 2>/dev/null", qemu_binary());
+	f = popen(command, "r");
 
 	version[0] = '\0';
 	if (f) {
@@ -36,6 +46,14 @@ const char *bench_qemu_version(void)
 		(void)pclose(f);
 	}
 	return version[0] ? version : NULL;
+}
+
+/* Where its firmware is. */
+static const char *qemu_data(void)
+{
+	const char *data = getenv("GR_QEMU10_DATA");
+
+	return data && *data && getenv("GR_QEMU10") ? data : "/usr/share/qemu";
 }
 
 static int connect_unix(const char *path)
@@ -94,7 +112,7 @@ static void qemu_start(struct qemu *q, const char *tmp, const char *name, const 
 	q->pid = fork();
 	if (q->pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execlp(QEMU, QEMU, "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-m",
+		execlp(qemu_binary(), qemu_binary(), "-L", qemu_data(), "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-m",
 		       memory, "-object", object, "-nodefaults", "-display", "none", "-S", "-qmp",
 		       monitor, incoming ? "-incoming" : NULL, "defer", NULL);
 		_exit(127);
@@ -109,6 +127,22 @@ static void qemu_start(struct qemu *q, const char *tmp, const char *name, const 
 	       "[{\"capability\":\"events\",\"state\":true}]}}");
 	qmp(q, "{\"execute\":\"migrate-set-parameters\",\"arguments\":"
 	       "{\"max-bandwidth\":1000000000000}}");
+}
+
+static void qemu_multifd(struct qemu *q, unsigned channels)
+{
+	char command[256];
+
+	if (channels == 0) {
+		return;
+	}
+	qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
+	       "[{\"capability\":\"multifd\",\"state\":true}]}}");
+	(void)snprintf(command, sizeof(command),
+		       "{\"execute\":\"migrate-set-parameters\",\"arguments\":"
+		       "{\"multifd-channels\":%u}}",
+		       channels);
+	qmp(q, command);
 }
 
 static void qemu_end(struct qemu *q)
@@ -145,6 +179,8 @@ struct bench_move bench_qemu_move(const struct bench_machine *m)
 	(void)unlink(dst_file);
 	qemu_start(&dst, m->tmp, "dst", dst_file, m->bytes, m->present, true);
 	qemu_start(&src, m->tmp, "src", m->src_file, m->bytes, false, false);
+	qemu_multifd(&dst, m->channels);
+	qemu_multifd(&src, m->channels);
 	(void)snprintf(command, sizeof(command),
 		       "{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"%s\"}}", m->uri);
 	qmp(&dst, command);

@@ -18,10 +18,11 @@ struct bench_machine {
 	const char *src_file; /* memory file of the source, filled already */
 	uint64_t bytes;	      /* its length */
 	const char *uri;      /* "unix:..." or "tcp:..." */
+	unsigned channels;    /* further ones (multifd); 0: none */
 	bool present;	      /* the destination's memory is allocated before the clock starts */
 };
 
-/* The installed QEMU's version ("7.2.22"), or NULL if there is none. */
+/* The version of the QEMU that is used, $GR_QEMU10 or the installed one ("7.2.22"), or NULL if there is none. */
 const char *bench_qemu_version(void);
 /* Moves once and compares both memories; exits if anything fails or differs. */
 struct bench_move bench_qemu_move(const struct bench_machine *m);

@@ -17,6 +17,7 @@ struct migrate_options {
 	const char *qmp;
 	const char *uri;
 	bool json;
+	struct tool_multifd multifd;
 };
 
 static int parse_options(int argc, char **argv, struct migrate_options *o)
@@ -24,6 +25,8 @@ static int parse_options(int argc, char **argv, struct migrate_options *o)
 	static const struct option options[] = {
 		{ "json", no_argument, NULL, 'j' },
 		{ "qmp", required_argument, NULL, 'q' },
+		{ "multifd", required_argument, NULL, 'm' },
+		{ "multifd-compression", required_argument, NULL, 'c' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int c;
@@ -34,8 +37,8 @@ static int parse_options(int argc, char **argv, struct migrate_options *o)
 			o->json = true;
 		} else if (c == 'q') {
 			o->qmp = optarg;
-		} else {
-			return tool_usage_error(&verb_migrate, NULL);
+		} else if (!tool_multifd_option(&o->multifd, &verb_migrate, c, optarg)) {
+			return TOOL_ERROR;
 		}
 	}
 	if (argc - optind != 1) {
@@ -147,6 +150,28 @@ static int report(const struct migrate_options *o, const json_t *answer)
 	return strcmp(status, "completed") == 0 ? TOOL_OK : TOOL_NO;
 }
 
+/* Both ends have to be told of further channels; this is the sending one. */
+static int set_multifd(struct vmm_qmp_client *client, const struct tool_multifd *m,
+		       struct gr_error *err)
+{
+	int rc;
+
+	if (m->params.count == 0) {
+		return 0;
+	}
+	rc = vmm_qmp_execute(client, "migrate-set-capabilities",
+			     json_pack("{s[{sssb}]}", "capabilities", "capability", "multifd", "state", 1),
+			     NULL, err);
+	if (rc == 0) {
+		rc = vmm_qmp_execute(client, "migrate-set-parameters",
+				     json_pack("{sIss}", "multifd-channels", (json_int_t)m->params.count,
+					       "multifd-compression",
+					       gr_multifd_compression_name(m->params.compression)),
+				     NULL, err);
+	}
+	return rc;
+}
+
 static int run(int argc, char **argv)
 {
 	struct vmm_qmp_client *client;
@@ -158,11 +183,15 @@ static int run(int argc, char **argv)
 	if (status != TOOL_OK) {
 		return status;
 	}
-	rc = vmm_qmp_connect(o.qmp, CONNECT_MS, &client, &err);
+	rc = o.multifd.compressed && o.multifd.params.count == 0
+		     ? gr_error_set(&err, -EINVAL, "--multifd-compression needs --multifd N")
+		     : vmm_qmp_connect(o.qmp, CONNECT_MS, &client, &err);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}
-	rc = vmm_qmp_execute(client, "migrate", json_pack("{ss}", "uri", o.uri), NULL, &err);
+	rc = set_multifd(client, &o.multifd, &err);
+	rc = rc < 0 ? rc
+		    : vmm_qmp_execute(client, "migrate", json_pack("{ss}", "uri", o.uri), NULL, &err);
 	rc = rc < 0 ? rc : follow(client, &answer, &err);
 	vmm_qmp_disconnect(client);
 	if (rc < 0) {
@@ -176,12 +205,17 @@ static int run(int argc, char **argv)
 const struct verb verb_migrate = {
 	.name = "migrate",
 	.help = "ask a running machine to move",
-	.usage = "Usage: guestram migrate --qmp unix:PATH [--json] URI\n"
+	.usage = "Usage: guestram migrate --qmp unix:PATH [--multifd N]\n"
+		 "                        [--multifd-compression none|zlib|zstd] [--json] URI\n"
 		 "\n"
 		 "Tells the machine whose monitor listens at PATH, a `guestram run` or a QEMU, to\n"
 		 "move to URI, shows how far it is, and ends when the move has ended.\n"
 		 "\n"
 		 "  --qmp unix:PATH   the machine's monitor\n"
+		 "  --multifd N       a QEMU: pages on N further channels, for which the destination\n"
+		 "                    waits too\n"
+		 "  --multifd-compression METHOD\n"
+		 "                    none, zlib or zstd, as at the destination\n"
 		 "  --json            the result as one JSON object\n"
 		 "\n"
 		 "URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N], as the\n"

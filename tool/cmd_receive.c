@@ -12,6 +12,7 @@ struct receive_options {
 	const char *output;
 	bool allow_unterminated;
 	bool json;
+	struct tool_multifd multifd;
 };
 
 static int parse_options(int argc, char **argv, struct receive_options *o)
@@ -20,6 +21,8 @@ static int parse_options(int argc, char **argv, struct receive_options *o)
 		{ "output", required_argument, NULL, 'o' },
 		{ "allow-unterminated", no_argument, NULL, 'u' },
 		{ "json", no_argument, NULL, 'j' },
+		{ "multifd", required_argument, NULL, 'm' },
+		{ "multifd-compression", required_argument, NULL, 'c' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int c;
@@ -35,6 +38,12 @@ static int parse_options(int argc, char **argv, struct receive_options *o)
 			break;
 		case 'j':
 			o->json = true;
+			break;
+		case 'm':
+		case 'c':
+			if (!tool_multifd_option(&o->multifd, &verb_receive, c, optarg)) {
+				return TOOL_ERROR;
+			}
 			break;
 		default:
 			return tool_usage_error(&verb_receive, NULL);
@@ -111,7 +120,6 @@ static int run(int argc, char **argv)
 	struct gr_image_params params = { .size = sizeof(params), .progress = progress_show };
 	struct gr_migrate_stats stats = { 0 };
 	struct gr_channel_listener *listener = NULL;
-	struct gr_channel *channel = NULL;
 	struct tool_image_name name;
 	struct receive_options o;
 	struct progress progress;
@@ -122,8 +130,9 @@ static int run(int argc, char **argv)
 		return status;
 	}
 	rc = tool_image_name(o.output, &name, &err);
+	rc = rc < 0 ? rc : tool_multifd_check(&o.multifd, &err);
 	rc = rc < 0 ? rc : tool_listen(o.uri, &listener, &err);
-	rc = rc < 0 ? rc : tool_accept(listener, &channel, &err);
+	rc = rc < 0 ? rc : tool_multifd_accept(&o.multifd, listener, &err);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}
@@ -131,16 +140,17 @@ static int run(int argc, char **argv)
 	params.allow_unterminated = o.allow_unterminated;
 	params.offset = name.offset;
 	params.opaque = &progress;
-	rc = gr_image_receive(channel, name.path, &params, &stats, &err);
+	params.multifd = tool_multifd_params(&o.multifd);
+	rc = gr_image_receive(o.multifd.main, name.path, &params, &stats, &err);
 	progress_end(&progress);
 	if (rc < 0) {
 		struct gr_error ignored;
 
-		(void)gr_channel_close(channel, &ignored); /* the first cause is what counts */
+		(void)tool_multifd_close(&o.multifd, &ignored); /* the first cause is what counts */
 		return tool_error("%s", err.msg);
 	}
 	/* exec: the command may have failed after its last byte; the image is whole all the same */
-	if (gr_channel_close(channel, &err) < 0) {
+	if (tool_multifd_close(&o.multifd, &err) < 0) {
 		(void)tool_error("warning: %s", err.msg);
 	}
 	return report(&o, &stats);
@@ -149,7 +159,8 @@ static int run(int argc, char **argv)
 const struct verb verb_receive = {
 	.name = "receive",
 	.help = "receive a QEMU machine's migration into an image",
-	.usage = "Usage: guestram receive URI --output FILE [--allow-unterminated] [--json]\n"
+	.usage = "Usage: guestram receive URI --output FILE [--allow-unterminated] [--multifd N]\n"
+		 "                        [--multifd-compression none|zlib|zstd] [--json]\n"
 		 "\n"
 		 "Waits at URI for what QEMU sends with `migrate URI` and stores RAM and device\n"
 		 "state in FILE. Until all has come and is on disk it is called FILE.part; only\n"
@@ -162,6 +173,9 @@ const struct verb verb_receive = {
 		 "                         what PATH has in front of it stays\n"
 		 "  --allow-unterminated   accept a stream without closing description: it cannot\n"
 		 "                         be told whether it is whole\n"
+		 "  --multifd N            the source has capability multifd and multifd-channels N\n"
+		 "  --multifd-compression METHOD\n"
+		 "                         its multifd-compression: none, zlib or zstd\n"
 		 "  --json                 the result as one JSON object\n",
 	.fn = run,
 };

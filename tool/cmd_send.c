@@ -32,23 +32,24 @@ static void print_result(const char *path, const char *uri, bool as_json,
 	json_end(&j);
 }
 
-static int send_image(struct gr_image *image, const char *path, const char *uri, bool as_json)
+static int send_image(struct gr_image *image, const char *path, const char *uri, bool as_json,
+		      struct tool_multifd *multifd)
 {
 	struct gr_image_params params = { .size = sizeof(params), .progress = progress_show };
 	struct gr_migrate_stats stats = { 0 };
-	struct gr_channel *channel;
 	struct progress progress;
 	struct gr_error err, close_err;
 	int rc, close_rc;
 
-	if (gr_channel_connect(uri, &channel, &err) < 0) {
+	if (tool_multifd_connect(multifd, uri, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
 	progress_begin(&progress, "sending");
 	params.opaque = &progress;
-	rc = gr_image_send(image, channel, &params, &stats, &err);
+	params.multifd = tool_multifd_params(multifd);
+	rc = gr_image_send(image, multifd->main, &params, &stats, &err);
 	progress_end(&progress);
-	close_rc = gr_channel_close(channel, &close_err);
+	close_rc = tool_multifd_close(multifd, &close_err);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}
@@ -63,26 +64,33 @@ static int run(int argc, char **argv)
 {
 	static const struct option options[] = {
 		{ "json", no_argument, NULL, 'j' },
+		{ "multifd", required_argument, NULL, 'm' },
+		{ "multifd-compression", required_argument, NULL, 'c' },
 		{ NULL, 0, NULL, 0 },
 	};
+	struct tool_multifd multifd = { 0 };
 	struct gr_image *image;
 	struct gr_error err;
 	bool as_json = false;
 	int c, status;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
-		if (c != 'j') {
-			return tool_usage_error(&verb_send, NULL);
+		if (c == 'j') {
+			as_json = true;
+		} else if (!tool_multifd_option(&multifd, &verb_send, c, optarg)) {
+			return TOOL_ERROR;
 		}
-		as_json = true;
 	}
 	if (argc - optind != 2) {
 		return tool_usage_error(&verb_send, "needs an image and a URI");
 	}
+	if (tool_multifd_check(&multifd, &err) < 0) {
+		return tool_error("%s", err.msg);
+	}
 	if (tool_image_open(argv[optind], &image, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}
-	status = send_image(image, argv[optind], argv[optind + 1], as_json);
+	status = send_image(image, argv[optind], argv[optind + 1], as_json, &multifd);
 	gr_image_close(image);
 	return status;
 }
@@ -90,7 +98,8 @@ static int run(int argc, char **argv)
 const struct verb verb_send = {
 	.name = "send",
 	.help = "send an image to a QEMU that waits for a migration",
-	.usage = "Usage: guestram send FILE URI [--json]\n"
+	.usage = "Usage: guestram send FILE URI [--multifd N]\n"
+		 "                     [--multifd-compression none|zlib|zstd] [--json]\n"
 		 "\n"
 		 "Sends the image FILE as a migration stream to URI, where a QEMU of the same\n"
 		 "version and with the same machine and devices waits (-incoming URI). Device\n"
@@ -98,6 +107,10 @@ const struct verb verb_send = {
 		 "\n"
 		 "URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N]\n"
 		 "\n"
-		 "  --json   the result as one JSON object\n",
+		 "  --multifd N            pages on N further channels: the QEMU has capability multifd\n"
+		 "                         and multifd-channels N (tcp: and unix: only)\n"
+		 "  --multifd-compression METHOD\n"
+		 "                         its multifd-compression: none, zlib or zstd\n"
+		 "  --json                 the result as one JSON object\n",
 	.fn = run,
 };

@@ -14,6 +14,7 @@
 
 #include <guestram/channel.h>
 #include <guestram/error.h>
+#include <guestram/multifd.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -41,7 +42,6 @@ extern const struct verb verb_receive;
 extern const struct verb verb_relay;
 extern const struct verb verb_run;
 extern const struct verb verb_send;
-extern const struct verb verb_snapshot;
 
 /**
  * Say what went wrong, on stderr, in one line that begins with the tool's name.
@@ -95,6 +95,52 @@ int tool_image_name(const char *text, struct tool_image_name *ret, struct gr_err
 struct gr_image;
 /** The same, and open it: gr_image_open_at(). */
 int tool_image_open(const char *text, struct gr_image **ret_image, struct gr_error *err);
+
+/* What --multifd and --multifd-compression ask for; zeroed: nothing. */
+struct tool_multifd {
+	struct gr_multifd params; /* count is 0 without --multifd */
+	struct gr_channel *main;
+	struct gr_channel *further[GR_MULTIFD_CHANNELS_MAX];
+	bool compressed; /* --multifd-compression was given */
+};
+
+/**
+ * Take an option: 'm' for --multifd, 'c' for --multifd-compression; says what is wrong with it.
+ * @param m    The options.
+ * @param verb Whose.
+ * @param c    What getopt_long() returned.
+ * @param text What was typed.
+ * @return Whether it was one of them, and right.
+ */
+bool tool_multifd_option(struct tool_multifd *m, const struct verb *verb, int c, const char *text);
+
+/** Whether what was asked for fits together. @param m The options. @param err Says what not. @return 0 or an errno. */
+int tool_multifd_check(const struct tool_multifd *m, struct gr_error *err);
+
+/**
+ * Connect to uri: main, and the further ones that were asked for.
+ * @param m   The options.
+ * @param uri Where to.
+ * @param err May be NULL.
+ * @return 0 or a negative errno.
+ */
+int tool_multifd_connect(struct tool_multifd *m, const char *uri, struct gr_error *err);
+
+/**
+ * Wait for the source, with all its channels.
+ * @param m        The options.
+ * @param listener Closed, whatever is returned.
+ * @param err      May be NULL.
+ * @return 0 or a negative errno.
+ */
+int tool_multifd_accept(struct tool_multifd *m, struct gr_channel_listener *listener,
+			struct gr_error *err);
+
+/** Close all. @param m The options. @param err What the main one said. @return 0 or a negative errno. */
+int tool_multifd_close(struct tool_multifd *m, struct gr_error *err);
+
+/** What to hand to the library. @param m The options. @return NULL without --multifd. */
+const struct gr_multifd *tool_multifd_params(const struct tool_multifd *m);
 
 /**
  * Read a size as QEMU does: a number and one of K, M, G, T (powers of 1024) or nothing.

@@ -14,6 +14,7 @@
 #include <guestram/log.h>
 #include <guestram/loop.h>
 #include <guestram/migrate.h>
+#include <guestram/multifd.h>
 #include <guestram/ram.h>
 #include <guestram/ram_change.h>
 #include <guestram/rcu.h>

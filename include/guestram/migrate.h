@@ -29,6 +29,7 @@
 
 #include <guestram/channel.h>
 #include <guestram/error.h>
+#include <guestram/multifd.h>
 #include <guestram/ram.h>
 #include <guestram/track.h>
 #include <guestram/types.h>
@@ -158,6 +159,7 @@ struct gr_source_params {
 				       *   again, with a cache of so many bytes; 0: do not. QEMU's
 				       *   default is 64 MiB. Any destination takes them. */
 	enum gr_source_fault fault;   /**< for tests of checkers only */
+	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
 };
 
 /**
@@ -284,6 +286,7 @@ struct gr_destination_params {
 	bool plain;              /**< do not answer a guestram: behave as a QEMU does */
 	bool switchover_ack;     /**< tell the source when it may switch over; it waits for that only
 				  *   if it was told so too */
+	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
 };
 
 /**

@@ -140,6 +140,16 @@ void gr_mutex_lock(struct gr_mutex *m) GR_NO_TSA
 	set_owner(m, this_thread());
 }
 
+void gr_mutex_wait(struct gr_mutex *m, pthread_cond_t *cond) GR_NO_TSA
+{
+	gr_mutex_assert_held(m);
+	note_released(&m->rank);
+	set_owner(m, NULL);
+	must(pthread_cond_wait(cond, &m->m), "wait");
+	note_held(&m->rank);
+	set_owner(m, this_thread());
+}
+
 void gr_mutex_lock_peer(struct gr_mutex *m) GR_NO_TSA
 {
 	check_order(&m->rank, true);

@@ -25,6 +25,8 @@ void gr_mutex_lock(struct gr_mutex *m) GR_ACQUIRE(*m);
 /* One more of the same rank; the caller keeps an order among them (say which). */
 void gr_mutex_lock_peer(struct gr_mutex *m) GR_ACQUIRE(*m);
 void gr_mutex_unlock(struct gr_mutex *m) GR_RELEASE(*m);
+/* Sleeps until cond is signalled, without m meanwhile; or for no reason, as POSIX has it. */
+void gr_mutex_wait(struct gr_mutex *m, pthread_cond_t *cond) GR_REQUIRES(*m);
 /* Out of rank order on purpose: trying cannot deadlock. */
 GR_MUST_CHECK bool gr_mutex_trylock(struct gr_mutex *m) GR_TSA(try_acquire_capability(true, *m));
 /* Dies with debug_checks if the caller does not hold m; tells the analysis that it does. */

@@ -47,6 +47,7 @@ int gr_destination_create(struct gr_ram *ram, struct gr_channel *channel,
 		receive_params.switchover_ack = params->switchover_ack;
 		receive_params.switchover_ready = d->ops.switchover_ready;
 		receive_params.opaque = d->ops.opaque;
+		receive_params.multifd = params->multifd;
 	}
 	rc = gr_ram_sink_create(ram, ops, &d->sink, err);
 	if (rc == 0) {

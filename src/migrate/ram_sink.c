@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate/ram_sink.h"
+#include "base/atomic.h"
+#include "base/mutex.h"
 #include "migrate/holes.h"
 #include "migrate/place.h"
-#include "ram/ram.h"
 #include "migrate/section.h"
 #include <errno.h>
 #include <guestram/ram_change.h>
@@ -18,8 +19,8 @@ enum { GIVE_BACK_BYTES = 64 << 10 };
 struct sink_block {
 	struct gr_ram_block *block; /* with a reference */
 	uint64_t bytes;		    /* its length, in the stream and here */
-	uint64_t *present;	    /* a bit per page: something may be in it */
-	uint64_t placed_pages;
+	uint64_t *present;	    /* (a) a bit per page: something may be in it */
+	gr_atomic_u64 placed_pages; /* (a) */
 	enum gr_place_how how;
 	bool mapped; /* a region shows it */
 	struct sink_block *next;
@@ -30,38 +31,41 @@ struct gr_ram_sink {
 	struct gr_destination_ops ops; /* (c) */
 	uint64_t page_bytes;	       /* (c) of the machine, and then of the stream */
 	struct gr_placer placer;       /* (o) */
-	struct gr_holes holes;	       /* (o) */
-	uint8_t *page;		       /* (o) room for one */
+	struct gr_mutex zero_lock;     /* who clears pages: threads of further channels do it too */
+	struct gr_holes holes;	       /* (o), (zero_lock) */
+	uint8_t *page;		       /* (zero_lock) room for one */
 	struct sink_block *blocks;     /* (o) */
 	struct gr_section_watch watch; /* (o) */
 };
 
+/*
+ * Threads of further channels share words of the map, never pages between two of their meetings: each
+ * page's bit is ordered by those.
+ */
 static bool page_present(const struct sink_block *b, uint64_t page)
 {
-	return (b->present[page / 64] >> page % 64 & 1) != 0;
+	return (gr_load_relaxed(&b->present[page / 64]) >> page % 64 & 1) != 0;
+}
+
+/* The bits of [page, end) in the word of `page`. */
+static uint64_t word_mask(uint64_t page, uint64_t end)
+{
+	uint64_t n = GR_MIN(end - page, 64 - page % 64);
+
+	return UINT64_MAX >> (64 - n) << page % 64;
 }
 
 static void set_present(struct sink_block *b, uint64_t page, uint64_t pages)
 {
-	for (uint64_t end = page + pages; page < end; page++) {
-		if (page % 64 == 0 && end - page >= 64) {
-			b->present[page / 64] = UINT64_MAX;
-			page += 63;
-			continue;
-		}
-		b->present[page / 64] |= UINT64_C(1) << page % 64;
+	for (uint64_t end = page + pages; page < end; page = (page | 63) + 1) {
+		(void)gr_or_acq_rel(&b->present[page / 64], word_mask(page, end));
 	}
 }
 
 static void clear_present(struct sink_block *b, uint64_t page, uint64_t pages)
 {
-	for (uint64_t end = page + pages; page < end; page++) {
-		if (page % 64 == 0 && end - page >= 64) {
-			b->present[page / 64] = 0;
-			page += 63;
-			continue;
-		}
-		b->present[page / 64] &= ~(UINT64_C(1) << page % 64);
+	for (uint64_t end = page + pages; page < end; page = (page | 63) + 1) {
+		(void)gr_and_acq_rel(&b->present[page / 64], ~word_mask(page, end));
 	}
 }
 
@@ -71,7 +75,7 @@ static uint64_t find_present(const struct sink_block *b, uint64_t page, uint64_t
 	uint64_t flip = want ? 0 : UINT64_MAX;
 
 	while (page < end) {
-		uint64_t word = (b->present[page / 64] ^ flip) >> page % 64;
+		uint64_t word = (gr_load_relaxed(&b->present[page / 64]) ^ flip) >> page % 64;
 
 		if (word != 0) {
 			return GR_MIN(page + (uint64_t)__builtin_ctzll(word), end);
@@ -84,12 +88,9 @@ static uint64_t find_present(const struct sink_block *b, uint64_t page, uint64_t
 int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
 		       struct gr_ram_sink **ret_sink, struct gr_error *err)
 {
-	int rc = gr_ram_loaded_check(ram, err);
-	struct gr_ram_sink *sink = rc == 0 ? calloc(1, sizeof(*sink)) : NULL;
+	struct gr_ram_sink *sink = calloc(1, sizeof(*sink));
+	int rc;
 
-	if (rc < 0) {
-		return rc;
-	}
 	if (!sink) {
 		return gr_error_set(err, -ENOMEM, "no memory for a destination");
 	}
@@ -109,6 +110,7 @@ int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
 		free(sink);
 		return rc;
 	}
+	gr_mutex_init(&sink->zero_lock, GR_RANK_MIGRATE);
 	gr_placer_init(&sink->placer);
 	*ret_sink = sink;
 	return 0;
@@ -143,6 +145,7 @@ void gr_ram_sink_free(struct gr_ram_sink *sink)
 	gr_ram_sink_end(sink);
 	gr_placer_destroy(&sink->placer);
 	gr_holes_destroy(&sink->holes);
+	gr_mutex_destroy(&sink->zero_lock);
 	free(sink->page);
 	free(sink);
 }
@@ -160,7 +163,7 @@ void gr_ram_sink_describe(const struct gr_ram_sink *sink, char *buf, size_t byte
 	buf[0] = '\0';
 	for (const struct sink_block *b = sink->blocks; b; b = b->next) {
 		n = snprintf(buf + at, bytes - at, "%s%s %llu of %llu", at == 0 ? "" : ", ",
-			     b->block->id, (unsigned long long)b->placed_pages,
+			     b->block->id, (unsigned long long)gr_load_relaxed(&b->placed_pages),
 			     (unsigned long long)(b->bytes / sink->page_bytes));
 		if (n < 0 || (size_t)n >= bytes - at) {
 			buf[at] = '\0';
@@ -378,7 +381,25 @@ static void place_run(struct gr_ram_sink *sink, struct sink_block *b, uint64_t o
 	}
 	/* O1: the bytes are in. Consumers and trackers on this side learn of it. */
 	gr_ram_mark(b->block, offset, bytes);
-	b->placed_pages += pages;
+	(void)gr_add_relaxed(&b->placed_pages, pages);
+}
+
+static uint8_t *sink_page_memory(void *opaque, struct gr_stream_block *entry, uint64_t offset)
+{
+	struct gr_ram_sink *sink = opaque;
+	struct sink_block *b = entry->user;
+
+	/* A fresh page is cheaper to fill as a whole (migrate/place.h). */
+	return page_present(b, offset / sink->page_bytes) ? b->block->host + offset : NULL;
+}
+
+static void sink_stored(void *opaque, struct gr_stream_block *entry, uint64_t offset, uint64_t bytes)
+{
+	struct gr_ram_sink *sink = opaque;
+	struct sink_block *b = entry->user;
+
+	gr_ram_mark(b->block, offset, bytes); /* O1 */
+	(void)gr_add_relaxed(&b->placed_pages, bytes / sink->page_bytes);
 }
 
 static int sink_pages(void *opaque, struct gr_stream_block *entry, uint32_t count,
@@ -418,7 +439,7 @@ static bool may_give_back(const struct gr_ram_block *block, uint64_t host_page_b
 
 /* Huge pages do not say whether they are there; those that are not would be by being cleared. */
 static void clear_content(struct gr_ram_sink *sink, struct sink_block *b, uint64_t offset,
-			  uint64_t bytes)
+			  uint64_t bytes) GR_REQUIRES(sink->zero_lock)
 {
 	for (uint64_t at = offset; at < offset + bytes; at += sink->page_bytes) {
 		if (gr_holes_read(&sink->holes, b->block, at, sink->page) < 0 ||
@@ -434,7 +455,7 @@ static void clear_content(struct gr_ram_sink *sink, struct sink_block *b, uint64
  * at the source, their memory is given back; who forbids that has them cleared.
  */
 static void make_zero(struct gr_ram_sink *sink, struct sink_block *b, uint64_t offset,
-		      uint64_t bytes)
+		      uint64_t bytes) GR_REQUIRES(sink->zero_lock)
 {
 	uint64_t unit = GR_MAX(b->block->page_bytes, sink->page_bytes);
 	uint64_t first = GR_ROUND_UP(offset, unit), end = (offset + bytes) & ~(unit - 1);
@@ -465,13 +486,15 @@ static int sink_zero(void *opaque, struct gr_stream_block *entry, uint64_t offse
 	if (offset > b->bytes || bytes > b->bytes - offset) {
 		return gr_error_set(err, -EBADMSG, "beyond the block's end");
 	}
-	b->placed_pages += bytes / size;
+	(void)gr_add_relaxed(&b->placed_pages, bytes / size);
 	end = page + bytes / size;
 	/* A page that is not present is zero and stays untouched. */
 	while ((page = find_present(b, page, end, true)) < end) {
 		uint64_t stop = find_present(b, page, end, false);
 
+		gr_mutex_lock(&sink->zero_lock);
 		make_zero(sink, b, page * size, (stop - page) * size);
+		gr_mutex_unlock(&sink->zero_lock);
 		page = stop;
 	}
 	return 0;
@@ -559,10 +582,13 @@ static int sink_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
 }
 
 const struct gr_sink_ops gr_ram_sink_ops = {
+	.parallel = true,
 	.config = sink_config,
 	.blocks = sink_blocks,
 	.pages = sink_pages,
 	.zero = sink_zero,
+	.page_memory = sink_page_memory,
+	.stored = sink_stored,
 	.page_read = sink_page_read,
 	.finish = sink_finish,
 };

@@ -5,6 +5,7 @@
  * and if the SHUT could not be written the migration has failed here too.
  */
 #include "migrate/receive.h"
+#include "migrate/multifd_receive.h"
 #include "migrate/progress.h"
 #include "stream/channel.h"
 #include "stream/return_path.h"
@@ -25,6 +26,10 @@ struct gr_receive {
 	struct gr_error error;		 /* (o) the first one */
 	uint8_t *page;			 /* (o) one page, for fill bytes and differences */
 	uint32_t page_bytes;		 /* (o) of the stream */
+	struct gr_multifd_receive *multifd; /* further channels; NULL: none */
+	bool flushes;			 /* (o) the source says when they are to be in step */
+	bool multifd_over;		 /* (o) they have brought all their pages */
+	bool met;			 /* (o) in the section that is open they were */
 	bool return_path;		 /* (o) the source has opened it */
 	bool ours;			 /* (o) FEATURES was sent */
 	bool ready;			 /* (o) SWITCHOVER_ACK was sent */
@@ -59,6 +64,11 @@ int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 		r->params.machine = r->machine;
 	}
 	rc = gr_stream_reader_create(&source, &r->reader, err);
+	if (rc == 0 && r->params.multifd) {
+		gr_stream_reader_allow_flush(r->reader);
+		rc = gr_multifd_receive_create(r->params.multifd, sink, channel, &r->progress,
+					       &r->multifd, err);
+	}
 	if (rc < 0) {
 		gr_receive_free(r);
 		return rc;
@@ -72,6 +82,7 @@ void gr_receive_free(struct gr_receive *r)
 	if (!r) {
 		return;
 	}
+	gr_multifd_receive_free(r->multifd);
 	gr_stream_reader_free(r->reader);
 	gr_tail_destroy(&r->tail);
 	gr_progress_destroy(&r->progress);
@@ -83,6 +94,9 @@ void gr_receive_free(struct gr_receive *r)
 void gr_receive_cancel(struct gr_receive *r)
 {
 	gr_progress_cancel(&r->progress, r->channel);
+	if (r->multifd && gr_progress_cancelling(&r->progress)) {
+		gr_multifd_receive_abort(r->multifd);
+	}
 }
 
 void gr_receive_stats(struct gr_receive *r, struct gr_migrate_stats *ret_stats)
@@ -108,10 +122,14 @@ static int take_config(struct gr_receive *r, const struct gr_stream_record *rec,
 	if (!r->page) {
 		return gr_error_set(err, -ENOMEM, "no memory for a page");
 	}
-	if (!r->sink.ops->config) {
-		return 0;
+	if (r->sink.ops->config) {
+		int rc = r->sink.ops->config(r->sink.opaque, rec, err);
+
+		if (rc < 0) {
+			return rc;
+		}
 	}
-	return r->sink.ops->config(r->sink.opaque, rec, err);
+	return r->multifd ? gr_multifd_receive_start(r->multifd, r->page_bytes, err) : 0;
 }
 
 static int answer(struct gr_receive *r, enum gr_return_path_type type, uint32_t value,
@@ -163,8 +181,32 @@ static int take_command(struct gr_receive *r, const struct gr_stream_record *rec
 
 static int give_blocks(struct gr_receive *r, struct gr_error *err)
 {
+	int rc;
+
 	r->blocks_wait = false;
-	return r->sink.ops->blocks(r->sink.opaque, r->reader, err);
+	rc = r->sink.ops->blocks(r->sink.opaque, r->reader, err);
+	if (rc == 0 && r->multifd) {
+		rc = gr_multifd_receive_blocks(r->multifd, r->reader, err);
+	}
+	return rc;
+}
+
+/*
+ * All channels have come to the same point: what was sent before it is in place, nothing behind it
+ * has been looked at. A list of blocks that is new is taken over then.
+ */
+static int meet(struct gr_receive *r, bool new_blocks, struct gr_error *err)
+{
+	int rc = gr_multifd_receive_sync(r->multifd, err);
+
+	if (rc == 0 && new_blocks) {
+		rc = give_blocks(r, err);
+	}
+	if (rc == 0) {
+		gr_multifd_receive_release(r->multifd);
+		r->met = true;
+	}
+	return rc;
 }
 
 static int take_blocks(struct gr_receive *r, const struct gr_stream_record *rec,
@@ -188,7 +230,19 @@ static int take_blocks(struct gr_receive *r, const struct gr_stream_record *rec,
 			return 0;
 		}
 	}
-	return give_blocks(r, err);
+	/* Ours meet at each announcement. */
+	return r->multifd && rec->kind == GR_STREAM_ANNOUNCE ? meet(r, true, err)
+							     : give_blocks(r, err);
+}
+
+/* Up to QEMU 8.0 the end of each section is where all meet; then it is what says FLUSH. */
+static int take_flush(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	if (rec->flush.at_eos && r->flushes) {
+		return 0;
+	}
+	r->flushes |= !rec->flush.at_eos;
+	return meet(r, r->blocks_wait, err);
 }
 
 /* Says where in the stream and in RAM the sink has failed. */
@@ -292,13 +346,36 @@ static int take_xbzrle(struct gr_receive *r, const struct gr_stream_record *rec,
 	return 0;
 }
 
+/* All pages have come. From here on no channel places anything. */
+static int end_multifd(struct gr_receive *r, const struct gr_stream_record *rec,
+		       struct gr_error *err)
+{
+	if (!r->met) {
+		return gr_error_set(err, -EBADMSG,
+				    "byte %llu: the RAM ends without MULTIFD_FLUSH: what the further "
+				    "channels still have is not known",
+				    (unsigned long long)rec->byte_offset);
+	}
+	gr_multifd_receive_stop(r->multifd);
+	r->multifd_over = true;
+	return gr_multifd_receive_failed(r->multifd, err);
+}
+
 static int take_eos(struct gr_receive *r, const struct gr_stream_record *rec, struct gr_error *err)
 {
 	struct gr_migrate_stats *stats;
+	int rc = 0;
 
 	/* A source of ours that gave up waiting for us speaks QEMU's dialect: no announcement. */
 	if (r->blocks_wait) {
-		return give_blocks(r, err);
+		rc = give_blocks(r, err);
+	}
+	if (rc == 0 && r->multifd && rec->eos.section == GR_SECTION_END) {
+		rc = end_multifd(r, rec, err);
+	}
+	r->met = false;
+	if (rc < 0) {
+		return rc;
 	}
 	stats = gr_progress_lock(&r->progress);
 	if (rec->eos.section != GR_SECTION_START) {
@@ -313,6 +390,9 @@ static int finish(struct gr_receive *r, struct gr_error *err)
 {
 	int rc = gr_tail_finish(&r->tail, r->params.allow_unterminated, err);
 
+	if (rc == 0 && r->multifd && !r->multifd_over) {
+		rc = gr_error_set(err, -EBADMSG, "no end of RAM, with further channels");
+	}
 	if (gr_progress_state(&r->progress) == GR_MIGRATE_ACTIVE) {
 		(void)gr_progress_move(&r->progress, GR_MIGRATE_DEVICE);
 	}
@@ -424,6 +504,8 @@ static int take(struct gr_receive *r, const struct gr_stream_record *rec, struct
 		return take_xbzrle(r, rec, err);
 	case GR_STREAM_EOS:
 		return take_eos(r, rec, err);
+	case GR_STREAM_FLUSH:
+		return take_flush(r, rec, err);
 	case GR_STREAM_TAIL:
 	default:
 		return gr_error_set(err, -EINVAL, "a record of an unknown kind");
@@ -433,6 +515,15 @@ static int take(struct gr_receive *r, const struct gr_stream_record *rec, struct
 /* Keeps the first error; tells the source if that is still possible. */
 static int fail(struct gr_receive *r, int rc, struct gr_error *err)
 {
+	if (r->multifd) {
+		/* When a further channel fails, the main one's reading ends. */
+		if (rc == -EPIPE || rc == -ECANCELED) {
+			int further = gr_multifd_receive_failed(r->multifd, &r->error);
+
+			rc = further < 0 ? further : rc;
+		}
+		gr_multifd_receive_stop(r->multifd);
+	}
 	if (r->return_path && !gr_progress_cancelling(&r->progress)) {
 		(void)answer(r, GR_RETURN_SHUT, 1, NULL);
 	}
@@ -469,7 +560,10 @@ int gr_receive_step(struct gr_receive *r, struct gr_error *err)
 	if (gr_progress_cancelling(&r->progress)) {
 		return fail(r, -ECANCELED, err);
 	}
-	rc = gr_stream_next(r->reader, &rec, &r->error);
+	rc = r->multifd ? gr_multifd_receive_failed(r->multifd, &r->error) : 0;
+	if (rc == 0) {
+		rc = gr_stream_next(r->reader, &rec, &r->error);
+	}
 	if (rc > 0) {
 		rc = rec.kind == GR_STREAM_TAIL ? take_tail(r, &rec, &r->error)
 						: take(r, &rec, &r->error);
@@ -481,7 +575,8 @@ int gr_receive_step(struct gr_receive *r, struct gr_error *err)
 		return fail(r, rc, err);
 	}
 	stats = gr_progress_lock(&r->progress);
-	stats->transferred_bytes = gr_stream_reader_offset(r->reader);
+	stats->transferred_bytes = gr_stream_reader_offset(r->reader) +
+				   (r->multifd ? gr_multifd_receive_bytes(r->multifd) : 0);
 	gr_progress_unlock(&r->progress);
 	return rc;
 }

@@ -29,6 +29,7 @@ struct gr_receive_params {
 	void *opaque;				/* for that */
 	bool plain;		 /* answer as a QEMU does: no extensions will come */
 	size_t tail_bytes_max;	 /* refuse a longer device tail; 0: 1 GiB */
+	const struct gr_multifd *multifd; /* further channels, copied; NULL: none */
 };
 
 /**

@@ -8,6 +8,10 @@
  *
  *     config  blocks  { pages | zero | page_read | blocks }*  finish
  *
+ * With further channels (migrate/multifd_receive.h) their threads call page_memory, stored, pages and
+ * zero as well, each for pages that no other one is busy with; none while blocks or finish
+ * runs. A sink that is not parallel is called by one thread at a time all the same.
+ *
  * A call that fails ends the migration with its error, before which the loop puts the byte
  * of the stream, the block and the page. Everything a call is given dies with its return.
  */
@@ -19,6 +23,8 @@
 #include <guestram/error.h>
 
 struct gr_sink_ops {
+	bool parallel; /* calls for different pages may overlap */
+
 	/**
 	 * The stream has begun. May be NULL.
 	 * @param sink   The sink's opaque.
@@ -70,6 +76,25 @@ struct gr_sink_ops {
 	 */
 	int (*zero)(void *sink, struct gr_stream_block *block, uint64_t offset, uint64_t bytes,
 		    struct gr_error *err);
+
+	/**
+	 * Where the bytes of a page may be received at once, if nothing speaks against it. May be
+	 * NULL: then all pages go through pages().
+	 * @param sink   The sink's opaque.
+	 * @param block  The table's entry.
+	 * @param offset Bytes in the block; inside.
+	 * @return One page, to be followed by stored() when the bytes are in; NULL: use pages().
+	 */
+	uint8_t *(*page_memory)(void *sink, struct gr_stream_block *block, uint64_t offset);
+
+	/**
+	 * Bytes are in, where page_memory() said. NULL if that is.
+	 * @param sink   The sink's opaque.
+	 * @param block  The table's entry.
+	 * @param offset Bytes in the block.
+	 * @param bytes  A multiple of the page size.
+	 */
+	void (*stored)(void *sink, struct gr_stream_block *block, uint64_t offset, uint64_t bytes);
 
 	/**
 	 * What the sink has for a page now, for a difference to be applied to. NULL: streams

@@ -8,8 +8,8 @@
  * Other consumers of the dirty memory never notice: each sync gave them all marks.
  */
 #include "migrate/source.h"
+#include "migrate/multifd_send.h"
 #include "migrate/state_writer.h"
-#include "ram/ram.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,6 +42,9 @@ static int source_init(struct gr_source *s, struct gr_error *err)
 	rc = gr_stream_writer_create(s->channel, &s->writer, err);
 	if (rc == 0) {
 		rc = gr_source_xbzrle_init(s, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_multifd_init(s, err);
 	}
 	if (rc < 0) {
 		return rc;
@@ -129,6 +132,10 @@ int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_chann
 /* Everything that was done to the machine is undone; what else may be held is given back. */
 static void source_end(struct gr_source *s, bool completed)
 {
+	/* First: what is on its way belongs to the epoch, and its pages to blocks. */
+	if (s->multifd) {
+		gr_multifd_send_stop(s->multifd);
+	}
 	if (s->paused && !completed) {
 		s->ops.resume(s->ops.opaque);
 	}
@@ -163,6 +170,7 @@ void gr_source_free(struct gr_source *s)
 	if (s->phase != GR_SOURCE_ENDED) {
 		source_end(s, false);
 	}
+	gr_multifd_send_free(s->multifd);
 	gr_stream_writer_free(s->writer);
 	gr_tail_builder_destroy(&s->tail);
 	gr_source_blocks_destroy(&s->table);
@@ -177,6 +185,9 @@ void gr_source_free(struct gr_source *s)
 void gr_source_cancel(struct gr_source *s)
 {
 	gr_progress_cancel(&s->progress, s->channel);
+	if (s->multifd && gr_progress_cancelling(&s->progress)) {
+		gr_multifd_send_abort(s->multifd);
+	}
 }
 
 int gr_source_continue(struct gr_source *s, struct gr_error *err)
@@ -221,11 +232,8 @@ static int no_ack(struct gr_error *err)
 static int step_setup(struct gr_source *s, struct gr_error *err)
 {
 	unsigned int writers = s->params.writers ? s->params.writers : GR_WRITERS_MARKED;
-	int rc = gr_ram_loaded_check(s->ram, err);
+	int rc = move(s, GR_MIGRATE_SETUP, err);
 
-	if (rc == 0) {
-		rc = move(s, GR_MIGRATE_SETUP, err);
-	}
 	if (rc < 0) {
 		return rc;
 	}
@@ -236,6 +244,13 @@ static int step_setup(struct gr_source *s, struct gr_error *err)
 			return rc;
 		}
 		s->tracking = true;
+	}
+	/* A destination looks at nothing before all its channels have come. */
+	if (s->multifd) {
+		rc = gr_multifd_send_start(s->multifd, err);
+		if (rc < 0) {
+			return rc;
+		}
 	}
 	rc = gr_stream_write_config(s->writer, s->machine, (uint32_t)s->page_bytes, err);
 	s->phase = GR_SOURCE_START;
@@ -275,6 +290,7 @@ static int step_start(struct gr_source *s, struct gr_error *err)
 	if (!s->ours) {
 		freeze(s, FROZEN_WHY);
 	}
+	gr_source_multifd_set_dialect(s);
 	rc = gr_source_blocks_fill(&s->table, s->ram, &s->watch, err);
 	if (rc == 0) {
 		rc = gr_source_blocks_describe(&s->table, &descs, err);
@@ -284,9 +300,18 @@ static int step_start(struct gr_source *s, struct gr_error *err)
 					   err);
 	}
 	if (rc == 0 && s->ours) {
+		rc = gr_source_meet_announcement(s, err);
+	}
+	if (rc == 0 && s->ours) {
 		rc = gr_stream_write_announce(s->writer, descs, s->table.count, err);
 	}
 	free(descs);
+	if (rc == 0 && s->ours) {
+		rc = gr_stream_flush(s->writer, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_meet(s, err);
+	}
 	if (rc == 0) {
 		rc = gr_stream_write_eos(s->writer, err);
 	}
@@ -474,10 +499,7 @@ static int step_round(struct gr_source *s, struct gr_error *err)
 		return rc;
 	}
 	if (rc == 0) {
-		rc = gr_source_close_section(s, err);
-		if (rc == 0) {
-			rc = gr_stream_flush(s->writer, err);
-		}
+		rc = gr_source_end_round(s, err);
 		s->phase = s->switch_next ? GR_SOURCE_SWITCH : GR_SOURCE_HARVEST;
 	}
 	return rc < 0 ? rc : 0;
@@ -580,13 +602,7 @@ static int step_final(struct gr_source *s, struct gr_error *err)
 	}
 	(void)gr_dirty_epoch_commit(s->consumer);
 	s->epoch = false;
-	if (!s->section) {
-		s->section = true;
-		rc = gr_stream_write_section(s->writer, GR_SECTION_END, err);
-	}
-	if (rc == 0) {
-		rc = gr_source_close_section(s, err);
-	}
+	rc = gr_source_end_round(s, err);
 	s->phase = GR_SOURCE_DEVICES;
 	return rc;
 }
@@ -654,7 +670,7 @@ static int step_answer(struct gr_source *s, struct gr_error *err)
 	}
 	stats = gr_progress_lock(&s->progress);
 	stats->downtime_ns = s->stopped ? 0 : gr_clock_ns() - s->pause_ns;
-	stats->transferred_bytes = gr_stream_writer_bytes(s->writer);
+	stats->transferred_bytes = gr_source_bytes(s);
 	stats->remaining_bytes = 0;
 	gr_progress_unlock(&s->progress);
 	/* From CANCELLING too: the cancel came too late. */

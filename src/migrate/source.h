@@ -6,6 +6,7 @@
  *   source_send.c   an epoch's pages: search, re-arm, look, send
  *   source_xbzrle.c differences instead of pages
  *   source_peer.c   the return path: who is there, has it failed, is it done
+ *   source_multifd.c  packets on further channels
  *   source_fault.c  damage on purpose
  */
 #ifndef GR_MIGRATE_SOURCE_H
@@ -90,6 +91,9 @@ struct gr_source {
 	struct gr_progress progress;	      /* its own locking */
 	struct gr_dirty_consumer *consumer;   /* (o) */
 	struct gr_stream_writer *writer;      /* (o) */
+	struct gr_multifd_send *multifd;      /* its own locking; NULL: no further channels */
+	enum gr_multifd_dialect dialect;      /* (o) */
+	uint64_t bytes_seen;		      /* (o) on all channels, when a batch was sent last */
 	struct gr_return_path_reader answers; /* (o) */
 	struct gr_source_blocks table;	      /* (o) what the destination knows */
 	struct gr_section_watch watch;	      /* (o) */
@@ -145,6 +149,9 @@ void gr_source_trim_epoch(struct gr_source *s);
  */
 GR_MUST_CHECK int gr_source_send_batch(struct gr_source *s, struct gr_error *err);
 
+/** An epoch was sent: whatever has to follow it. @param s The source. @param err May be NULL. @return 0 or an errno. */
+GR_MUST_CHECK int gr_source_end_round(struct gr_source *s, struct gr_error *err);
+
 /** Close the section that is open, if one is. @return 0 or a negative errno. */
 GR_MUST_CHECK int gr_source_close_section(struct gr_source *s, struct gr_error *err);
 
@@ -196,6 +203,63 @@ bool gr_source_can_write(struct gr_source *s);
  * @return 1 not yet, 0 the destination has everything, or a negative errno.
  */
 GR_MUST_CHECK int gr_source_await_answer(struct gr_source *s, struct gr_error *err);
+
+/* source_multifd.c; without further channels those that meet do nothing */
+
+/** @param s Its parameters are set. @param err May be NULL. @return 0 or a negative errno. */
+GR_MUST_CHECK int gr_source_multifd_init(struct gr_source *s, struct gr_error *err);
+
+/** The peer is known. @param s The source. */
+void gr_source_multifd_set_dialect(struct gr_source *s);
+
+/** @param s The source. @return Bytes on all channels. */
+uint64_t gr_source_bytes(const struct gr_source *s);
+
+/** @param s The source. @return Pages that a batch can have. */
+uint32_t gr_source_room(const struct gr_source *s);
+
+/**
+ * All channels meet: what was sent before is placed before what is sent after. In a section, whose
+ * end or whatever comes next has to be flushed.
+ * @param s   The source.
+ * @param err May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_meet(struct gr_source *s, struct gr_error *err);
+
+/** Meet at a section's end, if the dialect wants that. @param s The source. @param err May be NULL. @return As meet. */
+GR_MUST_CHECK int gr_source_meet_section(struct gr_source *s, struct gr_error *err);
+
+/** Meet at a round's end, if the dialect wants that. @param s The source. @param err May be NULL. @return As meet. */
+GR_MUST_CHECK int gr_source_meet_round(struct gr_source *s, struct gr_error *err);
+
+/** Meet at an announcement, which follows. @param s The source. @param err May be NULL. @return As meet. */
+GR_MUST_CHECK int gr_source_meet_announcement(struct gr_source *s, struct gr_error *err);
+
+/** Have the batch's pages sent as a packet. @param s The source. @param err May be NULL. @return 0 or an errno. */
+GR_MUST_CHECK int gr_source_send_packet(struct gr_source *s, struct gr_error *err);
+
+/**
+ * The same of zero pages of the batch's block.
+ * @param s      The source.
+ * @param offset Bytes in the block.
+ * @param bytes  A multiple of the page size.
+ * @param err    May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_send_zero_packets(struct gr_source *s, uint64_t offset, uint64_t bytes,
+					      struct gr_error *err);
+
+/**
+ * What was unplugged while the kernel read these pages has no memory again afterwards.
+ * @param block      The block, with a reference.
+ * @param discards   What gr_ram_discards_locked() was before.
+ * @param offsets    Of the pages.
+ * @param count      How many.
+ * @param page_bytes Their size.
+ */
+void gr_source_forget_unplugged(struct gr_ram_block *block, uint64_t discards,
+				const uint64_t *offsets, uint32_t count, uint64_t page_bytes);
 
 /* source_fault.c */
 

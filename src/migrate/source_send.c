@@ -20,12 +20,19 @@
 
 int gr_source_close_section(struct gr_source *s, struct gr_error *err)
 {
+	int rc;
+
 	if (!s->section) {
 		return 0;
 	}
+	rc = gr_source_meet_section(s, err);
 	s->section = false;
 	s->section_pages = 0;
-	return gr_stream_write_eos(s->writer, err);
+	if (rc == 0) {
+		rc = gr_stream_write_eos(s->writer, err);
+	}
+	/* Who has met waits for what is behind it. */
+	return rc == 0 && s->multifd ? gr_stream_flush(s->writer, err) : rc;
 }
 
 static int open_section(struct gr_source *s, struct gr_error *err)
@@ -43,6 +50,23 @@ static int open_section(struct gr_source *s, struct gr_error *err)
 	}
 	s->section = true;
 	return gr_stream_write_section(s->writer, s->final ? GR_SECTION_END : GR_SECTION_PART, err);
+}
+
+int gr_source_end_round(struct gr_source *s, struct gr_error *err)
+{
+	int rc = 0;
+
+	/* The last section has to be there, and a round's last word has to be in one. */
+	if (s->multifd || s->final) {
+		rc = open_section(s, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_meet_round(s, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_close_section(s, err);
+	}
+	return rc == 0 && !s->final ? gr_stream_flush(s->writer, err) : rc;
 }
 
 int gr_source_follow_blocks(struct gr_source *s, struct gr_error *err)
@@ -67,7 +91,13 @@ int gr_source_follow_blocks(struct gr_source *s, struct gr_error *err)
 		rc = gr_source_blocks_describe(&s->table, &descs, err);
 	}
 	if (rc == 0) {
+		rc = gr_source_meet_announcement(s, err);
+	}
+	if (rc == 0) {
 		rc = gr_stream_write_announce(s->writer, descs, s->table.count, err);
+	}
+	if (rc == 0 && s->multifd) {
+		rc = gr_stream_flush(s->writer, err);
 	}
 	free(descs);
 	stats = gr_progress_lock(&s->progress);
@@ -138,6 +168,8 @@ static int flush_zeros(struct gr_source *s, struct gr_error *err)
 	if (s->ours && b->zero_bytes > s->page_bytes) {
 		rc = gr_stream_write_zero_range(s->writer, b->entry->id, b->zero_offset,
 						b->zero_bytes, err);
+	} else if (s->multifd && !s->ours && s->dialect == GR_MULTIFD_9_0) {
+		rc = gr_source_send_zero_packets(s, b->zero_offset, b->zero_bytes, err);
 	} else {
 		/* A QEMU is told of each page by name. */
 		for (uint64_t at = b->zero_offset; rc == 0 && at < end; at += s->page_bytes) {
@@ -210,7 +242,7 @@ static bool is_untouched_locked(struct gr_source *s, uint64_t offset, uint64_t e
  * A page is sent from where it is while discards go on: the kernel's read may give back to a page what
  * was just taken from it. Where that can fail (huge pages), and where it is to be expected (pieces of
  * this block are thrown away), the page is copied before discards may go on. Rare enough for
- * the rest; see forget_unplugged(). Differences are made of copies too (source_xbzrle.c).
+ * the rest; see gr_source_forget_unplugged(). Differences are made of copies too (source_xbzrle.c).
  */
 static bool must_copy_locked(struct gr_source *s)
 	GR_REQUIRES(s->batch.block->ram->discard_lock)
@@ -403,7 +435,9 @@ static int write_batch(struct gr_source *s, struct gr_error *err)
 	if (rc == 0 && gr_source_uses_xbzrle(s)) {
 		rc = gr_source_xbzrle_send(s, err);
 	}
-	if (rc == 0 && b->count > 0) {
+	if (rc == 0 && b->count > 0 && s->multifd) {
+		rc = gr_source_send_packet(s, err);
+	} else if (rc == 0 && b->count > 0) {
 		rc = gr_stream_write_pages(s->writer, b->entry->id, b->offsets, b->pages, b->count,
 					   err);
 		if (rc < 0) {
@@ -440,33 +474,29 @@ static void count_batch(struct gr_source *s)
 	stats->xbzrle_overflows += b->xbzrle_overflows;
 	stats->final_pages += s->final ? b->found + b->zero_pages : 0;
 	stats->remaining_bytes = left * s->page_bytes;
-	stats->transferred_bytes = gr_stream_writer_bytes(s->writer);
+	stats->transferred_bytes = gr_source_bytes(s);
 	stats->section_ns_max = s->watch.ns_max;
 	stats->bandwidth_bytes_per_s = gr_model_bandwidth(&s->model);
 	gr_progress_unlock(&s->progress);
 }
 
-/* What was unplugged while the kernel read these pages has no memory again afterwards. */
-static void forget_unplugged(struct gr_source *s)
+void gr_source_forget_unplugged(struct gr_ram_block *block, uint64_t discards,
+				const uint64_t *offsets, uint32_t count, uint64_t page_bytes)
 {
-	const struct gr_source_batch *b = &s->batch;
 	bool discarded;
 
-	if (!b->direct) {
-		return;
-	}
-	gr_ram_look_begin(b->block);
-	discarded = gr_ram_discards_locked(b->block) != b->discards;
-	gr_ram_look_end(b->block);
-	for (uint32_t i = 0; discarded && i < b->count; i++) {
-		gr_ram_forget_unplugged(b->block, b->offsets[i], s->page_bytes);
+	gr_ram_look_begin(block);
+	discarded = gr_ram_discards_locked(block) != discards;
+	gr_ram_look_end(block);
+	for (uint32_t i = 0; discarded && i < count; i++) {
+		gr_ram_forget_unplugged(block, offsets[i], page_bytes);
 	}
 }
 
 static int send_from(struct gr_source *s, const struct gr_source_block *e, struct gr_error *err)
 {
 	struct gr_source_batch *b = &s->batch;
-	uint64_t piece = gr_pacing_piece(&s->pacing, GR_SOURCE_BATCH_PAGES * s->page_bytes);
+	uint64_t piece = gr_pacing_piece(&s->pacing, gr_source_room(s) * s->page_bytes);
 	int rc;
 
 	b->entry = e;
@@ -475,7 +505,7 @@ static int send_from(struct gr_source *s, const struct gr_source_block *e, struc
 	b->found = 0;
 	b->xbzrle_pages = b->xbzrle_bytes = b->xbzrle_unchanged = 0;
 	b->xbzrle_misses = b->xbzrle_overflows = 0;
-	b->room = s->paused ? GR_SOURCE_BATCH_PAGES
+	b->room = s->paused ? gr_source_room(s)
 			    : (uint32_t)GR_MAX(piece / s->page_bytes, (uint64_t)1);
 	b->block = entry_block(s, e);
 	if (!b->block) {
@@ -492,7 +522,9 @@ static int send_from(struct gr_source *s, const struct gr_source_block *e, struc
 	if (rc == 0) {
 		rc = write_batch(s, err);
 	}
-	forget_unplugged(s);
+	if (b->direct) {
+		gr_source_forget_unplugged(b->block, b->discards, b->offsets, b->count, s->page_bytes);
+	}
 	gr_ram_block_put(b->block);
 	if (rc < 0) {
 		return rc;
@@ -503,7 +535,7 @@ static int send_from(struct gr_source *s, const struct gr_source_block *e, struc
 
 int gr_source_send_batch(struct gr_source *s, struct gr_error *err)
 {
-	uint64_t bytes = gr_stream_writer_bytes(s->writer), begin = gr_clock_ns(), now;
+	uint64_t begin = gr_clock_ns(), bytes, now;
 	const struct gr_source_block *e;
 	uint64_t first, pages;
 	int rc;
@@ -533,7 +565,9 @@ int gr_source_send_batch(struct gr_source *s, struct gr_error *err)
 		rc = send_from(s, e, err);
 	}
 	now = gr_clock_ns();
-	bytes = gr_stream_writer_bytes(s->writer) - bytes;
+	/* Further channels go on between two batches. */
+	bytes = gr_source_bytes(s) - s->bytes_seen;
+	s->bytes_seen += bytes;
 	gr_pacing_sent(&s->pacing, bytes, now);
 	if (s->batch.found > 0 && rc > 0) {
 		gr_model_sample(&s->model, s->batch.found, bytes, now - begin);

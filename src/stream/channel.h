@@ -54,6 +54,13 @@ void gr_channel_wait_cancel(struct gr_channel *ch);
 bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms);
 /* Waits for events on fd, or for the shutdown: 0, -ECANCELED or another negative errno. */
 int gr_channel_poll(int fd, short events, int wake_fd, int timeout_ms);
+/* Waits for somebody to accept, at most so long (-1: for ever): 0, -ETIMEDOUT, -ECANCELED, ... */
+int gr_channel_listener_wait(struct gr_channel_listener *l, int timeout_ms, struct gr_error *err);
+/*
+ * Makes reads end, a sleeping one too, while answers can still be written. A channel that is no
+ * socket is shut down. Any thread.
+ */
+void gr_channel_end_reading(struct gr_channel *ch);
 
 /* As gr_channel_from_fd(), with a name for messages. */
 int gr_channel_from_fd_named(int fd, const char *name, struct gr_channel **ret_ch,

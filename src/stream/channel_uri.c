@@ -318,17 +318,28 @@ static bool is_passing(int e)
 	       e == ENETUNREACH || e == EHOSTDOWN || e == EHOSTUNREACH || e == ENONET;
 }
 
+int gr_channel_listener_wait(struct gr_channel_listener *l, int timeout_ms, struct gr_error *err)
+{
+	int code = gr_channel_poll(l->fd, POLLIN, l->wake_fd, timeout_ms);
+
+	if (code < 0) {
+		return gr_error_set(err, code, "%s: %s", l->name,
+				    code == -ECANCELED	  ? "listening was ended"
+				    : code == -ETIMEDOUT ? "nobody came in time"
+							  : strerror(-code));
+	}
+	return 0;
+}
+
 static int accept_socket(struct gr_channel_listener *l, struct gr_channel **ret_ch,
 			 struct gr_error *err)
 {
 	int fd, code;
 
 	for (;;) {
-		code = gr_channel_poll(l->fd, POLLIN, l->wake_fd, -1);
+		code = gr_channel_listener_wait(l, -1, err);
 		if (code < 0) {
-			return gr_error_set(err, code, "%s: %s", l->name,
-					    code == -ECANCELED ? "listening was ended"
-							       : strerror(-code));
+			return code;
 		}
 		fd = accept4(l->fd, NULL, NULL, SOCK_CLOEXEC);
 		if (fd >= 0) {

@@ -82,3 +82,12 @@ void gr_channel_end_writing(struct gr_channel *ch)
 		(void)shutdown(ch->fd, SHUT_WR);
 	}
 }
+
+void gr_channel_end_reading(struct gr_channel *ch)
+{
+	if (ch->is_socket) {
+		(void)shutdown(ch->fd, SHUT_RD);
+	} else {
+		gr_channel_shutdown(ch);
+	}
+}

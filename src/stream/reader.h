@@ -13,8 +13,8 @@
  *
  * Order of the records of a good stream:
  *
- *   CONFIG  COMMAND*  RAM_START BLOCKS [ANNOUNCE] EOS(START)
- *   { { PAGES | ZERO | XBZRLE | ANNOUNCE }* EOS(PART|END)  COMMAND* }*  TAIL+  end
+ *   CONFIG  COMMAND*  RAM_START BLOCKS [ANNOUNCE] [FLUSH] EOS(START)
+ *   { { PAGES | ZERO | XBZRLE | ANNOUNCE | FLUSH }* EOS(PART|END)  COMMAND* }*  TAIL+  end
  */
 #ifndef GR_STREAM_READER_H
 #define GR_STREAM_READER_H
@@ -69,6 +69,9 @@ enum gr_stream_record_kind {
 	GR_STREAM_XBZRLE,    /* a delta against the page's present content */
 	GR_STREAM_EOS,	     /* end of a 'ram' section, footer checked */
 	GR_STREAM_ANNOUNCE,  /* the block table has changed */
+	/* In step with the further channels: MULTIFD_FLUSH, or the EOS of a section. Behind that
+	 * one a QEMU may hold the footer back until the channels have gone on. */
+	GR_STREAM_FLUSH,
 	GR_STREAM_TAIL,	     /* raw bytes of the device tail, in pieces; only these from now on */
 };
 
@@ -116,6 +119,9 @@ struct gr_stream_record {
 		struct {
 			enum gr_section section; /* START, PART or END */
 		} eos;
+		struct {
+			bool at_eos; /* the EOS record follows */
+		} flush;
 		struct {
 			const uint8_t *data;
 			size_t bytes;
@@ -167,6 +173,12 @@ GR_MUST_CHECK int gr_stream_next(struct gr_stream_reader *r, struct gr_stream_re
  * @param r The reader.
  */
 void gr_stream_reader_allow_extensions(struct gr_stream_reader *r);
+
+/**
+ * Deliver FLUSH: the consumer has the further channels.
+ * @param r The reader.
+ */
+void gr_stream_reader_allow_flush(struct gr_stream_reader *r);
 
 /**
  * Take the page size from elsewhere: for machines whose configuration section does not

@@ -37,6 +37,8 @@ struct gr_stream_reader {
 	size_t pos, end;
 	bool source_ended;
 	bool extensions;
+	bool flushes; /* the consumer wants FLUSH ... */
+	bool eos_told; /* ... and knows of the EOS at pos */
 	bool staging;
 	bool predict;	 /* the last record was a run of pages: another one is likely */
 	bool has_start;	 /* START of 'ram' came */

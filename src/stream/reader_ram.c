@@ -423,6 +423,20 @@ static int next_eos(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	return 1;
 }
 
+static int next_flush(struct gr_stream_reader *r, struct gr_stream_record *rec, bool at_eos)
+{
+	if (!r->has_blocks) {
+		return reader_fail(r, -EBADMSG, r->at, "section 'ram' starts without a list of blocks");
+	}
+	if (!at_eos) {
+		reader_consume(r, READER_HEADER_BYTES);
+	}
+	r->eos_told = at_eos;
+	rec->kind = GR_STREAM_FLUSH;
+	rec->flush.at_eos = at_eos;
+	return 1;
+}
+
 /* A target with pages of 1 KiB does not say so; offsets then reach into our flags. */
 static bool looks_smaller(uint64_t flags)
 {
@@ -514,7 +528,11 @@ int reader_ram(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	if (flags == GR_RAM_ANNOUNCE && r->extensions) {
 		return next_announce(r, rec, word / r->page_bytes);
 	}
+	if (r->flushes && (word == GR_RAM_MULTIFD_FLUSH || (word == GR_RAM_EOS && !r->eos_told))) {
+		return next_flush(r, rec, word == GR_RAM_EOS);
+	}
 	if (word == GR_RAM_EOS) {
+		r->eos_told = false;
 		return next_eos(r, rec);
 	}
 	return unsupported(r, word, flags);

@@ -271,6 +271,12 @@ int gr_stream_write_eos(struct gr_stream_writer *w, struct gr_error *err)
 	return put(w, out, sizeof(out), err);
 }
 
+int gr_stream_write_flush_record(struct gr_stream_writer *w, struct gr_error *err)
+{
+	GR_ASSERT(w->in_section);
+	return put_be64(w, GR_RAM_MULTIFD_FLUSH, err);
+}
+
 /* Header of a page record, with the id if it is another block than before. */
 static int put_header(struct gr_stream_writer *w, const char *id, uint64_t offset,
 		      enum gr_ram_flag kind, struct gr_error *err)

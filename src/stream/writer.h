@@ -195,6 +195,14 @@ GR_MUST_CHECK int gr_stream_write_announce(struct gr_stream_writer *w,
 					   struct gr_error *err);
 
 /**
+ * MULTIFD_FLUSH: the further channels have said SYNC.
+ * @param w   The writer, in a section.
+ * @param err May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_stream_write_flush_record(struct gr_stream_writer *w, struct gr_error *err);
+
+/**
  * A command, between sections.
  * @param w       The writer.
  * @param command Which.

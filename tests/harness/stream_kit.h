@@ -312,6 +312,10 @@ static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader
 	case GR_STREAM_RAM_START:
 		kit_mix(t, &rec->ram_start.section_id, sizeof(rec->ram_start.section_id));
 		break;
+	case GR_STREAM_FLUSH:
+		kit_check(count > 0);
+		kit_mix(t, rec->flush.at_eos ? "f" : "F", 1);
+		break;
 	case GR_STREAM_BLOCKS:
 	case GR_STREAM_ANNOUNCE:
 		kit_check(rec->blocks.count == count);
@@ -376,7 +380,7 @@ static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader
 	}
 }
 
-enum { KIT_EXTENSIONS = 1, KIT_NO_STAGING = 2 };
+enum { KIT_EXTENSIONS = 1, KIT_NO_STAGING = 2, KIT_FLUSH = 4 };
 
 /* Reads a whole stream. The result is 0 only if the tail was complete, too. */
 static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
@@ -390,6 +394,9 @@ static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
 	kit_check(gr_stream_reader_create(&src, &r, NULL) == 0);
 	if (flags & KIT_EXTENSIONS) {
 		gr_stream_reader_allow_extensions(r);
+	}
+	if (flags & KIT_FLUSH) {
+		gr_stream_reader_allow_flush(r);
 	}
 	if (flags & KIT_NO_STAGING) {
 		gr_stream_reader_disable_staging(r);

@@ -77,8 +77,8 @@ class Listener:
 class Receiver(Listener):
     """`guestram receive`"""
 
-    def __init__(self, uri, image):
-        super().__init__(image, "receive", uri, "--output", image)
+    def __init__(self, uri, image, *options):
+        super().__init__(image, "receive", uri, "--output", image, *options)
 
 
 class Relay(Listener):

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes the seeds of reader/ and tail/ beside itself: small streams of every record, made
+"""Writes the seeds of multifd/, reader/ and tail/ beside itself: small streams of every record, made
 from the layout in docs/wire-format.md. The files are kept; run this to add one."""
 import os
 import struct
@@ -74,6 +74,8 @@ READER = {
     "compressed": b"\0" + BEGIN + PART + compressed(0, b"ab" * 2048, "a") + compressed(0x1000, bytes(4096)) +
                   EOS + END + EOS + TAIL,
     "bomb": b"\0" + BEGIN + PART + compressed(0, bytes(1 << 20), "a") + EOS + END + EOS + TAIL,
+    "flush": b"\x10" + CONFIG + START + LIST + be64(0x200) + EOS + PART + zero(0, "a") + be64(0x200) +
+             EOS + PART + EOS + END + be64(0x200) + EOS + TAIL,
     "commands": b"\x81" + CONFIG + b"\x08\0\x01\0\0" + b"\x08\0\x02\0\x04GR\0\x01" + START + LIST +
                 EOS + END + EOS + b"\x08\0\x0b\0\0" + TAIL,
     "extensions": b"\x21" + BEGIN + PART + announce(("a", 1, 0x10000, 0x20000),
@@ -96,7 +98,37 @@ TAILS = {
     "nested": description(b'{"a": [[{"b": "\\u0041\\n"}, -1.5e3, true, null]], "devices": []}'),
 }
 
-for kind, seeds in (("reader", READER), ("tail", TAILS)):
+
+def packet(flags=0, pages=(), zeros=(), block="ram", said=None, stale=False, page=4096):
+    room = (512 << 10) // page
+    out = struct.pack(">IIIIIIQI", 0x11223344, 1, flags, room, len(pages),
+                      len(pages) * page if said is None else said, 7, len(zeros)).ljust(64, b"\0")
+    out += (block.encode() if pages or zeros or stale else b"").ljust(256, b"\0")
+    return out + b"".join(map(be64, (*pages, *zeros))).ljust(8 * room, b"\0")
+
+
+GREETING = struct.pack(">II", 0x11223344, 1) + bytes(range(16)) + b"\1" + bytes(39)
+
+
+def zlib_pages(*fills):
+    z = zlib.compressobj(1)
+    return z.compress(b"".join(bytes([f]) * 4096 for f in fills)) + z.flush(zlib.Z_SYNC_FLUSH)
+
+
+# A frame of zstd by hand: no window of its own, one block of one repeated byte.
+ZSTD = b"\x28\xb5\x2f\xfd\x00\x58" + (3 * 4096 << 3 | 1 << 1 | 0).to_bytes(3, "little") + b"\7"
+MULTIFD = {
+    "sync": b"\0" + GREETING + packet(1),
+    "pages": b"\0" + GREETING + packet(1, (0x3000, 0x1000, 0), (0x5000,)),
+    "quirk": b"\0" + GREETING + packet(0, said=12345, stale=True),
+    "pages64k": b"\4" + GREETING + packet(0, (0x10000,), (0x20000, 0), page=65536),
+    "device": b"\0" + GREETING + packet(1 << 6),
+    "zlib": b"\1" + GREETING + packet(2, (0,), said=40) + zlib_pages(1, 2, 3),
+    "bomb": b"\1" + GREETING + packet(2, (0,), said=40) + zlib_pages(*range(200)),
+    "zstd": b"\2" + GREETING + packet(4, (0, 0x1000), said=40) + ZSTD,
+}
+
+for kind, seeds in (("multifd", MULTIFD), ("reader", READER), ("tail", TAILS)):
     for name, data in seeds.items():
         with open(f"{HERE}/{kind}/{name}", "wb") as f:
             f.write(data)

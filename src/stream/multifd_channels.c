@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: MIT */
+/* All channels of a move: connected in order, accepted in any. */
+#include "base/clock.h"
+#include "stream/channel.h"
+#include "stream/multifd.h"
+#include <errno.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+/* How long the further ones may take once the first has come. */
+#define ACCEPT_NS (60 * GR_NS_PER_S)
+
+static void close_all(struct gr_channel **channels, unsigned int count)
+{
+	for (unsigned int i = 0; i < count; i++) {
+		(void)gr_channel_close(channels[i], NULL);
+		channels[i] = NULL;
+	}
+}
+
+static int check_count(unsigned int count, struct gr_error *err)
+{
+	if (count == 0 || count > GR_MULTIFD_CHANNELS_MAX) {
+		return gr_error_set(err, -EINVAL, "%u further channels; 1 to %d can be", count,
+				    GR_MULTIFD_CHANNELS_MAX);
+	}
+	return 0;
+}
+
+int gr_multifd_connect(const char *uri, unsigned int count, struct gr_channel **ret_main,
+		       struct gr_channel **ret_channels, struct gr_error *err)
+{
+	struct gr_channel *main_channel = NULL;
+	int rc = check_count(count, err);
+
+	if (rc == 0) {
+		rc = gr_channel_connect(uri, &main_channel, err);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	for (unsigned int i = 0; rc == 0 && i < count; i++) {
+		rc = gr_channel_connect(uri, &ret_channels[i], err);
+		if (rc == 0 && !ret_channels[i]->is_socket) {
+			rc = gr_error_set(err, -EINVAL,
+					  "%s: further channels need a socket: tcp: or unix:", uri);
+			i++;
+		}
+		if (rc < 0) {
+			gr_error_prefix(err, "further channel %u of %u: ", i, count);
+			close_all(ret_channels, i);
+			(void)gr_channel_close(main_channel, NULL);
+			return rc;
+		}
+	}
+	*ret_main = main_channel;
+	return 0;
+}
+
+static int timeout_ms(uint64_t until)
+{
+	uint64_t now = gr_clock_ns();
+
+	return until <= now ? 0 : (int)GR_MIN((until - now) / GR_NS_PER_MS + 1, (uint64_t)60000);
+}
+
+/* The first byte, which stays: it, 0x100 for a peer that has gone, or a negative errno. */
+static int first_byte(struct gr_channel *ch, uint64_t until, struct gr_error *err)
+{
+	uint8_t byte;
+	ssize_t n;
+	int rc;
+
+	for (;;) {
+		n = recv(gr_channel_fd(ch), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+		if (n >= 0) {
+			return n == 0 ? 0x100 : byte;
+		}
+		if (errno == ECONNRESET) {
+			return 0x100;
+		}
+		if (errno != EAGAIN && errno != EINTR) {
+			return gr_error_set(err, -errno, "%s: %s", gr_channel_name(ch),
+					    strerror(errno));
+		}
+		rc = gr_channel_poll(gr_channel_fd(ch), POLLIN, ch->wake_fd, timeout_ms(until));
+		if (rc < 0) {
+			return rc == -ETIMEDOUT
+				       ? gr_error_set(err, rc, "%s: a peer that says nothing",
+						      gr_channel_name(ch))
+				       : gr_error_set(err, rc, "%s: %s", gr_channel_name(ch),
+						      strerror(-rc));
+		}
+	}
+}
+
+struct gathering {
+	struct gr_channel_listener *listener;
+	struct gr_channel *main;
+	struct gr_channel **channels;
+	unsigned int count, further; /* wanted, had */
+	uint64_t until;
+};
+
+static int gather_one(struct gathering *g, struct gr_channel *ch, struct gr_error *err)
+{
+	int byte = first_byte(ch, g->until, err);
+
+	if (byte == GR_MULTIFD_MAGIC >> 24 && g->further < g->count) {
+		g->channels[g->further++] = ch;
+		return 0;
+	}
+	if (byte == GR_STREAM_MAGIC >> 24 && !g->main) {
+		g->main = ch;
+		return 0;
+	}
+	if (byte == 0x100) {
+		(void)gr_channel_close(ch, NULL);
+		return 0; /* a look at the port, as monitoring does it */
+	}
+	if (byte >= 0) {
+		(void)gr_error_set(err, -EBADMSG, "%s: %s", gr_channel_name(ch),
+				   byte == GR_MULTIFD_MAGIC >> 24
+					   ? "more further channels than agreed"
+				   : byte == GR_STREAM_MAGIC >> 24 ? "a second main channel"
+								   : "no channel of a migration");
+		byte = -EBADMSG;
+	}
+	(void)gr_channel_close(ch, NULL);
+	return byte;
+}
+
+/*
+ * So many connections, and only then what they say: a QEMU may wait with the main channel's first
+ * byte until the further ones are connected.
+ */
+static int gather(struct gathering *g, struct gr_error *err)
+{
+	struct gr_channel *come[GR_MULTIFD_CHANNELS_MAX + 1];
+	unsigned int n = 0, missing;
+	int rc = 0;
+
+	while (rc == 0 && (missing = g->count - g->further + (g->main ? 0 : 1)) > 0) {
+		for (n = 0; rc == 0 && n < missing; n += rc == 0) {
+			if (g->until != 0) {
+				rc = gr_channel_listener_wait(g->listener, timeout_ms(g->until),
+							      err);
+			}
+			if (rc == 0) {
+				rc = gr_channel_accept(g->listener, &come[n], err);
+			}
+			if (g->until == 0) {
+				g->until = gr_clock_ns() + ACCEPT_NS;
+			}
+		}
+		if (rc == -ETIMEDOUT) {
+			gr_error_prefix(err,
+					"%u of %u channels have come (has the source as many?): ",
+					g->count + 1 - missing + n, g->count + 1);
+		}
+		for (unsigned int i = 0; i < n; i++) {
+			if (rc == 0) {
+				rc = gather_one(g, come[i], err);
+			} else {
+				(void)gr_channel_close(come[i], NULL);
+			}
+		}
+		if (!g->main && g->further == 0) {
+			g->until = 0; /* nobody of the move has come yet */
+		}
+	}
+	return rc;
+}
+
+int gr_multifd_accept(struct gr_channel_listener *listener, unsigned int count,
+		      struct gr_channel **ret_main, struct gr_channel **ret_channels,
+		      struct gr_error *err)
+{
+	struct gathering g = { .listener = listener, .channels = ret_channels, .count = count };
+	int rc = check_count(count, err);
+
+	if (rc == 0 && gr_channel_listener_fd(listener) < 0) {
+		rc = gr_error_set(err, -EINVAL, "%s: further channels need a socket: tcp: or unix:",
+				  gr_channel_listener_uri(listener));
+	}
+	if (rc == 0) {
+		rc = gather(&g, err);
+		if (rc < 0) {
+			close_all(ret_channels, g.further);
+			(void)gr_channel_close(g.main, NULL);
+		}
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	*ret_main = g.main;
+	return 0;
+}

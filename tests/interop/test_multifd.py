@@ -1,0 +1,121 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: MIT
+"""Further channels: a QEMU whose guest writes all the time, with capability multifd at either
+end, each compression and several numbers of channels. With the newer QEMU also a machine of 7.2's
+version, which speaks 7.2's dialect."""
+import os
+
+import guestram
+import writer_guest
+from qemu import NEWER, BINARY, Qemu, QemuError
+from running import PAGES, migrate_while_writing, runs_on
+from tap import Skip, equal, main, same_bytes, test
+
+MACHINES = ["pc", "pc-i440fx-7.2"] if BINARY == NEWER else ["pc"]
+
+
+def running(tmp, name, machine, *args):
+    return Qemu(tmp, name, "-m", "32", *writer_guest.floppy(tmp, PAGES),
+                "-debugcon", f"file:{tmp}/{name}.e9", *args, machine=machine)
+
+
+def set_up(q, channels, compression):
+    """Both ends of QEMU's."""
+    q.capability("multifd")
+    try:
+        q.cmd("migrate-set-parameters", multifd_channels=channels,
+              multifd_compression=compression,
+              downtime_limit=1)  # not done before it is told to, however slow its guest
+    except QemuError as e:
+        raise Skip(f"{BINARY} has no multifd-compression {compression}: {e}") from e
+
+
+def options(channels, compression):
+    return ["--multifd", str(channels), "--multifd-compression", compression]
+
+
+def compare_ram(image, ram):
+    got = guestram.extract(image, "pc.ram")
+    # 0xa0000..0xfffff is not plain RAM to the monitor (VGA hole, shadowed firmware)
+    same_bytes(got[:0xa0000], ram[:0xa0000], "low RAM")
+    same_bytes(got[0x100000:], ram[0x100000:], "RAM above 1 MiB")
+    return writer_guest.check_region(got, PAGES)
+
+
+def receive(tmp, channels, compression, machine, uri=None, capabilities=()):
+    """From a running QEMU into an image; the image, what was said, the source's RAM."""
+    image = os.path.join(tmp, "vm.ram")
+    with running(tmp, "source", machine) as q:
+        set_up(q, channels, compression)
+        for name in capabilities:
+            q.capability(name)
+        with guestram.Receiver(uri or f"unix:{tmp}/image.socket", image,
+                               *options(channels, compression)) as receiver:
+            # what compresses well is soon done, whatever the limits
+            migrate_while_writing(q, tmp, receiver.uri, 5 if compression == "none" else 2)
+            result = receiver.result()
+        ram = q.memory(0, 32 << 20)
+    compare_ram(image, ram)
+    assert result["pages_normal"] > PAGES, result
+    return image, result, ram
+
+
+def from_qemu(channels, compression="none", **more):
+    def run(tmp):
+        for number, machine in enumerate(MACHINES):
+            sub = os.path.join(tmp, str(number))
+            os.mkdir(sub)
+            receive(sub, channels, compression, machine, **more)
+    return run
+
+
+def named(name, function):
+    function.__name__ = name
+    test(function)
+
+
+for n in 1, 2, 8:
+    named(f"qemu_to_image_over_{n}_channels", from_qemu(n))
+named("qemu_to_image_over_tcp", from_qemu(4, uri="tcp:127.0.0.1:0"))
+named("qemu_to_image_with_a_return_path", from_qemu(2, capabilities=["return-path"]))
+for method in "zlib", "zstd":
+    named(f"qemu_to_image_with_{method}", from_qemu(3, method))
+
+
+def round_trip(channels, compression="none"):
+    """QEMU -> image -> a fresh QEMU, where the guest runs on."""
+    def run(tmp):
+        for number, machine in enumerate(MACHINES):
+            sub = os.path.join(tmp, str(number))
+            os.mkdir(sub)
+            image, _, ram = receive(sub, channels, compression, machine)
+            # -S: it must not run before its RAM has been looked at
+            with running(sub, "destination", machine, "-S", "-incoming", "defer") as q:
+                set_up(q, channels, compression)
+                q.cmd("migrate-incoming", uri=f"unix:{sub}/incoming")
+                guestram.run("send", image, f"unix:{sub}/incoming", "--json",
+                             *options(channels, compression))
+                compare_ram(image, runs_on(sub, q, ram))
+    return run
+
+
+for n in 1, 2, 8:
+    named(f"image_runs_on_in_qemu_over_{n}_channels", round_trip(n))
+for method in "zlib", "zstd":
+    named(f"image_runs_on_in_qemu_with_{method}", round_trip(2, method))
+
+
+@test
+def channels_that_do_not_agree_are_an_error_that_says_so(tmp):
+    image = os.path.join(tmp, "vm.ram")
+    with running(tmp, "source", "pc") as q:
+        set_up(q, 2, "zlib")
+        with guestram.Receiver(f"unix:{tmp}/image.socket", image, "--multifd", "2") as receiver:
+            q.migrate(receiver.uri)
+            equal(receiver.process.wait(120), 2, "exit status")
+            said = receiver.stderr()
+        assert "multifd channel" in said and "compression zlib" in said, said
+        equal(q.cmd("query-status")["status"], "running", "the source's guest")
+
+
+main()

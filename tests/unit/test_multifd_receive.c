@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: MIT */
+/* A destination with further channels, fed with streams and packets made by hand. */
+#include "migrate/multifd_receive.h"
+#include "migrate/ram_sink.h"
+#include "migrate/receive.h"
+#include "move.h"
+#include "stream/multifd.h"
+#include "stream_kit.h"
+
+enum { CHANNELS = 2, PAGES = 16, BLOCK_BYTES = PAGES * MOVE_PAGE };
+
+/* A source in the test's hands: ch[0] is its end of each, ch[1] the destination's. */
+struct rig {
+	struct gr_channel *main[2], *further[CHANNELS][2], *theirs[CHANNELS];
+	struct gr_multifd multifd;
+	struct gr_ram *ram;
+	struct gr_destination *destination;
+	pthread_t thread;
+	int rc;
+	struct gr_error err;
+	struct gr_migrate_stats stats;
+};
+
+static void *run(void *opaque)
+{
+	struct rig *r = opaque;
+
+	r->rc = gr_destination_run(r->destination, &r->err);
+	return NULL;
+}
+
+static void rig_open(struct rig *r, struct gr_ram *ram)
+{
+	struct gr_destination_params params = { .size = sizeof(params) };
+
+	r->ram = ram;
+	move_channels(r->main);
+	for (int i = 0; i < CHANNELS; i++) {
+		move_channels(r->further[i]);
+		r->theirs[i] = r->further[i][1];
+	}
+	r->multifd.channels = r->theirs;
+	r->multifd.count = CHANNELS;
+	params.multifd = &r->multifd;
+	ASSERT_EQ(gr_destination_create(ram, r->main[1], &params, NULL, &r->destination, NULL), 0);
+	ASSERT_EQ(pthread_create(&r->thread, NULL, run, r), 0);
+}
+
+/* The source has closed everything; how the destination ended. */
+static int rig_end(struct rig *r)
+{
+	gr_channel_end_writing(r->main[0]);
+	for (int i = 0; i < CHANNELS; i++) {
+		gr_channel_end_writing(r->further[i][0]);
+	}
+	pthread_join(r->thread, NULL);
+	gr_destination_stats(r->destination, &r->stats);
+	gr_destination_free(r->destination);
+	for (int side = 0; side < 2; side++) {
+		(void)gr_channel_close(r->main[side], NULL);
+		for (int i = 0; i < CHANNELS; i++) {
+			(void)gr_channel_close(r->further[i][side], NULL);
+		}
+	}
+	return r->rc;
+}
+
+/* The same of one that ends by itself, whatever its source still has open. */
+static int rig_fails(struct rig *r)
+{
+	pthread_join(r->thread, NULL);
+	ASSERT_EQ(pthread_create(&r->thread, NULL, run, r), 0); /* it stays the same error */
+	return rig_end(r);
+}
+
+static void say(struct gr_channel *ch, struct kit_bytes *b)
+{
+	/* A destination that has failed already does not read it. */
+	(void)!gr_channel_write_all(ch, b->p, b->n, NULL);
+	kit_free(b);
+}
+
+static void greet(struct rig *r, int i)
+{
+	struct gr_multifd_greeting g = { .id = (uint8_t)i };
+	uint8_t raw[GR_MULTIFD_GREETING_BYTES];
+
+	gr_multifd_greeting_put(&g, raw);
+	(void)!gr_channel_write_all(r->further[i][0], raw, sizeof(raw), NULL);
+}
+
+/* A packet of at most one page, filled with one byte. -1: none. */
+static void packet(struct rig *r, int i, int64_t page, int fill, bool sync)
+{
+	struct gr_multifd_header h = { .sync = sync };
+	uint8_t raw[GR_MULTIFD_HEADER_BYTES_MAX], bytes[MOVE_PAGE];
+
+	if (page >= 0) {
+		memcpy(h.block, "ram", 4);
+		h.offsets[0] = (uint64_t)page * MOVE_PAGE;
+		h.pages = fill != 0;
+		h.zero_pages = fill == 0;
+		h.payload_bytes = h.pages * MOVE_PAGE;
+	}
+	gr_multifd_header_put(&h, MOVE_PAGE, raw);
+	(void)!gr_channel_write_all(r->further[i][0], raw, gr_multifd_header_bytes(MOVE_PAGE),
+				    NULL);
+	memset(bytes, fill, sizeof(bytes));
+	if (h.pages) {
+		(void)!gr_channel_write_all(r->further[i][0], bytes, sizeof(bytes), NULL);
+	}
+}
+
+static void flush(struct kit_bytes *b)
+{
+	kit_be64(b, 0x200);
+}
+
+static void main_start(struct kit_bytes *b, bool flushes)
+{
+	kit_config(b);
+	kit_start(b);
+	kit_be64(b, BLOCK_BYTES | 4);
+	kit_str8(b, "ram");
+	kit_be64(b, BLOCK_BYTES);
+	if (flushes) {
+		flush(b);
+	}
+	kit_eos(b);
+}
+
+static void main_end(struct kit_bytes *b, bool flushes)
+{
+	static const char tail[] = "\0\6\0\0\0\017{\"devices\": []}";
+
+	kit_part(b, 3);
+	if (flushes) {
+		flush(b);
+	}
+	kit_eos(b);
+	kit_raw(b, tail, sizeof(tail) - 1);
+}
+
+static uint8_t *host_of(struct gr_ram *ram)
+{
+	uint8_t *host = NULL;
+	struct gr_ram_block *block;
+
+	gr_rcu_read_lock();
+	block = gr_ram_block_by_id_rcu(ram, "ram");
+	host = block ? block->host : NULL;
+	gr_rcu_read_unlock();
+	return host;
+}
+
+static struct gr_ram *ram_with(bool present)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block *block = move_add(ram, "ram", BLOCK_BYTES, 0, GR_RAM_MEMFD);
+
+	if (present) {
+		memset(block->host, 0xee, BLOCK_BYTES);
+	}
+	return ram;
+}
+
+/* Two rounds over changing channels, zero pages on channels and on the main one. */
+static void whole_move(bool flushes, bool present)
+{
+	struct gr_ram *ram = ram_with(present);
+	struct kit_bytes b = { 0 };
+	struct rig r = { 0 };
+
+	rig_open(&r, ram);
+	main_start(&b, flushes);
+	kit_part(&b, 2);
+	if (flushes) {
+		flush(&b);
+	}
+	kit_eos(&b);
+	kit_part(&b, 2);
+	kit_be64(&b, 3 * MOVE_PAGE | 2);
+	kit_str8(&b, "ram");
+	kit_u8(&b, 0);
+	if (flushes) {
+		flush(&b);
+	}
+	kit_eos(&b);
+	main_end(&b, flushes);
+	say(r.main[0], &b);
+	for (int i = CHANNELS; i-- > 0;) {
+		greet(&r, i);
+		packet(&r, i, -1, 0, true);
+		for (int page = i; page < PAGES; page += 2) {
+			packet(&r, i, page, 10 + page, false);
+		}
+		packet(&r, i, -1, 0, true);
+		packet(&r, i, i == 0 ? 5 : 4, i == 0 ? 100 : 0, true); /* SYNC rides on data */
+		packet(&r, i, -1, 0, false);			       /* and what follows that */
+		packet(&r, i, -1, 0, true);
+	}
+	if (rig_end(&r) != 0) {
+		FAIL("%s", r.err.msg);
+	}
+	for (int page = 0; page < PAGES; page++) {
+		uint8_t want = page == 3 || page == 4 ? 0 : page == 5 ? 100 : (uint8_t)(10 + page);
+
+		ASSERT_EQ(host_of(ram)[page * MOVE_PAGE], want);
+		ASSERT_EQ(host_of(ram)[(page + 1) * MOVE_PAGE - 1], want);
+	}
+	ASSERT_EQ(r.stats.normal_pages, PAGES + 1u);
+	ASSERT_EQ(r.stats.zero_pages, 2u);
+	gr_ram_free(ram);
+}
+
+TEST(pages_of_several_channels_and_rounds_come_together)
+{
+	for (int i = 0; i < 4; i++) {
+		whole_move((i & 1) != 0, (i & 2) != 0);
+	}
+}
+
+/* ---- order ----------------------------------------------------------------------------- */
+
+/* The channels alone, with the test as the main thread. */
+struct meeting {
+	struct rig rig;
+	struct gr_progress progress;
+	struct gr_ram_sink *sink_ram;
+	struct gr_sink sink;
+	struct gr_multifd_receive *m;
+	struct gr_stream_reader *reader;
+};
+
+static ssize_t from_bytes(void *opaque, const struct iovec *iov, int n, struct gr_error *err)
+{
+	struct kit_bytes *b = opaque;
+	size_t some = b->n < iov->iov_len ? b->n : iov->iov_len;
+
+	(void)n, (void)err;
+	memcpy(iov->iov_base, b->p, some);
+	memmove(b->p, b->p + some, b->n - some);
+	b->n -= some;
+	return (ssize_t)some;
+}
+
+static void meeting_open(struct meeting *t, struct kit_bytes *b)
+{
+	struct gr_stream_source source = { from_bytes, b };
+	struct gr_stream_record rec;
+	struct rig *r = &t->rig;
+
+	memset(t, 0, sizeof(*t));
+	r->ram = ram_with(true);
+	move_channels(r->main);
+	for (int i = 0; i < CHANNELS; i++) {
+		move_channels(r->further[i]);
+		r->theirs[i] = r->further[i][1];
+	}
+	r->multifd.channels = r->theirs;
+	r->multifd.count = CHANNELS;
+	gr_progress_init(&t->progress);
+	ASSERT_EQ(gr_ram_sink_create(r->ram, NULL, &t->sink_ram, NULL), 0);
+	t->sink = (struct gr_sink){ &gr_ram_sink_ops, t->sink_ram };
+	ASSERT_EQ(gr_multifd_receive_create(&r->multifd, &t->sink, r->main[1], &t->progress, &t->m,
+					    NULL),
+		  0);
+	main_start(b, false);
+	ASSERT_EQ(gr_stream_reader_create(&source, &t->reader, NULL), 0);
+	do {
+		ASSERT_EQ(gr_stream_next(t->reader, &rec, NULL), 1);
+	} while (rec.kind != GR_STREAM_BLOCKS);
+	ASSERT_EQ(gr_ram_sink_ops.blocks(t->sink_ram, t->reader, NULL), 0);
+	ASSERT_EQ(gr_multifd_receive_blocks(t->m, t->reader, NULL), 0);
+	ASSERT_EQ(gr_multifd_receive_start(t->m, MOVE_PAGE, NULL), 0);
+}
+
+static void meeting_close(struct meeting *t, struct kit_bytes *b)
+{
+	gr_multifd_receive_free(t->m);
+	gr_stream_reader_free(t->reader);
+	gr_ram_sink_free(t->sink_ram);
+	gr_progress_destroy(&t->progress);
+	for (int side = 0; side < 2; side++) {
+		(void)gr_channel_close(t->rig.main[side], NULL);
+		for (int i = 0; i < CHANNELS; i++) {
+			(void)gr_channel_close(t->rig.further[i][side], NULL);
+		}
+	}
+	gr_ram_free(t->rig.ram);
+	kit_free(b);
+}
+
+TEST(a_page_of_the_next_round_waits_for_the_other_channels)
+{
+	struct kit_bytes b = { 0 };
+	struct meeting t;
+	struct gr_error err;
+	uint8_t *page;
+
+	meeting_open(&t, &b);
+	page = host_of(t.rig.ram) + 7 * MOVE_PAGE;
+	for (int i = 0; i < CHANNELS; i++) {
+		greet(&t.rig, i);
+		packet(&t.rig, i, -1, 0, true);
+	}
+	ASSERT_EQ(gr_multifd_receive_sync(t.m, &err), 0);
+	gr_multifd_receive_release(t.m);
+	/* Channel 1 is ahead: it has the page's newer bytes, channel 0 not even the older ones. */
+	packet(&t.rig, 1, -1, 0, true);
+	packet(&t.rig, 1, 7, 2, false);
+	while (gr_multifd_receive_parked(t.m) == 0 &&
+	       __atomic_load_n(page, __ATOMIC_RELAXED) != 2) {
+		usleep(1000);
+	}
+	packet(&t.rig, 0, 7, 1, true);
+	ASSERT_EQ(gr_multifd_receive_sync(t.m, &err), 0);
+	ASSERT_EQ(*page, 1);
+	gr_multifd_receive_release(t.m);
+	packet(&t.rig, 0, -1, 0, true);
+	packet(&t.rig, 1, -1, 0, true);
+	ASSERT_EQ(gr_multifd_receive_sync(t.m, &err), 0);
+	ASSERT_EQ(*page, 2);
+	gr_multifd_receive_release(t.m);
+	meeting_close(&t, &b);
+}
+
+TEST(the_main_channel_waits_for_every_further_one)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_error err = { 0 };
+	struct meeting t;
+
+	meeting_open(&t, &b);
+	greet(&t.rig, 0);
+	greet(&t.rig, 1);
+	packet(&t.rig, 0, -1, 0, true);
+	gr_channel_end_writing(t.rig.further[1][0]); /* it will never say SYNC */
+	ASSERT_EQ(gr_multifd_receive_sync(t.m, &err), -EPIPE);
+	ASSERT_HAS(err.msg, "multifd channel 1");
+	meeting_close(&t, &b);
+}
+
+static void *abort_it(void *opaque)
+{
+	gr_multifd_receive_abort(opaque);
+	return NULL;
+}
+
+TEST(a_cancel_wakes_who_waits_for_a_channel)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_error err = { 0 };
+	struct meeting t;
+	pthread_t thread;
+
+	meeting_open(&t, &b);
+	ASSERT_EQ(pthread_create(&thread, NULL, abort_it, t.m), 0);
+	ASSERT_EQ(gr_multifd_receive_sync(t.m, &err), -ECANCELED);
+	pthread_join(thread, NULL);
+	meeting_close(&t, &b);
+}
+
+/* ---- hostile sources ------------------------------------------------------------------- */
+
+struct evil {
+	const char *words;
+	int code;
+	size_t at; /* in the header of channel 1's first packet with a page */
+	uint32_t value;
+};
+
+static void try_evil(const struct evil *e)
+{
+	struct gr_multifd_header h = { .pages = 1, .block = "ram", .payload_bytes = MOVE_PAGE };
+	uint8_t raw[GR_MULTIFD_HEADER_BYTES_MAX];
+	struct gr_ram *ram = ram_with(true);
+	struct kit_bytes b = { 0 };
+	struct rig r = { 0 };
+
+	rig_open(&r, ram);
+	main_start(&b, true);
+	say(r.main[0], &b); /* and nothing more: it is the further channel that must end it */
+	for (int i = 0; i < CHANNELS; i++) {
+		greet(&r, i);
+		packet(&r, i, -1, 0, true);
+	}
+	gr_multifd_header_put(&h, MOVE_PAGE, raw);
+	gr_put_be32(raw + e->at, e->value);
+	(void)!gr_channel_write_all(r.further[1][0], raw, gr_multifd_header_bytes(MOVE_PAGE), NULL);
+	ASSERT_EQ(rig_fails(&r), e->code);
+	ASSERT_HAS(r.err.msg, "multifd channel 1");
+	ASSERT_HAS(r.err.msg, e->words);
+	ASSERT(r.stats.state == GR_MIGRATE_FAILED);
+	for (size_t i = 0; i < BLOCK_BYTES; i++) {
+		ASSERT_EQ(host_of(ram)[i], 0xee);
+	}
+	gr_ram_free(ram);
+}
+
+TEST(a_hostile_packet_ends_the_move_with_its_channel_named_and_places_nothing)
+{
+	static const struct evil all[] = {
+		{ "0x51", -EBADMSG, 0, 0x51515151 },
+		{ "200 pages", -EBADMSG, 16, 200 },
+		{ "not a page", -EBADMSG, 324, BLOCK_BYTES },
+		{ "not a page", -EBADMSG, 324, 8 },
+		{ "not a page", -EBADMSG, 320, UINT32_MAX },
+		{ "'ramp', which was not announced", -EBADMSG, 64, 0x72616d70 },
+		{ "compression zlib", -EBADMSG, 8, 1 << 1 },
+		{ "device", -EOPNOTSUPP, 8, 1 << 6 },
+	};
+
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		try_evil(&all[i]);
+	}
+}
+
+TEST(pages_before_the_first_meeting_are_refused)
+{
+	struct gr_ram *ram = ram_with(true);
+	struct rig r = { 0 };
+	struct kit_bytes b = { 0 };
+
+	rig_open(&r, ram);
+	main_start(&b, true);
+	say(r.main[0], &b);
+	greet(&r, 0);
+	packet(&r, 0, 3, 7, false);
+	ASSERT_EQ(rig_fails(&r), -EBADMSG);
+	ASSERT_HAS(r.err.msg, "before the first SYNC");
+	ASSERT_EQ(host_of(ram)[3 * MOVE_PAGE], 0xee);
+	gr_ram_free(ram);
+}
+
+static void greet_as(struct rig *r, int i, unsigned int id, unsigned int uuid)
+{
+	struct gr_multifd_greeting g = { .id = (uint8_t)id, .uuid = { (uint8_t)uuid } };
+	uint8_t raw[GR_MULTIFD_GREETING_BYTES];
+
+	gr_multifd_greeting_put(&g, raw);
+	(void)!gr_channel_write_all(r->further[i][0], raw, sizeof(raw), NULL);
+}
+
+static void bad_greetings(unsigned int id, unsigned int uuid, const char *words)
+{
+	struct gr_ram *ram = ram_with(false);
+	struct kit_bytes b = { 0 };
+	struct rig r = { 0 };
+
+	rig_open(&r, ram);
+	main_start(&b, true);
+	say(r.main[0], &b);
+	greet_as(&r, 0, 0, 1);
+	greet_as(&r, 1, id, uuid);
+	ASSERT_EQ(rig_fails(&r), -EBADMSG);
+	ASSERT_HAS(r.err.msg, words);
+	gr_ram_free(ram);
+}
+
+TEST(channels_are_of_one_machine_and_have_each_its_number)
+{
+	bad_greetings(2, 1, "number 2 of 2");
+	bad_greetings(0, 1, "twice");
+	bad_greetings(1, 2, "UUID");
+}
+
+TEST(ram_that_ends_without_a_last_meeting_is_refused)
+{
+	struct gr_ram *ram = ram_with(false);
+	struct kit_bytes b = { 0 };
+	struct rig r = { 0 };
+
+	rig_open(&r, ram);
+	main_start(&b, true);
+	main_end(&b, false);
+	say(r.main[0], &b);
+	for (int i = 0; i < CHANNELS; i++) {
+		greet(&r, i);
+		packet(&r, i, -1, 0, true);
+	}
+	ASSERT_EQ(rig_end(&r), -EBADMSG);
+	ASSERT_HAS(r.err.msg, "without MULTIFD_FLUSH");
+	gr_ram_free(ram);
+}
+
+TEST(a_channel_that_breaks_off_ends_the_move)
+{
+	for (size_t cut = 0; cut < 1344 + MOVE_PAGE; cut += 331) {
+		struct gr_multifd_header h = { .pages = 1, .block = "ram" };
+		uint8_t raw[1344 + MOVE_PAGE] = { 0 };
+		struct gr_ram *ram = ram_with(true);
+		struct kit_bytes b = { 0 };
+		struct rig r = { 0 };
+
+		rig_open(&r, ram);
+		main_start(&b, true);
+		main_end(&b, true);
+		say(r.main[0], &b);
+		for (int i = 0; i < CHANNELS; i++) {
+			greet(&r, i);
+			packet(&r, i, -1, 0, true);
+		}
+		gr_multifd_header_put(&h, MOVE_PAGE, raw);
+		(void)!gr_channel_write_all(r.further[1][0], raw, cut, NULL);
+		ASSERT_EQ(rig_end(&r), -EPIPE);
+		ASSERT_HAS(r.err.msg, "multifd channel");
+		gr_ram_free(ram);
+	}
+}
+
+TEST(cancelling_a_destination_wakes_all_its_threads)
+{
+	struct gr_ram *ram = ram_with(false);
+	struct kit_bytes b = { 0 };
+	struct rig r = { 0 };
+
+	rig_open(&r, ram);
+	main_start(&b, true);
+	say(r.main[0], &b);
+	greet(&r, 0);
+	packet(&r, 0, -1, 0, true);
+	gr_destination_cancel(r.destination);
+	ASSERT_EQ(rig_fails(&r), -ECANCELED);
+	ASSERT(r.stats.state == GR_MIGRATE_CANCELLED);
+	gr_ram_free(ram);
+}
+
+TEST_MAIN()
