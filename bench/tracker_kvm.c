@@ -6,6 +6,7 @@
 #include "bench/flat.h"
 #include "bench/harness.h"
 #include "bench/tracker.h"
+#include "guest/segments.h"
 #include <endian.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -107,14 +108,6 @@ static struct vm *vm_create(struct watched *w)
 
 static void vm_add_vcpu(struct vm *vm)
 {
-	struct kvm_segment data = { .limit = 0xffffffff,
-				    .selector = 16,
-				    .type = 3,
-				    .present = 1,
-				    .db = 1,
-				    .s = 1,
-				    .g = 1 };
-	struct kvm_segment text = data;
 	struct kvm_sregs s;
 
 	vm->vcpu = ioctl(vm->fd, KVM_CREATE_VCPU, 0);
@@ -122,12 +115,8 @@ static void vm_add_vcpu(struct vm *vm)
 	vm->run_bytes = (size_t)ioctl(vm->kvm, KVM_GET_VCPU_MMAP_SIZE, 0);
 	vm->run = mmap(NULL, vm->run_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, vm->vcpu, 0);
 	must(vm->run != MAP_FAILED, "a vCPU's memory");
-	text.selector = 8;
-	text.type = 11;
 	must(ioctl(vm->vcpu, KVM_GET_SREGS, &s) == 0, "registers");
-	s.cr0 |= 1;
-	s.cs = text;
-	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	guest_flat_segments(&s);
 	must(ioctl(vm->vcpu, KVM_SET_SREGS, &s) == 0, "registers");
 }
 

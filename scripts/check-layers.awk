@@ -13,7 +13,7 @@ BEGIN {
 	# The customers of the library: public headers and their own files, nothing of src/.
 	allow["vmm"]     = "vmm guest"
 	allow["tool"]    = "vmm tool"
-	allow["bench"]   = "bench"
+	allow["bench"]   = "bench guest"
 	allow["examples"] = ""
 }
 match($0, /^#[ \t]*include[ \t]+"[a-z]+\//) {

@@ -17,6 +17,7 @@ static const struct verb *const verbs[] = {
 	&verb_receive,
 	&verb_send,
 	&verb_relay,
+	&verb_snapshot,
 	&verb_info,
 	&verb_extract,
 	&verb_features,

@@ -42,6 +42,7 @@ extern const struct verb verb_receive;
 extern const struct verb verb_relay;
 extern const struct verb verb_run;
 extern const struct verb verb_send;
+extern const struct verb verb_snapshot;
 
 /**
  * Say what went wrong, on stderr, in one line that begins with the tool's name.

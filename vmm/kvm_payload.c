@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "kvm_payload.h"
 #include "guest/payload.h"
+#include "guest/segments.h"
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
@@ -153,26 +154,15 @@ int vmm_payload_install(struct gr_ram *ram, const struct vmm_workload *wl, unsig
 
 void vmm_payload_registers(unsigned int v, struct kvm_regs *regs, struct kvm_sregs *sregs)
 {
-	const struct kvm_segment data = { .limit = UINT32_MAX,
-					  .selector = 16,
-					  .type = 3,
-					  .present = 1,
-					  .db = 1,
-					  .s = 1,
-					  .g = 1 };
-
 	*regs = (struct kvm_regs){
 		.rip = VMM_ACCEL_GPA,
 		.rflags = 2,
 		.rbp = mailbox_gpa(v),
 		.r13 = UINT64_MAX, /* no word of operation 0 is done */
 	};
-	sregs->cs = data;
-	sregs->cs.selector = 8;
-	sregs->cs.type = 11;
+	guest_flat_segments(sregs);
 	sregs->cs.db = 0;
 	sregs->cs.l = 1;
-	sregs->ds = sregs->es = sregs->fs = sregs->gs = sregs->ss = data;
 	sregs->idt.limit = 0;	 /* an exception is the end */
 	sregs->cr0 = 0x80000033; /* PG, NE, ET, MP, PE */
 	sregs->cr3 = page_gpa(PAYLOAD_PML4_PAGE);

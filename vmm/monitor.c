@@ -3,6 +3,7 @@
 #include "dirty_rate.h"
 #include "human.h"
 #include "qmp.h"
+#include "snapshot.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -25,6 +26,7 @@ struct monitor {
 	struct gr_loop_handler *changed_handler;
 	struct vmm_dirty_rate *dirty_rate;
 	struct vmm_move *out, *in; /* the last move out; the move in until it has ended */
+	struct vmm_snapshot *snapshot; /* the last one */
 	bool autostart;
 	int status; /* why the loop was stopped: 0 or an error, with... */
 	struct gr_error why_stopped;
@@ -174,6 +176,9 @@ static int do_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error 
 	if (monitor->out && !vmm_move_ended(monitor->out, &status, NULL)) {
 		return gr_error_set(err, -EBUSY, "There's a migration process in progress");
 	}
+	if (monitor->snapshot && !vmm_snapshot_ended(monitor->snapshot)) {
+		return gr_error_set(err, -EBUSY, "a snapshot is being taken");
+	}
 	rc = vmm_move_out(monitor->machine, uri, &params, &move, err);
 	if (rc < 0) {
 		return rc;
@@ -193,6 +198,48 @@ static int do_migrate_cancel(void *opaque, json_t *args, json_t **ret, struct gr
 	if (monitor->out) {
 		vmm_move_cancel(monitor->out);
 	}
+	return 0;
+}
+
+static int do_snapshot(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	struct vmm_snapshot *snapshot;
+	int status, rc;
+
+	(void)ret;
+	if ((monitor->snapshot && !vmm_snapshot_ended(monitor->snapshot)) ||
+	    (monitor->out && !vmm_move_ended(monitor->out, &status, NULL))) {
+		return gr_error_set(err, -EBUSY, "a snapshot or a migration is in progress");
+	}
+	rc = vmm_snapshot_begin(monitor->machine, args, &snapshot, err);
+	if (rc == 0) {
+		vmm_snapshot_free(monitor->snapshot);
+		monitor->snapshot = snapshot;
+	}
+	return rc;
+}
+
+static int do_snapshot_cancel(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)ret;
+	(void)err;
+	if (monitor->snapshot) {
+		vmm_snapshot_cancel(monitor->snapshot);
+	}
+	return 0;
+}
+
+static int do_query_snapshot(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)err;
+	*ret = monitor->snapshot ? vmm_snapshot_query(monitor->snapshot) : NULL;
 	return 0;
 }
 
@@ -563,7 +610,10 @@ static const struct vmm_qmp_command commands[] = {
 	{ "x-query-heartbeat", "", do_query_heartbeat },
 	{ "x-query-ops", "", do_query_ops },
 	{ "x-query-registers", "", do_query_registers },
+	{ "x-query-snapshot", "", do_query_snapshot },
 	{ "x-set-rate", "bytes-per-second", do_set_rate },
+	{ "x-snapshot", VMM_SNAPSHOT_ARGUMENTS, do_snapshot },
+	{ "x-snapshot-cancel", "", do_snapshot_cancel },
 	{ NULL, NULL, NULL },
 };
 
@@ -706,6 +756,7 @@ static int run(struct monitor *monitor, struct gr_error *err)
 	rc = rc < 0 ? rc : serve(monitor, err);
 	vmm_move_free(monitor->in);
 	vmm_move_free(monitor->out);
+	vmm_snapshot_free(monitor->snapshot);
 	vmm_dirty_rate_free(monitor->dirty_rate);
 	vmm_machine_free(monitor->machine);
 	if (monitor->changed_handler) {

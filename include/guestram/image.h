@@ -245,5 +245,112 @@ GR_EXPORT GR_MUST_CHECK int gr_image_load(struct gr_image *image, struct gr_ram 
 					  struct gr_image_stats *ret_stats, struct gr_error *err)
 	GR_EXCLUDES(gr_rcu_section);
 
+/** A machine that runs while its memory still comes from an image. */
+struct gr_image_resume;
+
+/** How far it is. */
+enum gr_image_resume_state {
+	GR_IMAGE_RESUME_LOADING,
+	GR_IMAGE_RESUME_COMPLETED, /**< all memory is there: the image is not needed any more */
+	GR_IMAGE_RESUME_FAILED,    /**< something could not be read; gr_image_resume_retry() */
+};
+
+/** How to resume. Zero what you do not set. */
+struct gr_image_resume_params {
+	size_t size;             /**< sizeof(struct gr_image_resume_params) */
+	const char *machine;     /**< expected machine name; NULL: any */
+	/** Who will touch the memory before it is complete (enum gr_writers of guestram/track.h; here readers
+	 *  count as well). */
+	unsigned int writers;
+	unsigned int threads;    /**< that load ahead; at least 1, at most 16 */
+	uint64_t bandwidth_bytes_per_s_max; /**< of loading ahead; 0: no limit */
+	bool direct;             /**< read around the page cache where that is possible */
+};
+
+/**
+ * Load an image's devices and let the machine run at once; its memory comes while it runs. Who touches a
+ * page that has not come waits for it alone; threads load the others ahead. It takes some milliseconds
+ * whatever the machine's size.
+ *
+ * What the machine had before is gone. Blocks that cannot be waited for (huge pages, files, the caller's
+ * memory; GR_RAM_PREALLOC, GR_RAM_LOCK) are loaded before it returns.
+ *
+ * Until it is completed a migration, a live snapshot and gr_image_save() of the machine fail with -EBUSY,
+ * and so does tracking by userfaultfd; KVM's trackers, software marks and discards work as ever.
+ *
+ * A page that cannot be read: nothing is made up and nobody gets a signal. Who touched it waits, the state is
+ * FAILED, gr_image_resume_wait() says what and where, and gr_image_resume_retry() tries again once the
+ * reason is mended. If it cannot be mended the machine is lost: end the process.
+ *
+ *     gr_image_open("vm.ram", &image, &err);
+ *     gr_image_resume_start(image, ram, &params, &ops, &resume, &err);
+ *     ... the machine runs ...
+ *     gr_image_resume_wait(resume, UINT64_MAX, &err);   // or gr_image_resume_fd() in a loop
+ *     gr_image_resume_end(resume, &err);
+ *     gr_image_close(image);
+ *
+ * @param image      Borrowed until gr_image_resume_end(). Its file must not be changed meanwhile.
+ * @param ram        A machine that does not run. Nobody else uses its memory.
+ * @param params     Copied.
+ * @param ops        load, complete and block_add are as for a destination. May be NULL.
+ * @param ret_resume Set on success only.
+ * @param err        May be NULL.
+ * @return 0: the machine may run; or a negative errno: it must not, its RAM is undefined.
+ * @errors  As gr_image_load(), and -ENOTSUP, -EPERM no userfaultfd here, with the reason: load it at once;
+ *          -EINVAL a writer that cannot be made to wait: others than this process, and without privilege all
+ *          but GR_WRITERS_STORES; -EBUSY the memory is tracked by userfaultfd, or loading already.
+ * @context Outside a read-side section. Starts threads.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_image_resume_start(struct gr_image *image, struct gr_ram *ram,
+						  const struct gr_image_resume_params *params,
+						  const struct gr_destination_ops *ops,
+						  struct gr_image_resume **ret_resume,
+						  struct gr_error *err) GR_EXCLUDES(gr_rcu_section);
+
+/** @param resume It. @return A descriptor that is readable while it is completed or failed. @context Any. */
+GR_EXPORT int gr_image_resume_fd(const struct gr_image_resume *resume);
+
+/**
+ * Wait until it is completed or failed.
+ * @param resume     It.
+ * @param timeout_ns How long at most.
+ * @param err        May be NULL.
+ * @return 0: completed; -ETIMEDOUT; or why it failed, with block and place in the file.
+ * @context Any thread, outside a read-side section.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_image_resume_wait(struct gr_image_resume *resume,
+						 uint64_t timeout_ns, struct gr_error *err);
+
+/** Try again what failed; those who wait go on if it succeeds. @param resume It. @context Any thread. */
+GR_EXPORT void gr_image_resume_retry(struct gr_image_resume *resume);
+
+/** Counters. */
+struct gr_image_resume_stats {
+	enum gr_image_resume_state state;
+	uint64_t total_bytes;     /**< what had to come while it runs */
+	uint64_t left_bytes;      /**< what has not come yet */
+	uint64_t discarded_bytes; /**< what was thrown away before it came */
+	uint64_t touches;         /**< pages that somebody waited for */
+	uint64_t start_ns;        /**< how long gr_image_resume_start() took */
+	uint64_t total_ns;        /**< from there until it was completed or failed, or until now */
+	bool direct;              /**< reads go around the page cache */
+	char why_not_direct[96];  /**< if that was asked for and is not so: why; else "" */
+};
+
+/** @param resume It. @param ret_stats Filled. @context Any thread. */
+GR_EXPORT void gr_image_resume_stats(struct gr_image_resume *resume,
+				     struct gr_image_resume_stats *ret_stats);
+
+/**
+ * End it and free it. Before it is completed this is the end of the machine: what has not come reads as
+ * zero from then on, also for those who wait.
+ * @param resume May be NULL.
+ * @param err    May be NULL.
+ * @return 0: all memory had come. -ECANCELED: it had not.
+ * @context Outside a read-side section; no other thread uses it. Before gr_ram_free().
+ */
+GR_EXPORT int gr_image_resume_end(struct gr_image_resume *resume, struct gr_error *err)
+	GR_EXCLUDES(gr_rcu_section);
+
 GR_END_DECLS
 #endif

@@ -91,6 +91,11 @@ struct gr_tracker_params {
 	struct gr_kvm_memory *kvm; /**< GR_TRACKER_KVM_LOG and _RING: the machine's slots */
 	uint32_t ring_entries;     /**< GR_TRACKER_KVM_RING: pages per vCPU's ring, a power of
 				    *   two; 0: 4096 */
+	/** GR_TRACKER_KVM_LOG: the first sync reports all pages, and until then none is protected
+	 *  (KVM_DIRTY_LOG_INITIALLY_SET). The start costs the guest nothing, and each page is
+	 *  protected when it is read first: for a machine whose consumers begin full, as
+	 *  migrations do. -ENOTSUP where KVM does not have it. */
+	bool log_initially_set;
 };
 
 /**

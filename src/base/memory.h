@@ -10,18 +10,6 @@ size_t gr_page_bytes(void);
 /* How many processors run threads: 1 where that cannot be told. */
 unsigned int gr_cpus(void);
 
-/* Of a huge page, on most hosts. */
-enum { GR_HUGE_BYTES = 2 << 20 };
-
-/*
- * How much to take for so many bytes: whole pages; whole huge ones if there are any, since
- * a mapping of that size is put where huge pages fit.
- */
-static inline size_t gr_pages_round(size_t bytes)
-{
-	return GR_ROUND_UP(bytes, bytes < GR_HUGE_BYTES ? gr_page_bytes() : (size_t)GR_HUGE_BYTES);
-}
-
 /* Zeroes that cost address space only, until they are touched. NULL: none left. */
 void *gr_pages_alloc(size_t bytes);
 void gr_pages_free(void *pages, size_t bytes);

@@ -21,52 +21,40 @@ static_assert((uint64_t)GR_BITS_CHUNKS_MAX *
 		      PTRDIFF_MAX,
 	      "mapping_bytes() does not wrap");
 
-/* Chunks that come together have two mappings: their heads, and their sums before their leaves. */
-static size_t heads_bytes(size_t n)
+/* Of one mapping: the heads of n chunks, then their sums, then their leaves. */
+static size_t sums_at(size_t n)
 {
-	return GR_ROUND_UP(n * sizeof(struct gr_dirty_head), gr_page_bytes());
+	return GR_ROUND_UP(n * sizeof(struct gr_dirty_head), (size_t)GR_CACHE_LINE);
 }
 
 static size_t leaves_at(size_t n)
 {
-	return GR_ROUND_UP(n * GR_BITS_GROUPS * sizeof(uint64_t), gr_page_bytes());
-}
-
-static size_t bytes_of(size_t n)
-{
-	return leaves_at(n) + n * GR_DIRTY_LEAVES * sizeof(uint64_t);
+	return GR_ROUND_UP(sums_at(n) + n * GR_BITS_GROUPS * sizeof(uint64_t), gr_page_bytes());
 }
 
 static size_t mapping_bytes(size_t n)
 {
-	return gr_pages_round(bytes_of(n));
+	return leaves_at(n) + n * GR_DIRTY_LEAVES * sizeof(uint64_t);
 }
 
 /* Zeroes, which cost nothing until they are touched. 0 or -ENOMEM. */
 static int chunks_create(struct gr_dirty_chunk *chunk, size_t n)
 {
-	struct gr_dirty_head *heads = n ? gr_pages_alloc(heads_bytes(n)) : NULL;
-	unsigned char *mapping = heads ? gr_pages_alloc(mapping_bytes(n)) : NULL;
+	unsigned char *mapping = n ? gr_pages_alloc(mapping_bytes(n)) : NULL;
 
 	if (n && !mapping) {
-		if (heads) {
-			gr_pages_free(heads, heads_bytes(n));
-		}
 		return -ENOMEM;
 	}
 	if (mapping) {
 		/*
 		 * A wish, for those of 64 GiB and more. With pages of 4 KiB each line that a
 		 * harvest of few pages in much memory touches is a miss of the translation as well.
-		 * No huge page for a few lines at the end, nor for the heads: a range as large as
-		 * a block touches those alone, and would wait for a huge page to be cleared.
 		 */
-		(void)gr_memory_advise(mapping, bytes_of(n) & ~(size_t)(GR_HUGE_BYTES - 1),
-				       GR_MEMORY_THP);
+		(void)gr_memory_advise(mapping, mapping_bytes(n), GR_MEMORY_THP);
 	}
 	for (size_t i = 0; i < n; i++) {
-		chunk[i].head = heads + i;
-		chunk[i].sum = (uint64_t *)(void *)mapping + i * GR_BITS_GROUPS;
+		chunk[i].head = (struct gr_dirty_head *)(void *)mapping + i;
+		chunk[i].sum = (uint64_t *)(void *)(mapping + sums_at(n)) + i * GR_BITS_GROUPS;
 		chunk[i].leaf = (uint64_t *)(void *)(mapping + leaves_at(n)) + i * GR_DIRTY_LEAVES;
 		chunk[i].together = i == 0 ? n : 0;
 	}
@@ -78,8 +66,7 @@ static void chunks_free(struct gr_dirty_chunk *chunk, size_t n)
 	for (size_t i = 0, together; i < n; i += together) {
 		together = chunk[i].together;
 		GR_ASSERT(together > 0 && together <= n - i);
-		gr_pages_free(chunk[i].head, heads_bytes(together));
-		gr_pages_free(chunk[i].sum, mapping_bytes(together));
+		gr_pages_free(chunk[i].head, mapping_bytes(together));
 	}
 }
 

@@ -32,8 +32,8 @@
  * prefetches, which processors drop when they miss the page's translation too, and here they do.
  * The values that are loaded mean nothing.
  */
-enum { AHEAD = 256 };
-/* Those of a group behind them come in order, which the processor sees for itself. */
+enum { AHEAD = 64 };
+/* Of a group that has more lines they come in order, which the processor sees for itself. */
 enum { LINES_AHEAD = 8 };
 
 /* A group whose top bit was taken. */
@@ -152,33 +152,21 @@ static void take_wholes(struct harvest *h, const struct gr_dirty_chunk *c, size_
 	}
 }
 
-/* What the first exchanges will wait for, in short loops: so many are under way at once. */
-static void ask_for_sums(const struct harvest *h)
-{
-	for (unsigned int n = 0; n < h->groups; n++) {
-		(void)gr_load_relaxed(&h->group[n].c->sum[h->group[n].v]);
-	}
-	for (unsigned int n = 0; h->to && n < h->groups; n++) {
-		const struct group *g = &h->group[n];
-
-		(void)gr_load_relaxed(&h->to->chunk[g->chunk].group[g->v].block);
-	}
-}
-
 static void ask_for_leaves(const struct group *g)
 {
-	const uint64_t *leaf = &g->c->leaf[g->v * GR_BITS_GROUP_LINES * GR_BITS_LINE_WORDS];
-	uint64_t y = g->lines;
+	if (gr_bits_in(g->lines) > LINES_AHEAD) {
+		return;
+	}
+	for (uint64_t y = g->lines; y; y &= y - 1) {
+		unsigned int line = g->v * GR_BITS_GROUP_LINES + gr_bits_first(y);
 
-	for (unsigned int n = 0; y && n < LINES_AHEAD; n++, y &= y - 1) {
-		(void)gr_load_relaxed(&leaf[gr_bits_first(y) * GR_BITS_LINE_WORDS]);
+		(void)gr_load_relaxed(&g->c->leaf[line * GR_BITS_LINE_WORDS]);
 	}
 }
 
 /* H1: what the groups have that have come together, sums before leaves. */
 static void take_all(struct harvest *h)
 {
-	ask_for_sums(h);
 	for (unsigned int n = 0; n < h->groups; n++) {
 		struct group *g = &h->group[n];
 
@@ -210,6 +198,10 @@ static void take_all(struct harvest *h)
 static void take_later(struct harvest *h, const struct gr_dirty_chunk *c, size_t chunk,
 		       unsigned int v)
 {
+	(void)gr_load_relaxed(&c->sum[v]);
+	if (h->to) {
+		(void)gr_load_relaxed(&h->to->chunk[chunk].group[v].any);
+	}
 	h->group[h->groups++] = (struct group){ .c = c, .chunk = chunk, .v = v };
 	if (h->groups == AHEAD) {
 		take_all(h);

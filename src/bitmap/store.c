@@ -39,7 +39,7 @@ static_assert((uint64_t)GR_BITS_CHUNKS_MAX * CHUNK_BYTES <= PTRDIFF_MAX,
 
 static size_t mapping_bytes(size_t chunks)
 {
-	return gr_pages_round(chunks * CHUNK_BYTES);
+	return GR_ROUND_UP(chunks * CHUNK_BYTES, gr_page_bytes());
 }
 
 int gr_bits_init(struct gr_bits *bits)
@@ -66,18 +66,11 @@ void gr_bits_destroy(struct gr_bits *bits)
 /* One mapping for n chunks, so that a terabyte is added in one system call: groups, then lines. */
 static int chunks_create(struct gr_bits_chunk *chunk, size_t n)
 {
-	size_t group_bytes = n * GR_BITS_GROUPS * sizeof(struct gr_bits_group);
 	struct gr_bits_group *groups = gr_pages_alloc(mapping_bytes(n));
 	struct gr_bits_line *lines;
 
 	if (!groups) {
 		return -ENOMEM;
-	}
-	if (group_bytes >= GR_HUGE_BYTES) {
-		/* A wish, for 8 TiB and more. Without it the groups of few pages in much memory are
-		 * as many misses of the translation. */
-		(void)gr_memory_advise(groups, GR_ROUND_UP(group_bytes, (size_t)GR_HUGE_BYTES),
-				       GR_MEMORY_THP);
 	}
 	lines = (void *)(groups + n * GR_BITS_GROUPS);
 	for (size_t i = 0; i < n; i++) {

@@ -16,6 +16,7 @@
 #include "migrate/holes.h"
 #include "migrate/place.h"
 #include "migrate/ram_sink.h"
+#include "ram/ram.h"
 #include <errno.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -24,7 +25,7 @@ enum { BUFFER_BYTES = 256 << 10 };
 
 struct load {
 	struct gr_image *image;
-	struct gr_image_members members; /* one for each of the image's parts */
+	struct gr_image_members *members; /* one for each of the image's parts */
 	enum gr_place_how *how;
 	struct gr_placer placer;
 	struct gr_direct direct;
@@ -93,7 +94,7 @@ static int place(struct loader *w, uint32_t index, uint64_t offset, uint64_t end
 		 struct gr_error *err)
 {
 	const struct gr_image_part *part = &w->load->image->parts[index];
-	struct gr_ram_block *block = w->load->members.of[index].block;
+	struct gr_ram_block *block = w->load->members->of[index].block;
 	uint32_t size = w->load->image->page_bytes;
 
 	for (uint64_t n; offset < end; offset += n) {
@@ -134,9 +135,9 @@ static void clear(struct loader *w, struct gr_ram_block *block, uint64_t offset,
 static int load_piece(struct loader *w, uint64_t piece, struct gr_error *err)
 {
 	uint64_t offset, end;
-	uint32_t index = gr_image_members_piece(&w->load->members, piece, &offset, &end);
+	uint32_t index = gr_image_members_piece(w->load->members, piece, &offset, &end);
 	const struct gr_image_part *part = &w->load->image->parts[index];
-	struct gr_ram_block *block = w->load->members.of[index].block;
+	struct gr_ram_block *block = w->load->members->of[index].block;
 	uint32_t size = w->load->image->page_bytes;
 
 	for (uint64_t at; offset < end; offset = at) {
@@ -188,30 +189,39 @@ static int load_pieces(struct gr_parallel *p, struct gr_error *err)
 	return rc;
 }
 
-static int load_pages(struct load *l, const struct gr_image_load_params *params,
-		      struct gr_error *err)
+int gr_image_load_members(struct gr_image *image, struct gr_image_members *m, unsigned int threads,
+			  bool direct, struct gr_image_stats *stats, struct gr_error *err)
 {
-	struct gr_parallel p = { .work = load_pieces, .opaque = l };
+	struct load l = { .image = image, .members = m };
+	struct gr_parallel p = { .work = load_pieces, .opaque = &l };
 	int rc;
 
-	l->how = calloc(l->members.count, sizeof(*l->how));
-	if (!l->how) {
+	l.how = calloc(m->count, sizeof(*l.how));
+	if (!l.how) {
 		return gr_error_set(err, -ENOMEM, "out of memory");
 	}
-	gr_image_members_cut(&l->members, l->image->page_bytes);
-	p.pieces = l->members.pieces;
-	gr_direct_open(&l->direct, l->image->fd, params->direct, false);
-	gr_placer_init(&l->placer);
-	for (uint32_t i = 0; i < l->members.count; i++) {
-		l->how[i] =
-			gr_placer_begin(&l->placer, l->members.of[i].block, l->image->page_bytes);
+	gr_image_members_cut(m, image->page_bytes);
+	p.pieces = m->pieces;
+	gr_direct_open(&l.direct, image->fd, direct, false);
+	gr_placer_init(&l.placer);
+	for (uint32_t i = 0; i < m->count; i++) {
+		if (m->of[i].bytes > 0) {
+			l.how[i] = gr_placer_begin(&l.placer, m->of[i].block, image->page_bytes);
+		}
 	}
-	rc = gr_parallel_run(&p, params->threads, err);
-	for (uint32_t i = 0; i < l->members.count; i++) {
-		gr_placer_end(&l->placer, l->members.of[i].block, l->how[i]);
+	rc = gr_parallel_run(&p, threads, err);
+	for (uint32_t i = 0; i < m->count; i++) {
+		if (m->of[i].bytes > 0) {
+			gr_placer_end(&l.placer, m->of[i].block, l.how[i]);
+		}
 	}
-	gr_placer_destroy(&l->placer);
-	free(l->how);
+	gr_placer_destroy(&l.placer);
+	free(l.how);
+	stats->data_pages = l.data_pages;
+	stats->zero_pages = l.zero_pages;
+	stats->direct = gr_direct_is_on(&l.direct);
+	gr_direct_why(&l.direct, stats->why_not_direct, sizeof(stats->why_not_direct));
+	gr_direct_close(&l.direct);
 	return rc;
 }
 
@@ -238,7 +248,7 @@ int gr_image_load(struct gr_image *image, struct gr_ram *ram,
 {
 	static const struct gr_image_load_params none = { .size = sizeof(none) };
 	static const struct gr_destination_ops no_ops = { 0 };
-	struct load l = { .image = image, .direct = { .direct_fd = -1 } };
+	struct gr_image_members members = { 0 };
 	struct gr_image_stats stats = { 0 };
 	uint64_t began_ns = gr_clock_ns();
 	int rc;
@@ -248,25 +258,24 @@ int gr_image_load(struct gr_image *image, struct gr_ram *ram,
 	if (params->size != sizeof(*params)) {
 		return gr_error_set(err, -EINVAL, "parameters of another size");
 	}
-	rc = gr_image_check_machine(image, params->machine, err);
+	rc = gr_ram_loaded_check(ram, err);
 	if (rc == 0) {
-		rc = gr_image_members_attach(&l.members, image, ram, ops, err);
+		rc = gr_image_check_machine(image, params->machine, err);
 	}
 	if (rc == 0) {
-		rc = load_pages(&l, params, err);
+		rc = gr_image_members_attach(&members, image, ram, ops, err);
+	}
+	if (rc == 0) {
+		rc = gr_image_load_members(image, &members, params->threads, params->direct, &stats,
+					   err);
 	}
 	if (rc == 0) {
 		rc = gr_image_load_devices(image, ops, err);
 	}
 	if (rc == 0 && ret_stats) {
-		stats.data_pages = l.data_pages;
-		stats.zero_pages = l.zero_pages;
-		stats.direct = gr_direct_is_on(&l.direct);
-		gr_direct_why(&l.direct, stats.why_not_direct, sizeof(stats.why_not_direct));
 		stats.total_time_ns = gr_clock_ns() - began_ns;
 		*ret_stats = stats;
 	}
-	gr_direct_close(&l.direct);
-	gr_image_members_free(&l.members);
+	gr_image_members_free(&members);
 	return rc;
 }

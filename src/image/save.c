@@ -235,6 +235,10 @@ int gr_image_save(struct gr_ram *ram, const char *path, const struct gr_image_sa
 	if (params->size != sizeof(*params)) {
 		return gr_error_set(err, -EINVAL, "parameters of another size");
 	}
+	rc = gr_ram_loaded_check(ram, err);
+	if (rc < 0) {
+		return rc;
+	}
 	store_params = (struct gr_image_store_params){ params->offset, params->direct };
 	rc = gr_image_store_create_with(path, &store_params, &s.store, err);
 	if (rc < 0) {

@@ -2,14 +2,15 @@
 /*
  * The way of a snapshot. The moment is made of these steps, in this order:
  *
- *   the block list is frozen    no block comes or goes, so that the image and the copy have the
- * same ones the machine stops           nobody writes its memory (O6) the blocks are listed, the
- * devices' state is saved all memory is protected     gr_cbw_start(): what it holds now is what
- * will be shown the machine runs on, the list is thawed
+ *   the block list is frozen    image and copy have the same blocks
+ *   the machine stops           nobody writes its memory (O6)
+ *   the blocks are listed
+ *   all memory is protected     gr_cbw_start(): what it holds now is what will be shown
+ *   the devices' state is saved
+ *   the machine runs on, the list is thawed
  *
- * Nothing of it waits for the disk: the file is laid out afterwards. However it ends,
- * snapshot_end() undoes what was done to the machine; it is called before the end of a failure is
- * reported.
+ * Nothing of it waits for the disk: the file is laid out afterwards. However it ends, snapshot_end()
+ * undoes what was done to the machine; it is called before the end of a failure is reported.
  */
 #include "base/memory.h"
 #include "image/snapshot_state.h"

@@ -2,9 +2,9 @@
 /*
  * How a page of the moment gets into the image, by one of two ways:
  *
- *   it is about to be written   copied into the buffer, then its writer goes on; the copy is
- * written out later. No room: it is kept, and its writer, until there is the walk comes first taken
- * with its neighbours, copied, released; then written out
+ *   about to be written    it is copied into the buffer, and its writer goes on; the copy is written
+ *                          out later. No room: it is kept, and its writer waits, until there is
+ *   the walk comes first   it is taken with its neighbours, copied, released; then written out
  *
  * Either way the page is protected until it has been copied, and nobody waits for the disk but who
  * finds no room. What is in the buffer goes first: it makes room.

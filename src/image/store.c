@@ -253,7 +253,7 @@ static void mark_run(uint64_t *bits, uint64_t page, uint64_t n)
 
 static bool marked(const uint64_t *bits, uint64_t page)
 {
-	return (bits[page / 64] >> (page % 64)) & 1;
+	return (gr_load_relaxed(&bits[page / 64]) >> (page % 64)) & 1;
 }
 
 int gr_image_store_run(struct gr_image_store *s, size_t block, uint64_t offset, const void *data,

@@ -4,6 +4,7 @@
 #include "base/mutex.h"
 #include "migrate/holes.h"
 #include "migrate/place.h"
+#include "ram/ram.h"
 #include "migrate/section.h"
 #include <errno.h>
 #include <guestram/ram_change.h>
@@ -88,9 +89,12 @@ static uint64_t find_present(const struct sink_block *b, uint64_t page, uint64_t
 int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
 		       struct gr_ram_sink **ret_sink, struct gr_error *err)
 {
-	struct gr_ram_sink *sink = calloc(1, sizeof(*sink));
-	int rc;
+	int rc = gr_ram_loaded_check(ram, err);
+	struct gr_ram_sink *sink = rc == 0 ? calloc(1, sizeof(*sink)) : NULL;
 
+	if (rc < 0) {
+		return rc;
+	}
 	if (!sink) {
 		return gr_error_set(err, -ENOMEM, "no memory for a destination");
 	}

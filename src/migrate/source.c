@@ -10,6 +10,7 @@
 #include "migrate/source.h"
 #include "migrate/multifd_send.h"
 #include "migrate/state_writer.h"
+#include "ram/ram.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -232,8 +233,11 @@ static int no_ack(struct gr_error *err)
 static int step_setup(struct gr_source *s, struct gr_error *err)
 {
 	unsigned int writers = s->params.writers ? s->params.writers : GR_WRITERS_MARKED;
-	int rc = move(s, GR_MIGRATE_SETUP, err);
+	int rc = gr_ram_loaded_check(s->ram, err);
 
+	if (rc == 0) {
+		rc = move(s, GR_MIGRATE_SETUP, err);
+	}
 	if (rc < 0) {
 		return rc;
 	}

@@ -29,6 +29,7 @@ struct gr_ram {
 	unsigned int frozen;		     /* (l) */
 	const char *frozen_why;		     /* (l) of the last freeze */
 	struct gr_mutex discard_lock;	     /* memory that goes while its block stays */
+	uint32_t loading;		     /* (a) 1: from an image, while it runs */
 	uint32_t tables;		     /* (a) gr_ram_table_get(), writable, not put back */
 	uint32_t tables_forbidden;	     /* (a) how many trackers see no other process */
 	unsigned int discard_holds[GR_RAM_DISCARD_HOLDS]; /* (discard_lock) how many of each */
@@ -165,6 +166,14 @@ void gr_ram_discard_ended_locked(struct gr_ram_block *block, uint64_t offset, ui
  */
 GR_MUST_CHECK int gr_ram_tables_forbid(struct gr_ram *ram, struct gr_error *err);
 void gr_ram_tables_allow(struct gr_ram *ram);
+
+/*
+ * loading.c: from begin to end the machine may run, but who passes over untouched pages may not read
+ * its memory: the check says -EBUSY, and why.
+ */
+GR_MUST_CHECK int gr_ram_loading_begin(struct gr_ram *ram, struct gr_error *err);
+void gr_ram_loading_end(struct gr_ram *ram);
+GR_MUST_CHECK int gr_ram_loaded_check(const struct gr_ram *ram, struct gr_error *err);
 
 /* populate.c: what is plugged of these bytes is about to be other memory; then it is there. */
 void gr_ram_tell_memory_goes_locked(struct gr_ram_block *block, uint64_t offset, uint64_t bytes)

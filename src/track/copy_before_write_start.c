@@ -249,6 +249,10 @@ int gr_cbw_start(struct gr_ram *ram, const struct gr_cbw_params *params, struct 
 	if (!params->before_write) {
 		return gr_error_set(err, -EINVAL, "no copy before write: nobody to ask");
 	}
+	ret = gr_ram_loaded_check(ram, err);
+	if (ret < 0) {
+		return ret;
+	}
 	cbw = calloc(1, sizeof(*cbw));
 	if (!cbw) {
 		return gr_error_set(err, -ENOMEM, "no memory for a copy before write");

@@ -12,6 +12,9 @@
  *           in debt: its kernel bit may be a store made since somebody else re-armed it, which
  *           no GET has reported, and CLEAR would drop it.
  *
+ * A log that begins with all bits set protects no page when it starts: the first GET reports all,
+ * which puts all of them into debt, and each is protected when its first reader re-arms it.
+ *
  * Without manual protect GET itself drops the bits and protects: there is no debt, and
  * re-arming is nothing.
  */
@@ -25,27 +28,32 @@
 #include <string.h>
 #include <sys/ioctl.h>
 
-int gr_kvm_log_set_manual(struct gr_kvm_memory *kvm, bool manual, struct gr_error *err)
+int gr_kvm_log_set_mode(struct gr_kvm_memory *kvm, enum gr_kvm_log_mode mode, struct gr_error *err)
 {
-	struct kvm_enable_cap cap = {
-		.cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
-		/* Without INITIALLY_SET: a new log begins clean and its pages protected. */
-		.args = { manual ? KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE : 0 },
+	static const uint64_t flags[] = {
+		[GR_KVM_LOG_PLAIN] = 0,
+		[GR_KVM_LOG_MANUAL] = KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE,
+		[GR_KVM_LOG_INITIALLY_SET] =
+			KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE | KVM_DIRTY_LOG_INITIALLY_SET,
 	};
+	struct kvm_enable_cap cap = { .cap = KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2,
+				      .args = { flags[mode] } };
+	bool can = mode == GR_KVM_LOG_INITIALLY_SET ? kvm->can_begin_set : kvm->can_manual;
 
 	GR_MUTEX_GUARD(&kvm->lock);
 	if (kvm->logging) {
 		return gr_error_set(err, -EBUSY, "the KVM log is running");
 	}
-	if (!kvm->can_manual) {
-		kvm->manual = false;
-		return manual ? gr_error_set(err, -ENOTSUP, "this KVM has no manual protect") : 0;
+	if (!can && mode != GR_KVM_LOG_PLAIN) {
+		return gr_error_set(
+			err, -ENOTSUP, "this KVM has no manual protect of its log%s",
+			mode == GR_KVM_LOG_INITIALLY_SET ? " that begins with all pages set" : "");
 	}
-	if (ioctl(kvm->vm_fd, KVM_ENABLE_CAP, &cap) < 0) {
+	if (kvm->can_manual && ioctl(kvm->vm_fd, KVM_ENABLE_CAP, &cap) < 0) {
 		return gr_error_set(err, -errno, "KVM refuses manual protect of its log: %s",
 				    strerror(errno));
 	}
-	kvm->manual = manual;
+	kvm->manual = mode != GR_KVM_LOG_PLAIN;
 	return 0;
 }
 
@@ -319,7 +327,11 @@ int gr_tracker_kvm_log_create(struct gr_ram *ram, const struct gr_tracker_params
 	if (rc < 0) {
 		return rc;
 	}
-	rc = gr_kvm_log_set_manual(kvm, kvm->can_manual, err);
+	rc = gr_kvm_log_set_mode(kvm,
+				 params->log_initially_set ? GR_KVM_LOG_INITIALLY_SET
+				 : kvm->can_manual	   ? GR_KVM_LOG_MANUAL
+							   : GR_KVM_LOG_PLAIN,
+				 err);
 	log = rc == 0 ? calloc(1, sizeof(*log)) : NULL;
 	if (rc == 0 && !log) {
 		rc = gr_error_set(err, -ENOMEM, "no memory for the KVM log");

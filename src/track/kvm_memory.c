@@ -274,6 +274,7 @@ static int probe(struct gr_kvm_memory *kvm, struct gr_error *err)
 	kvm->slots_max = n == 0 ? 32 : (unsigned int)GR_MIN(n, (int)GR_KVM_SLOTS_MAX);
 	n = ioctl(kvm->vm_fd, KVM_CHECK_EXTENSION, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2);
 	kvm->can_manual = n > 0 && ((unsigned int)n & KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE);
+	kvm->can_begin_set = kvm->can_manual && ((unsigned int)n & KVM_DIRTY_LOG_INITIALLY_SET);
 	return 0;
 }
 

@@ -44,6 +44,7 @@ struct gr_kvm_memory {
 	int vm_fd;			 /* (c) borrowed */
 	unsigned int slots_max;		 /* (c) what KVM offers */
 	bool can_manual;		 /* (c) KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2 */
+	bool can_begin_set;		 /* (c) its KVM_DIRTY_LOG_INITIALLY_SET */
 	void (*kick)(void *opaque);	 /* (c) */
 	void (*resume)(void *opaque);	 /* (c) */
 	void *opaque;			 /* (c) */
@@ -76,12 +77,15 @@ void gr_kvm_memory_get(struct gr_kvm_memory *kvm);
 void gr_kvm_memory_put(struct gr_kvm_memory *kvm);
 void gr_kvm_memory_set_tracked(struct gr_kvm_memory *kvm, bool tracked);
 
-/*
- * Choose between fetch-then-clear and clear-on-fetch; before logging starts. Manual protect is
- * refused with -ENOTSUP where KVM has none.
- */
-GR_MUST_CHECK int gr_kvm_log_set_manual(struct gr_kvm_memory *kvm, bool manual,
-					struct gr_error *err);
+enum gr_kvm_log_mode {
+	GR_KVM_LOG_PLAIN,	  /* fetching clears and protects */
+	GR_KVM_LOG_MANUAL,	  /* fetch, then clear */
+	GR_KVM_LOG_INITIALLY_SET, /* the same; a log begins with all bits set and protects nothing
+				   */
+};
+/* Before logging starts. -ENOTSUP where KVM does not have it. */
+GR_MUST_CHECK int gr_kvm_log_set_mode(struct gr_kvm_memory *kvm, enum gr_kvm_log_mode mode,
+				      struct gr_error *err);
 /* Log every slot, present and future. On failure none is logged. */
 GR_MUST_CHECK int gr_kvm_log_start(struct gr_kvm_memory *kvm, struct gr_error *err);
 void gr_kvm_log_stop(struct gr_kvm_memory *kvm);

@@ -53,6 +53,9 @@ static const char *missing_name(uint64_t missing)
 	if (missing & GR_UFFD_FEATURE_WP_UNPOPULATED) {
 		return "write protection of pages not yet there (WP_UNPOPULATED, Linux 6.4)";
 	}
+	if (missing & UFFD_FEATURE_MISSING_SHMEM) {
+		return "missing pages of shared memory (MISSING_SHMEM, Linux 4.11)";
+	}
 	if (missing & GR_UFFD_FEATURE_WP_HUGETLBFS_SHMEM) {
 		return "write protection of shared memory (WP_HUGETLBFS_SHMEM, Linux 5.19)";
 	}
@@ -114,6 +117,19 @@ int gr_uffd_open_sync(bool *ret_kernel_faults, bool *ret_unpopulated, struct gr_
 				&why);
 	}
 	/* The last refusal is of the least that will do. */
+	return fd >= 0 ? fd : gr_error_set(err, fd, "%s", why.msg);
+}
+
+int gr_uffd_open_missing(bool *ret_kernel_faults, struct gr_error *err)
+{
+	struct gr_error why;
+	int fd = -1;
+
+	for (unsigned int i = 0; i < 2 && fd < 0; i++) {
+		*ret_kernel_faults = i == 0;
+		fd = open_flags(i == 0 ? 0 : GR_UFFD_USER_MODE_ONLY, UFFD_FEATURE_MISSING_SHMEM,
+				&why);
+	}
 	return fd >= 0 ? fd : gr_error_set(err, fd, "%s", why.msg);
 }
 

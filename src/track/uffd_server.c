@@ -313,25 +313,47 @@ static int try_memory(struct gr_uffd_server *s, bool shared, struct gr_error *er
 				       shared ? "shared" : "anonymous", strerror(-ret));
 }
 
-int gr_uffd_server_open(struct gr_uffd_server *s, void (*fault)(void *opaque, uint64_t address),
-			void *opaque, struct gr_error *err)
+static void init(struct gr_uffd_server *s, void (*fault)(void *opaque, uint64_t address),
+		 void *opaque)
 {
-	int ret;
-
 	memset(s, 0, sizeof(*s));
 	s->fault = fault;
 	s->opaque = opaque;
 	s->owner = getpid();
-	s->uffd = gr_uffd_open_sync(&s->kernel_faults, &s->unpopulated, err);
-	if (s->uffd < 0) {
-		return s->uffd;
-	}
-	ret = gr_wake_fd_open(&s->stop_fd, &s->stop_write_fd);
+}
+
+static int open_stop(struct gr_uffd_server *s, struct gr_error *err)
+{
+	int ret = gr_wake_fd_open(&s->stop_fd, &s->stop_write_fd);
+
 	if (ret < 0) {
 		close(s->uffd);
 		s->uffd = -1;
 		return gr_error_set(err, ret, "no descriptor to end a thread with: %s",
 				    strerror(-ret));
+	}
+	return 0;
+}
+
+int gr_uffd_server_open_missing(struct gr_uffd_server *s,
+				void (*fault)(void *opaque, uint64_t address), void *opaque,
+				struct gr_error *err)
+{
+	init(s, fault, opaque);
+	s->uffd = gr_uffd_open_missing(&s->kernel_faults, err);
+	return s->uffd < 0 ? s->uffd : open_stop(s, err);
+}
+
+int gr_uffd_server_open(struct gr_uffd_server *s, void (*fault)(void *opaque, uint64_t address),
+			void *opaque, struct gr_error *err)
+{
+	int ret;
+
+	init(s, fault, opaque);
+	s->uffd = gr_uffd_open_sync(&s->kernel_faults, &s->unpopulated, err);
+	ret = s->uffd < 0 ? s->uffd : open_stop(s, err);
+	if (ret < 0) {
+		return ret;
 	}
 	ret = try_memory(s, false, err);
 	if (ret == 0) {

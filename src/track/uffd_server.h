@@ -63,6 +63,13 @@ struct gr_uffd_range {
 /* Opens and tries it. A negative errno and why it cannot be had here; then nothing is open. */
 int gr_uffd_server_open(struct gr_uffd_server *s, void (*fault)(void *opaque, uint64_t address),
 			void *opaque, struct gr_error *err);
+/*
+ * For touches of pages that are not there instead (a machine that starts before its memory has come). Who
+ * opens it registers ranges, places pages and wakes by calls of its own.
+ */
+int gr_uffd_server_open_missing(struct gr_uffd_server *s,
+				void (*fault)(void *opaque, uint64_t address), void *opaque,
+				struct gr_error *err);
 /* After gr_uffd_server_stop() and when no range is registered. */
 void gr_uffd_server_close(struct gr_uffd_server *s);
 /* Whether this is the process that opened it. */

@@ -24,6 +24,9 @@ int gr_uffd_open(uint64_t features, struct gr_error *err);
  */
 int gr_uffd_open_sync(bool *ret_kernel_faults, bool *ret_unpopulated, struct gr_error *err);
 
+/* The same for touches of pages that are not there, in private memory and memfds. */
+int gr_uffd_open_missing(bool *ret_kernel_faults, struct gr_error *err);
+
 /* Open this process's page map. @return The file descriptor or a negative errno. */
 int gr_pagemap_open(struct gr_error *err);
 

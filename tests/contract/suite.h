@@ -43,7 +43,7 @@ struct suite_row {
 
 	/* Of trackers that need a guest: all three functions, or none. */
 	uint32_t ring_entries;
-	bool no_manual_protect;
+	bool no_manual_protect, log_initially_set;
 	/* Makes it and takes the tracker into use; skips the test where there can be none. */
 	void *(*guest_create)(struct suite *s);
 	/* A thread's: has it write until suite_elapsed() is 1 or more; returns the stores made. */

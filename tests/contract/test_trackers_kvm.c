@@ -25,7 +25,8 @@ struct vm {
 static void *vm_create(struct suite *s)
 {
 	struct gr_tracker_params params = { .size = sizeof(params),
-					    .ring_entries = s->row->ring_entries };
+					    .ring_entries = s->row->ring_entries,
+					    .log_initially_set = s->row->log_initially_set };
 	struct gr_ram_block_desc code = { .size = sizeof(code),
 					  .id = "code",
 					  .used_bytes = ORACLE_PAGE,
@@ -45,7 +46,7 @@ static void *vm_create(struct suite *s)
 		SKIP("%s", err.msg);
 	}
 	if (s->row->no_manual_protect) {
-		ASSERT_EQ(gr_kvm_log_set_manual(vm->kvm, false, NULL), 0);
+		ASSERT_EQ(gr_kvm_log_set_mode(vm->kvm, GR_KVM_LOG_PLAIN, NULL), 0);
 	}
 	ASSERT_EQ(gr_ram_block_add(s->ram, &code, NULL, NULL), 0);
 	kvm_guest_add_vcpu(&vm->guest, vm->kvm);
@@ -106,11 +107,14 @@ static void vm_destroy(void *opaque)
 static const struct suite_row kvm_log = { KVM_ROW(GR_TRACKER_KVM_LOG) };
 static const struct suite_row kvm_log_without_manual_protect = { KVM_ROW(GR_TRACKER_KVM_LOG),
 								 .no_manual_protect = true };
+static const struct suite_row kvm_log_initially_set = { KVM_ROW(GR_TRACKER_KVM_LOG),
+							.log_initially_set = true };
 static const struct suite_row kvm_tiny_ring = { KVM_ROW(GR_TRACKER_KVM_RING),
 						.ring_entries = RING_ENTRIES };
 
 SUITE_ROWS(kvm_log)
 SUITE_ROWS(kvm_log_without_manual_protect)
+SUITE_ROWS(kvm_log_initially_set)
 SUITE_ROWS(kvm_tiny_ring)
 
 /* Four times as many pages as the smallest ring has room for, between two syncs. */

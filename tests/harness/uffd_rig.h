@@ -7,6 +7,7 @@
 #define UFFD_RIG_H
 
 #include "harness.h"
+#include "huge_pool.h"
 #include <guestram/track.h>
 #include <unistd.h>
 
@@ -38,6 +39,16 @@ RIG_FN struct gr_ram_block *plug(struct gr_ram *ram, struct gr_ram_block_desc de
 		FAIL("%s", err.msg);
 	}
 	return block;
+}
+
+/* Two huge pages, which the test has reserved until it ends; or it is skipped. */
+RIG_FN struct gr_ram_block *plug_huge(struct gr_ram *ram)
+{
+	lock_pool();
+	reserve_huge(2);
+	return plug(ram, (struct gr_ram_block_desc){ .id = "huge",
+						     .used_bytes = 2 * HUGE_BYTES,
+						     .page_bytes = HUGE_BYTES });
 }
 
 /* For memory of the test's own. */
@@ -97,6 +108,24 @@ RIG_FN void start_for(struct gr_track *track, unsigned int writers)
 	}
 }
 
+RIG_FN void rearm_page(struct tracked *r, uint64_t page)
+{
+	struct gr_ram_block *block;
+	struct gr_error err;
+
+	gr_rcu_read_lock();
+	block = gr_ram_block_find_rcu(r->ram, gr_ram_addr(page * PAGE));
+	if (block) {
+		gr_ram_block_get(block);
+	}
+	gr_rcu_read_unlock();
+	if (block &&
+	    gr_track_rearm(r->track, block, page * PAGE - block->offset.v, PAGE, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	gr_ram_block_put(block);
+}
+
 /* What a consumer does: sync, begin, rearm what is dirty; here without reading it. */
 RIG_FN void look(struct tracked *r)
 {
@@ -110,13 +139,10 @@ RIG_FN void look(struct tracked *r)
 	ASSERT_EQ(gr_dirty_epoch_begin(r->consumer, &r->dirty, NULL), 0);
 	for (uint64_t p = 0; gr_dirty_epoch_next(r->consumer, p, &first, &n); p = first + n) {
 		for (p = first; p < first + n; p++) {
-			if (p < base || p >= base + r->pages) {
-				continue;
+			if (p >= base && p < base + r->pages) {
+				r->page[p - base] = true;
 			}
-			r->page[p - base] = true;
-			if (gr_track_rearm(r->track, r->block, (p - base) * PAGE, PAGE, &err) < 0) {
-				FAIL("%s", err.msg);
-			}
+			rearm_page(r, p);
 		}
 	}
 	ASSERT_EQ(gr_dirty_epoch_commit(r->consumer), 0);
@@ -136,6 +162,19 @@ RIG_FN void expect_exactly(struct tracked *r, const unsigned int *pages, unsigne
 	expect_exactly((r), (const unsigned int[]){ __VA_ARGS__ }, \
 		       sizeof((const unsigned int[]){ __VA_ARGS__ }) / sizeof(unsigned int))
 #define EXPECT_NOTHING(r) expect_exactly((r), NULL, 0)
+
+/* A store to one byte of a huge page reports all of it. */
+RIG_FN void expect_huge_pages_whole(struct tracked *r, struct gr_ram_block *huge)
+{
+	look(r);
+	((volatile uint8_t *)huge->host)[HUGE_BYTES + 5] = 1;
+	look(r);
+	ASSERT_EQ(r->dirty, HUGE_BYTES / PAGE);
+	EXPECT_NOTHING(r);
+	((volatile uint8_t *)huge->host)[2 * HUGE_BYTES - 1] = 1;
+	look(r);
+	ASSERT_EQ(r->dirty, HUGE_BYTES / PAGE);
+}
 
 RIG_FN volatile uint8_t *page_of(struct gr_ram_block *block, unsigned int page)
 {

@@ -455,11 +455,11 @@ TEST(random_changes_by_another_thread_arrive_or_end_the_move)
 			ended++;
 		}
 	}
+	move_guest_stop(&c.guest);
+	pthread_join(thread, NULL);
 	test_diag("%u arrived, %u ended by a new length; %llu changes", arrived, ended,
 		  (unsigned long long)c.changes);
 	ASSERT_GE(arrived, moves / 4);
-	move_guest_stop(&c.guest);
-	pthread_join(thread, NULL);
 	for (unsigned int i = 0; i < BLOCKS; i++) {
 		free(models[i].bytes);
 		free(models[i].copy);

@@ -539,7 +539,7 @@ ON_BOTH(broken_memory_that_is_replaced_is_told_without_content)
 
 	start(r);
 	*at(r, 12) = 0xee; /* saved before: nothing is lost */
-	ASSERT_EQ(LOAD(&r->asked), 1u);
+	wait_until_asked(r, 1);
 	ASSERT(r->last.host == r->block->host + 12 * PAGE);
 	ASSERT_EQ(gr_ram_remap(r->block, 12 * PAGE, 2 * PAGE, NULL), 0);
 	ASSERT_EQ(LOAD(&r->asked), 2u);
@@ -761,6 +761,28 @@ TEST(only_blocks_that_take_part_in_migrations_are_covered)
 	*(volatile uint8_t *)apart->host = 1;
 	ASSERT_EQ(LOAD(&r->asked), 0u);
 	walk(r, 1 << 20);
+	expect_whole(r);
+	free_rig(r);
+}
+
+TEST(huge_pages_are_shown_whole)
+{
+	struct rig *r = make_rig(GR_RAM_MEMFD);
+	struct gr_ram_block *huge = plug_huge(r->ram);
+	uint8_t byte;
+
+	memset(huge->host, 0x55, 2 * HUGE_BYTES);
+	start(r);
+	((volatile uint8_t *)huge->host)[HUGE_BYTES + 5] = 1;
+	wait_until_asked(r, 1);
+	ASSERT(r->last.block == huge);
+	ASSERT_EQ(r->last.offset, HUGE_BYTES);
+	ASSERT_EQ(r->last.bytes, HUGE_BYTES);
+	((volatile uint8_t *)huge->host)[2 * HUGE_BYTES - 1] = 1;
+	ASSERT_EQ(LOAD(&r->asked), 1u);
+	gr_copy_from_guest(&byte, huge->host, 1);
+	ASSERT_EQ(byte, 0x55);
+	walk(r, HUGE_BYTES);
 	expect_whole(r);
 	free_rig(r);
 }

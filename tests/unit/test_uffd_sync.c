@@ -302,23 +302,11 @@ TEST(a_store_to_a_huge_page_reports_one_page)
 
 TEST(pages_of_hugetlb_are_tracked_whole)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc),
-					  .id = "huge",
-					  .used_bytes = 4 << 20,
-					  .page_bytes = 2 << 20,
-					  .fd = -1 };
 	struct tracked r = make_rig(GR_RAM_MEMFD);
-	struct gr_ram_block *huge;
-	struct gr_error err;
+	struct gr_ram_block *huge = plug_huge(r.ram);
 
-	if (gr_ram_block_add(r.ram, &desc, &huge, &err) < 0) {
-		SKIP("%s", err.msg);
-	}
 	start(r.track);
-	look(&r);
-	((volatile uint8_t *)huge->host)[(2 << 20) + 5] = 1;
-	look(&r);
-	ASSERT_EQ(r.dirty, 512u);
+	expect_huge_pages_whole(&r, huge);
 	free_tracked(&r);
 }
 

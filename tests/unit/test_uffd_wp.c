@@ -196,6 +196,16 @@ TEST(a_store_to_a_huge_page_reports_one_page)
 	free_tracked(&r);
 }
 
+TEST(pages_of_hugetlb_are_tracked_whole)
+{
+	struct tracked r = make_rig(GR_RAM_MEMFD);
+	struct gr_ram_block *huge = plug_huge(r.ram);
+
+	start(r.track);
+	expect_huge_pages_whole(&r, huge);
+	free_tracked(&r);
+}
+
 static struct gr_ram_block *plug_callers(struct gr_ram *ram, void *host, struct gr_error *err)
 {
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "kvm_guest.h"
+#include "guest/segments.h"
 #include "harness.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -31,22 +32,10 @@ static const uint8_t code[] = {
 
 static void flat_mode(struct kvm_guest *g)
 {
-	struct kvm_segment data = { .limit = 0xffffffff,
-				    .selector = 16,
-				    .type = 3,
-				    .present = 1,
-				    .db = 1,
-				    .s = 1,
-				    .g = 1 };
-	struct kvm_segment text = data;
 	struct kvm_sregs s;
 
-	text.selector = 8;
-	text.type = 11;
 	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_GET_SREGS, &s), 0);
-	s.cr0 |= 1;
-	s.cs = text;
-	s.ds = s.es = s.fs = s.gs = s.ss = data;
+	guest_flat_segments(&s);
 	ASSERT_EQ(ioctl(g->vcpu_fd, KVM_SET_SREGS, &s), 0);
 }
 

@@ -150,6 +150,62 @@ def a_machine_moves_to_another_process_and_runs_on(folder):
     there.quit()
 
 
+def snapshot(machine, path, *args):
+    """Exit status and the result, by the tool."""
+    machine.socket.close()  # one client at a time
+    machine.file.close()
+    p = subprocess.run([TOOL, "snapshot", "--json", "--qmp", "unix:" + machine.path, *args, path],
+                       capture_output=True, timeout=120, check=False)
+    machine.socket = socket.socket(socket.AF_UNIX)
+    until(machine.connects)
+    machine.file = machine.socket.makefile("rw")
+    machine.file.readline()
+    machine.do("qmp_capabilities")
+    return p.returncode, json.loads(p.stdout or "null"), p.stderr.decode()
+
+
+@test
+def a_snapshot_is_taken_while_the_machine_runs_and_brings_it_back(folder):
+    uri, image = f"unix:{folder}/back", f"{folder}/vm.ram"
+    here = Machine(folder, "here")
+    here.lives()
+    status, result, err = snapshot(here, image, "--buffer", "1M", "--rate", "100M")
+    if status != 0 and ("userfaultfd" in err or "privilege" in err):
+        raise Skip(err)
+    equal((status, result and result["status"]), (0, "completed"), err)
+    assert result["buffer_bytes_max"] <= 1 << 20, result
+    assert result["stalls"]["count"] > 0, result
+    here.lives()
+    back = Machine(folder, "back", "--incoming", uri)
+    subprocess.run([TOOL, "send", image, uri], capture_output=True, timeout=120, check=True)
+    until(lambda: back.status() == "running")
+    back.lives()
+    for machine in (here, back):
+        machine.do("stop")
+        equal(machine.check() > 0, True, "pages")
+    # One that has to be given up, or is told something wrong.
+    here.do("cont")
+    os.unlink(image)
+    status, result, err = snapshot(here, image, "--buffer", "8K", "--when-full", "abort",
+                                   "--rate", "1M")
+    equal((status, result["status"]), (2, "failed"), err)
+    assert "the buffer of 8192 bytes is full" in err, err
+    equal(os.path.exists(image) or os.path.exists(image + ".part"), False, "left")
+    here.lives()
+    status, _, err = snapshot(here, folder)
+    equal(status, 2, err)
+    assert "directory" in err, err
+    try:
+        here.do("x-snapshot", filename=image, **{"when-full": "maybe"})
+        assert False, "an answer that there is not"
+    except Refused as e:
+        assert "'wait' or 'abort'" in str(e), e
+    here.do("stop")
+    here.check()
+    here.quit()
+    back.quit()
+
+
 @test
 def the_tool_shows_the_ram_of_a_running_machine(folder):
     machine = Machine(folder, "here")

@@ -1,0 +1,563 @@
+/* SPDX-License-Identifier: MIT */
+/* A machine that runs while its memory comes from an image: what it sees is the image, and what it
+ * stored. */
+#include "harness.h"
+#include <errno.h>
+#include <fcntl.h>
+#include <guestram/copy_before_write.h>
+#include <guestram/image.h>
+#include <guestram/ram_change.h>
+#include <guestram/track.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { PAGE = 4096, WORDS = PAGE / 8, PAGES = 4096, ROM_PAGES = 3, WRITERS = 3 };
+
+#define FOREVER UINT64_MAX
+
+static char folder[64];
+
+static const char *image_path(void)
+{
+	static char path[96];
+
+	if (!folder[0]) {
+		(void)snprintf(folder, sizeof(folder), "/tmp/gr-resume-XXXXXX");
+		ASSERT(mkdtemp(folder));
+	}
+	(void)snprintf(path, sizeof(path), "%s/vm.ram", folder);
+	return path;
+}
+
+static void remove_folder(void)
+{
+	char command[128];
+
+	(void)snprintf(command, sizeof(command), "rm -rf %s", folder);
+	ASSERT_EQ(system(command), 0);
+}
+
+struct machine {
+	struct gr_ram *ram;
+	struct gr_ram_block *big, *rom;
+};
+
+static struct gr_ram_block *add(struct gr_ram *ram, const char *id, uint64_t pages,
+				enum gr_ram_backing backing, unsigned int flags)
+{
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = id,
+					  .used_bytes = pages * PAGE,
+					  .backing = backing,
+					  .flags = flags,
+					  .fd = -1 };
+	struct gr_ram_block *block;
+	struct gr_error err;
+
+	if (gr_ram_block_add(ram, &desc, &block, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	return block;
+}
+
+static struct machine machine_of(enum gr_ram_backing backing, unsigned int flags)
+{
+	struct machine m;
+
+	ASSERT_EQ(gr_ram_create(NULL, &m.ram, NULL), 0);
+	m.big = add(m.ram, "ram", PAGES, backing, flags);
+	m.rom = add(m.ram, "rom", ROM_PAGES, backing, 0);
+	return m;
+}
+
+/* What the image has: every fifth page is zero. */
+static uint64_t word_of(uint64_t page, uint64_t word)
+{
+	return page % 5 == 4 ? 0 : (page << 32 | word) + 1;
+}
+
+static void fill(struct gr_ram_block *block)
+{
+	for (uint64_t page = 0; page < gr_ram_block_used_bytes(block) / PAGE; page++) {
+		for (uint64_t word = 0; page % 5 != 4 && word < WORDS; word++) {
+			((uint64_t *)(void *)block->host)[page * WORDS + word] =
+				word_of(page, word);
+		}
+	}
+}
+
+static void make_image(void)
+{
+	struct machine m = machine_of(GR_RAM_MEMFD, 0);
+	struct gr_error err;
+
+	fill(m.big);
+	fill(m.rom);
+	if (gr_image_save(m.ram, image_path(), NULL, NULL, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	gr_ram_free(m.ram);
+}
+
+/* Of one page: word 0 may be the writers'. */
+static void check_page(const struct gr_ram_block *block, uint64_t page)
+{
+	const uint64_t *w = (const uint64_t *)(const void *)(block->host + page * PAGE);
+
+	for (uint64_t word = 1; word < WORDS; word++) {
+		ASSERT_EQ(w[word], word_of(page, word));
+	}
+}
+
+static void check_all(const struct gr_ram_block *block)
+{
+	for (uint64_t page = 0; page < gr_ram_block_used_bytes(block) / PAGE; page++) {
+		check_page(block, page);
+		ASSERT_EQ(*(uint64_t *)(void *)(block->host + page * PAGE), word_of(page, 0));
+	}
+}
+
+struct resumed {
+	struct gr_image *image;
+	struct gr_image_resume *resume;
+};
+
+static const struct gr_image_resume_params fast = { .size = sizeof(fast), .threads = 2 };
+/* Nothing but the first piece of each thread comes by itself. */
+static const struct gr_image_resume_params touched_only = { .size = sizeof(touched_only),
+							    .threads = 1,
+							    .bandwidth_bytes_per_s_max = 1 };
+
+static struct resumed resume(struct machine *m, const struct gr_image_resume_params *params)
+{
+	struct resumed r;
+	struct gr_error err;
+
+	if (gr_image_open(image_path(), &r.image, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	if (gr_image_resume_start(r.image, m->ram, params, NULL, &r.resume, &err) < 0) {
+		if (err.code == -EPERM || err.code == -ENOTSUP || err.code == -ENOSYS) {
+			SKIP("%s", err.msg);
+		}
+		FAIL("%s", err.msg);
+	}
+	return r;
+}
+
+static void complete(struct resumed *r)
+{
+	struct gr_error err;
+
+	if (gr_image_resume_wait(r->resume, FOREVER, &err) < 0 ||
+	    gr_image_resume_end(r->resume, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	gr_image_close(r->image);
+}
+
+static void give_up(struct resumed *r)
+{
+	struct gr_error err;
+
+	ASSERT_EQ(gr_image_resume_end(r->resume, &err), -ECANCELED);
+	ASSERT_HAS(err.msg, "bytes not loaded");
+	gr_image_close(r->image);
+}
+
+static void free_all(struct machine *m)
+{
+	gr_ram_free(m->ram);
+	remove_folder();
+}
+
+static void untouched_machine(enum gr_ram_backing backing)
+{
+	struct gr_image_resume_stats stats;
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(backing, 0);
+	r = resume(&m, &fast);
+	ASSERT_EQ(gr_image_resume_wait(r.resume, FOREVER, NULL), 0);
+	gr_image_resume_stats(r.resume, &stats);
+	ASSERT_EQ(stats.state, GR_IMAGE_RESUME_COMPLETED);
+	ASSERT_EQ(stats.left_bytes, 0);
+	ASSERT_EQ(stats.touches, 0);
+	complete(&r);
+	check_all(m.big);
+	check_all(m.rom);
+	free_all(&m);
+}
+
+TEST(all_memory_comes_without_being_touched)
+{
+	untouched_machine(GR_RAM_MEMFD);
+}
+
+TEST(private_memory_comes_too)
+{
+	untouched_machine(GR_RAM_ANONYMOUS);
+}
+
+TEST(what_is_touched_comes_at_once_and_the_rest_does_not)
+{
+	struct gr_image_resume_stats stats;
+	struct machine m;
+	struct resumed r;
+	struct stat st;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	r = resume(&m, &touched_only);
+	for (uint64_t page = PAGES - 1; page > PAGES - 100; page -= 7) {
+		check_page(m.big, page);
+	}
+	ASSERT_EQ(gr_image_resume_wait(r.resume, 0, NULL), -ETIMEDOUT);
+	gr_image_resume_stats(r.resume, &stats);
+	ASSERT_EQ(stats.state, GR_IMAGE_RESUME_LOADING);
+	ASSERT_GT(stats.touches, 0);
+	ASSERT_GT(stats.left_bytes, PAGES * PAGE / 2);
+	ASSERT_EQ(fstat(m.big->fd, &st), 0);
+	ASSERT_LT((uint64_t)st.st_blocks * 512, PAGES * PAGE / 4);
+	give_up(&r);
+	free_all(&m);
+}
+
+/* ---- O5 ------------------------------------------------------------------------------------ */
+
+struct writer {
+	const struct machine *m;
+	pthread_t thread;
+	uint64_t number;
+};
+
+/* Each page is stored to once, by one writer: what is lost then stays lost. */
+static void *write_pages(void *opaque)
+{
+	struct writer *w = opaque;
+
+	/* from the end on: the loading goes the other way */
+	for (uint64_t i = PAGES - 1 - w->number; i < PAGES; i -= WRITERS) {
+		uint64_t *word = (uint64_t *)(void *)(w->m->big->host + i * PAGE);
+
+		*word = ~i;
+		check_page(w->m->big, i);
+	}
+	return NULL;
+}
+
+static void writers_run(enum gr_ram_backing backing, uint64_t bytes_per_s)
+{
+	struct gr_image_resume_params params = { .size = sizeof(params),
+						 .threads = 2,
+						 .bandwidth_bytes_per_s_max = bytes_per_s };
+	struct writer writers[WRITERS];
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(backing, 0);
+	r = resume(&m, &params);
+	for (uint64_t i = 0; i < WRITERS; i++) {
+		writers[i] = (struct writer){ .m = &m, .number = i };
+		ASSERT_EQ(pthread_create(&writers[i].thread, NULL, write_pages, &writers[i]), 0);
+	}
+	for (uint64_t i = 0; i < WRITERS; i++) {
+		ASSERT_EQ(pthread_join(writers[i].thread, NULL), 0);
+	}
+	complete(&r);
+	for (uint64_t page = 0; page < PAGES; page++) {
+		check_page(m.big, page);
+		ASSERT_EQ(*(uint64_t *)(void *)(m.big->host + page * PAGE), ~page);
+	}
+	free_all(&m);
+}
+
+TEST(what_the_guest_stored_is_never_followed_by_the_image)
+{
+	writers_run(GR_RAM_MEMFD, 16 << 20);
+}
+
+TEST(writers_in_private_memory_and_at_full_speed_lose_nothing)
+{
+	writers_run(GR_RAM_ANONYMOUS, 0);
+}
+
+TEST(what_the_guest_threw_away_does_not_come_back)
+{
+	struct gr_image_resume_params params = { .size = sizeof(params),
+						 .threads = 1,
+						 .bandwidth_bytes_per_s_max = 16 << 20 };
+	struct gr_image_resume_stats stats;
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	r = resume(&m, &params);
+	check_page(m.big, PAGES - 10); /* one that is there already */
+	ASSERT_EQ(gr_ram_discard(m.big, (PAGES - 1000) * PAGE, 1000 * PAGE, NULL), 0);
+	ASSERT_EQ(m.big->host[(PAGES - 10) * PAGE], 0); /* touched while the rest is loading */
+	ASSERT_EQ(m.big->host[(PAGES - 500) * PAGE], 0);
+	ASSERT_EQ(gr_image_resume_wait(r.resume, FOREVER, NULL), 0);
+	gr_image_resume_stats(r.resume, &stats);
+	ASSERT_GT(stats.discarded_bytes, 0);
+	complete(&r);
+	for (uint64_t page = 0; page < PAGES; page++) {
+		if (page < PAGES - 1000) {
+			check_page(m.big, page);
+		} else {
+			ASSERT_EQ(((uint64_t *)(void *)m.big->host)[page * WORDS + 7], 0);
+		}
+	}
+	free_all(&m);
+}
+
+/* Page after page, where the loading is just now. */
+TEST(pages_that_are_on_their_way_do_not_come_after_their_discard)
+{
+	make_image();
+	for (int round = 0; round < 2; round++) {
+		struct machine m;
+		struct resumed r;
+
+		m = machine_of(GR_RAM_MEMFD, 0);
+		r = resume(&m, &fast);
+		for (uint64_t page = 0; page < PAGES; page += 3) {
+			ASSERT_EQ(gr_ram_discard(m.big, page * PAGE, PAGE, NULL), 0);
+		}
+		complete(&r);
+		for (uint64_t page = 0; page < PAGES; page++) {
+			if (page % 3 != 0) {
+				check_page(m.big, page);
+			} else {
+				ASSERT_EQ(((uint64_t *)(void *)m.big->host)[page * WORDS + 7], 0);
+			}
+		}
+		gr_ram_free(m.ram);
+	}
+	remove_folder();
+}
+
+/* ---- failures -------------------------------------------------------------------------------- */
+
+static void *touch_last(void *opaque)
+{
+	const struct machine *m = opaque;
+
+	check_page(m->big, PAGES - 2); /* sleeps until it can be read */
+	return NULL;
+}
+
+TEST(page_that_cannot_be_read_makes_its_reader_wait_until_it_can)
+{
+	struct pollfd poll_fd = { .events = POLLIN };
+	struct gr_image_block block;
+	struct gr_error err;
+	pthread_t toucher;
+	struct machine m;
+	struct resumed r;
+	uint8_t *rest;
+	off_t cut, end;
+	int fd;
+
+	make_image();
+	fd = open(image_path(), O_RDWR | O_CLOEXEC);
+	m = machine_of(GR_RAM_MEMFD, 0);
+	ASSERT_EQ(gr_image_open(image_path(), &r.image, NULL), 0);
+	ASSERT_EQ(gr_image_block(r.image, 0, &block), 0);
+	ASSERT_STR_EQ(block.id, "ram");
+	/* The file loses its end, which somebody then finds again. */
+	cut = (off_t)(block.data_offset + PAGES / 2 * PAGE);
+	end = lseek(fd, 0, SEEK_END);
+	rest = malloc((size_t)(end - cut));
+	ASSERT_EQ(pread(fd, rest, (size_t)(end - cut), cut), end - cut);
+	gr_image_close(r.image);
+	ASSERT_EQ(gr_image_open(image_path(), &r.image, NULL), 0);
+	ASSERT_EQ(ftruncate(fd, cut), 0);
+	/* "rom" lies behind and comes while it starts or later: only "ram" is looked at */
+	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, &fast, NULL, &r.resume, &err), 0);
+	ASSERT_EQ(pthread_create(&toucher, NULL, touch_last, &m), 0);
+	for (int again = 0; again < 3; again++) {
+		ASSERT_EQ(gr_image_resume_wait(r.resume, FOREVER, &err), -EPIPE);
+		ASSERT_HAS(err.msg, "block 'r");
+		ASSERT_HAS(err.msg, "the file was cut");
+		poll_fd.fd = gr_image_resume_fd(r.resume);
+		ASSERT_EQ(poll(&poll_fd, 1, 0), 1);
+		if (again < 2) {
+			gr_image_resume_retry(r.resume); /* nothing has changed */
+		}
+	}
+	check_page(m.big, 3); /* what could be read is there, or comes */
+	ASSERT_EQ(pwrite(fd, rest, (size_t)(end - cut), cut), end - cut);
+	gr_image_resume_retry(r.resume);
+	complete(&r);
+	ASSERT_EQ(pthread_join(toucher, NULL), 0);
+	check_all(m.big);
+	check_all(m.rom);
+	ASSERT_EQ(close(fd), 0);
+	free(rest);
+	free_all(&m);
+}
+
+static enum gr_cbw_verdict never(void *opaque, const struct gr_cbw_piece *piece)
+{
+	(void)opaque;
+	(void)piece;
+	FAIL("asked");
+}
+
+TEST(who_passes_over_untouched_memory_is_refused_until_all_has_come)
+{
+	struct gr_cbw_params cbw_params = { .size = sizeof(cbw_params),
+					    .writers = GR_WRITERS_STORES,
+					    .before_write = never };
+	struct gr_image_load_params load = { .size = sizeof(load) };
+	struct gr_image_resume *second;
+	struct gr_destination *destination;
+	struct gr_source *source;
+	struct gr_channel *channel;
+	struct gr_cbw *cbw;
+	struct gr_error err;
+	struct machine m;
+	struct resumed r;
+	char other[128];
+
+	make_image();
+	(void)snprintf(other, sizeof(other), "%s.other", image_path());
+	m = machine_of(GR_RAM_MEMFD, 0);
+	r = resume(&m, &touched_only);
+	ASSERT_EQ(gr_channel_from_fd(open("/dev/null", O_WRONLY | O_CLOEXEC), &channel, NULL), 0);
+	ASSERT_EQ(gr_source_create(m.ram, NULL, channel, NULL, NULL, &source, NULL), 0);
+	ASSERT_EQ(gr_source_run(source, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "still being loaded");
+	gr_source_free(source);
+	ASSERT_EQ(gr_destination_create(m.ram, channel, NULL, NULL, &destination, &err), -EBUSY);
+	ASSERT_EQ(gr_cbw_start(m.ram, &cbw_params, &cbw, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "still being loaded");
+	ASSERT_EQ(gr_image_save(m.ram, other, NULL, NULL, &err), -EBUSY);
+	ASSERT_EQ(access(other, F_OK), -1);
+	ASSERT_EQ(gr_image_load(r.image, m.ram, &load, NULL, NULL, &err), -EBUSY);
+	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, &fast, NULL, &second, &err), -EBUSY);
+	give_up(&r);
+
+	r = resume(&m, &fast);
+	complete(&r);
+	ASSERT_EQ(gr_image_save(m.ram, other, NULL, NULL, &err), 0);
+	ASSERT_EQ(gr_source_create(m.ram, NULL, channel, NULL, NULL, &source, NULL), 0);
+	ASSERT_EQ(gr_source_step(source, &err), 1);
+	gr_source_free(source);
+	check_all(m.big);
+	(void)gr_channel_close(channel, NULL);
+	free_all(&m);
+}
+
+TEST(tracking_by_userfaultfd_is_refused_and_marks_work)
+{
+	struct gr_track *track;
+	struct gr_error err;
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	r = resume(&m, &touched_only);
+	ASSERT_EQ(gr_track_create(m.ram, &track, NULL), 0);
+	if (gr_track_use(track, GR_TRACKER_UFFD_WP, NULL, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+	ASSERT_EQ(gr_track_start(track, GR_WRITERS_STORES, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "block 'r");
+	gr_track_free(track);
+	ASSERT_EQ(gr_track_create(m.ram, &track, NULL), 0);
+	ASSERT_EQ(gr_track_start(track, GR_WRITERS_MARKED, &err), 0);
+	gr_track_stop(track);
+	gr_track_free(track);
+	give_up(&r);
+
+	/* and the other way round */
+	ASSERT_EQ(gr_track_create(m.ram, &track, NULL), 0);
+	ASSERT_EQ(gr_track_use(track, GR_TRACKER_UFFD_WP, NULL, &err), 0);
+	ASSERT_EQ(gr_track_start(track, GR_WRITERS_STORES, &err), 0);
+	ASSERT_EQ(gr_image_open(image_path(), &r.image, NULL), 0);
+	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, &fast, NULL, &r.resume, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "is it tracked?");
+	gr_image_close(r.image);
+	gr_track_stop(track);
+	gr_track_free(track);
+	free_all(&m);
+}
+
+TEST(memory_that_must_be_there_is_loaded_before_the_start_returns)
+{
+	struct gr_image_resume_stats stats;
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, GR_RAM_PREALLOC);
+	memset(m.big->host, 0x77, PAGES * PAGE);
+	r = resume(&m, &fast);
+	gr_image_resume_stats(r.resume, &stats);
+	ASSERT_EQ(stats.total_bytes, ROM_PAGES * PAGE);
+	check_all(m.big);
+	complete(&r);
+	check_all(m.rom);
+	free_all(&m);
+}
+
+TEST(what_the_machine_had_is_gone)
+{
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	memset(m.big->host, 0x77, PAGES * PAGE);
+	r = resume(&m, &fast);
+	check_all(m.big);
+	complete(&r);
+	check_all(m.big);
+	free_all(&m);
+}
+
+TEST(without_privilege_only_stores_can_wait)
+{
+	struct gr_image_resume_params params = fast;
+	struct gr_error err;
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	ASSERT_EQ(chmod(folder, 0755), 0);
+	ASSERT_EQ(chmod(image_path(), 0644), 0);
+	m = machine_of(GR_RAM_MEMFD, 0);
+	if (geteuid() == 0) {
+		ASSERT_EQ(setresuid(65534, 65534, 0), 0);
+	}
+	params.writers = GR_WRITERS_STORES;
+	r = resume(&m, &params);
+	check_all(m.big);
+	complete(&r);
+	params.writers = GR_WRITERS_MAPPING;
+	ASSERT_EQ(gr_image_open(image_path(), &r.image, NULL), 0);
+	if (gr_image_resume_start(r.image, m.ram, &params, NULL, &r.resume, &err) == 0) {
+		SKIP("vm.unprivileged_userfaultfd or /dev/userfaultfd gives it to everybody here");
+	}
+	ASSERT_EQ(err.code, -EINVAL);
+	ASSERT_HAS(err.msg, "cannot wait");
+	params.writers = GR_WRITERS_OUTSIDE;
+	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, &params, NULL, &r.resume, &err), -EINVAL);
+	gr_image_close(r.image);
+	gr_ram_free(m.ram);
+	if (setresuid(0, 0, 0) == 0) {
+		remove_folder();
+	}
+}
+
+TEST_MAIN()
