@@ -183,6 +183,22 @@ static void count_zeroes(struct gr_snapshot *s, uint64_t zeroes, uint64_t untouc
 	gr_progress_unlock(&s->progress);
 }
 
+/* Whether [offset, *ret_end) is a hole, *ret_end at most end. To ask costs by the length of the data. */
+static bool is_hole(struct gr_snapshot *s, const struct gr_ram_block *block, uint64_t offset,
+		    uint64_t end, uint64_t *ret_end)
+{
+	struct gr_snapshot_extent *x = &s->extent;
+
+	if (x->block != block || offset < x->begin || offset >= x->end) {
+		x->block = block;
+		x->begin = offset;
+		x->hole = gr_holes_next(&s->holes, block, offset, s->batch.entry->used_bytes,
+					&x->end);
+	}
+	*ret_end = GR_MIN(end, x->end);
+	return x->hole;
+}
+
 /* A piece into the batch. Nothing of it can be written or thrown away meanwhile. */
 static int take_piece(struct gr_snapshot *s, struct gr_ram_block *block, uint64_t offset,
 		      uint64_t end, struct gr_error *err)
@@ -197,7 +213,7 @@ static int take_piece(struct gr_snapshot *s, struct gr_ram_block *block, uint64_
 
 		gr_ram_look_begin(block);
 		skip = !gr_ram_plugged_locked(block, offset, end, &at) ||
-		       gr_holes_next(&s->holes, block, offset, at, &at);
+		       is_hole(s, block, offset, at, &at);
 		gr_ram_look_end(block);
 		if (skip) {
 			untouched += (at - offset) / s->page_bytes;

@@ -40,6 +40,16 @@ struct gr_snapshot_batch {
 	uint8_t *pages;	   /* (c) */
 };
 
+/*
+ * What the walk knows of a block's holes. It stays true for what is left: nobody fills a hole there or
+ * throws anything away without a copy, and then it is not left.
+ */
+struct gr_snapshot_extent {
+	const struct gr_ram_block *block;
+	uint64_t begin, end;
+	bool hole;
+};
+
 struct gr_snapshot {
 	struct gr_ram *ram;		  /* (c) */
 	struct gr_snapshot_params params; /* (c) defaults filled in */
@@ -60,6 +70,7 @@ struct gr_snapshot {
 	struct gr_source_blocks table;	/* (o) the blocks of the moment; constant after it */
 	struct gr_section_watch watch;	/* (o) */
 	struct gr_holes holes;		/* (o) */
+	struct gr_snapshot_extent extent; /* (o) */
 	struct gr_pacing pacing;	/* (o) */
 	struct gr_snapshot_batch batch; /* (o) */
 	struct gr_error error;		/* (o) how it ended, if not well */

@@ -72,6 +72,10 @@ static bool next_by_seek(struct gr_holes *h, const struct gr_ram_block *block, u
 	}
 	if (at == base + (off_t)offset) {
 		hole = false;
+		if (end - offset <= h->page_bytes) { /* the next hole may be far to seek */
+			*ret_end = end;
+			return false;
+		}
 		at = lseek(block->fd, at, SEEK_HOLE);
 		if (at < 0) {
 			*ret_end = end;
