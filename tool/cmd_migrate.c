@@ -14,16 +14,45 @@
 enum { POLL_MS = 100, CONNECT_MS = 2000 };
 
 struct migrate_options {
+	json_t *capabilities; /* as QMP takes them */
+	json_t *parameters;
 	const char *qmp;
 	const char *uri;
 	bool json;
 	struct tool_multifd multifd;
 };
 
+static void add_capability(struct migrate_options *o, const char *name)
+{
+	bool state = *name != '-';
+
+	(void)json_array_append_new(o->capabilities,
+				    json_pack("{sssb}", "capability", state ? name : name + 1,
+					      "state", state));
+}
+
+/* NAME=VALUE, a number or a size. */
+static int add_parameter(struct migrate_options *o, const char *text)
+{
+	const char *equals = strchr(text, '=');
+	uint64_t value;
+	char name[64];
+
+	if (!equals || equals == text || (size_t)(equals - text) >= sizeof(name) ||
+	    tool_parse_size(equals + 1, &value) < 0 || value > INT64_MAX) {
+		return tool_usage_error(&verb_migrate, "not NAME=NUMBER: '%s'", text);
+	}
+	(void)snprintf(name, sizeof(name), "%.*s", (int)(equals - text), text);
+	(void)json_object_set_new(o->parameters, name, json_integer((json_int_t)value));
+	return TOOL_OK;
+}
+
 static int parse_options(int argc, char **argv, struct migrate_options *o)
 {
 	static const struct option options[] = {
+		{ "capability", required_argument, NULL, 'C' },
 		{ "json", no_argument, NULL, 'j' },
+		{ "parameter", required_argument, NULL, 'p' },
 		{ "qmp", required_argument, NULL, 'q' },
 		{ "multifd", required_argument, NULL, 'm' },
 		{ "multifd-compression", required_argument, NULL, 'c' },
@@ -31,12 +60,18 @@ static int parse_options(int argc, char **argv, struct migrate_options *o)
 	};
 	int c;
 
-	*o = (struct migrate_options){ 0 };
+	*o = (struct migrate_options){ .capabilities = json_array(), .parameters = json_object() };
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (c == 'j') {
 			o->json = true;
 		} else if (c == 'q') {
 			o->qmp = optarg;
+		} else if (c == 'C') {
+			add_capability(o, optarg);
+		} else if (c == 'p') {
+			if (add_parameter(o, optarg) != TOOL_OK) {
+				return TOOL_ERROR;
+			}
 		} else if (!tool_multifd_option(&o->multifd, &verb_migrate, c, optarg)) {
 			return TOOL_ERROR;
 		}
@@ -172,51 +207,84 @@ static int set_multifd(struct vmm_qmp_client *client, const struct tool_multifd 
 	return rc;
 }
 
-static int run(int argc, char **argv)
+/* What was asked for, as far as anything was. */
+static int set_up(struct vmm_qmp_client *client, const struct migrate_options *o,
+		  struct gr_error *err)
+{
+	int rc = 0;
+
+	if (json_array_size(o->capabilities) > 0) {
+		rc = vmm_qmp_execute(client, "migrate-set-capabilities",
+				     json_pack("{sO}", "capabilities", o->capabilities), NULL, err);
+	}
+	if (rc == 0 && json_object_size(o->parameters) > 0) {
+		rc = vmm_qmp_execute(client, "migrate-set-parameters", json_incref(o->parameters),
+				     NULL, err);
+	}
+	return rc;
+}
+
+static int move(const struct migrate_options *o)
 {
 	struct vmm_qmp_client *client;
-	struct migrate_options o;
 	json_t *answer = NULL;
 	struct gr_error err;
-	int rc, status = parse_options(argc, argv, &o);
+	int rc, status;
 
-	if (status != TOOL_OK) {
-		return status;
-	}
-	rc = o.multifd.compressed && o.multifd.params.count == 0
+	rc = o->multifd.compressed && o->multifd.params.count == 0
 		     ? gr_error_set(&err, -EINVAL, "--multifd-compression needs --multifd N")
-		     : vmm_qmp_connect(o.qmp, CONNECT_MS, &client, &err);
+		     : vmm_qmp_connect(o->qmp, CONNECT_MS, &client, &err);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}
-	rc = set_multifd(client, &o.multifd, &err);
+	rc = set_up(client, o, &err);
+	rc = rc < 0 ? rc : set_multifd(client, &o->multifd, &err);
 	rc = rc < 0 ? rc
-		    : vmm_qmp_execute(client, "migrate", json_pack("{ss}", "uri", o.uri), NULL, &err);
+		    : vmm_qmp_execute(client, "migrate", json_pack("{ss}", "uri", o->uri), NULL, &err);
 	rc = rc < 0 ? rc : follow(client, &answer, &err);
 	vmm_qmp_disconnect(client);
 	if (rc < 0) {
 		return tool_error("%s", err.msg);
 	}
-	status = report(&o, answer);
+	status = report(o, answer);
 	json_decref(answer);
+	return status;
+}
+
+static int run(int argc, char **argv)
+{
+	struct migrate_options o;
+	int status = parse_options(argc, argv, &o);
+
+	if (status == TOOL_OK) {
+		status = move(&o);
+	}
+	json_decref(o.capabilities);
+	json_decref(o.parameters);
 	return status;
 }
 
 const struct verb verb_migrate = {
 	.name = "migrate",
 	.help = "ask a running machine to move",
-	.usage = "Usage: guestram migrate --qmp unix:PATH [--multifd N]\n"
-		 "                        [--multifd-compression none|zlib|zstd] [--json] URI\n"
+	.usage = "Usage: guestram migrate --qmp unix:PATH [OPTIONS] URI\n"
 		 "\n"
 		 "Tells the machine whose monitor listens at PATH, a `guestram run` or a QEMU, to\n"
 		 "move to URI, shows how far it is, and ends when the move has ended.\n"
 		 "\n"
-		 "  --qmp unix:PATH   the machine's monitor\n"
-		 "  --multifd N       a QEMU: pages on N further channels, for which the destination\n"
-		 "                    waits too\n"
+		 "  --qmp unix:PATH            the machine's monitor\n"
+		 "  --capability [-]NAME       switch a capability on, or off: xbzrle, auto-converge,\n"
+		 "                             pause-before-switchover, switchover-ack, and with a QEMU\n"
+		 "                             all it has; may be given again\n"
+		 "  --parameter NAME=NUMBER    set a parameter, a number or a size: max-bandwidth,\n"
+		 "                             downtime-limit (ms), xbzrle-cache-size,\n"
+		 "                             throttle-trigger-threshold, cpu-throttle-initial,\n"
+		 "                             cpu-throttle-increment, max-cpu-throttle\n"
+		 "  --multifd N                a QEMU: pages on N further channels, for which the\n"
+		 "                             destination waits too\n"
 		 "  --multifd-compression METHOD\n"
-		 "                    none, zlib or zstd, as at the destination\n"
-		 "  --json            the result as one JSON object\n"
+		 "                             none, zlib or zstd, as at the destination\n"
+		 "  --json                     the result as one JSON object\n"
 		 "\n"
 		 "URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N], as the\n"
 		 "machine understands it.\n"

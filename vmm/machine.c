@@ -224,6 +224,11 @@ struct gr_track *vmm_machine_track(struct vmm_machine *machine)
 	return machine->track;
 }
 
+void vmm_machine_throttle(struct vmm_machine *machine, unsigned int percent)
+{
+	vmm_pacer_throttle(&machine->pacer, percent, machine->params.vcpus);
+}
+
 struct vmm_pacer *vmm_machine_pacer(struct vmm_machine *machine)
 {
 	return &machine->pacer;

@@ -50,6 +50,8 @@ void vmm_machine_free(struct vmm_machine *machine);
 
 struct gr_ram *vmm_machine_ram(struct vmm_machine *machine);
 struct gr_track *vmm_machine_track(struct vmm_machine *machine);
+/* Take so many percent of their time from the vCPUs; 0: no more. Any thread. */
+void vmm_machine_throttle(struct vmm_machine *machine, unsigned int percent);
 struct vmm_pacer *vmm_machine_pacer(struct vmm_machine *machine);
 const struct vmm_workload *vmm_machine_workload(struct vmm_machine *machine); /* or NULL */
 const char *vmm_machine_accel_name(struct vmm_machine *machine);

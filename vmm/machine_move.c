@@ -75,6 +75,13 @@ static int on_save(void *opaque, struct gr_state_writer *writer, struct gr_error
 	return vmm_machine_save(move->machine, writer, err);
 }
 
+static void on_throttle(void *opaque, unsigned int percent)
+{
+	struct vmm_move *move = opaque;
+
+	vmm_machine_throttle(move->machine, percent);
+}
+
 /* Drive the source step by step, so that the caller sees every step. */
 static int drive(struct vmm_move *move, struct gr_source *source, struct gr_error *err)
 {
@@ -85,8 +92,7 @@ static int drive(struct vmm_move *move, struct gr_source *source, struct gr_erro
 
 	do {
 		(void)refresh(move, &stats);
-		if (stats.rounds != rounds && stats.state != GR_MIGRATE_DEVICE &&
-		    stats.state != GR_MIGRATE_COMPLETED) {
+		if (stats.rounds != rounds && stats.state < GR_MIGRATE_PRE_SWITCHOVER) {
 			rounds = stats.rounds;
 			vmm_machine_round_began(move->machine);
 		}
@@ -111,10 +117,22 @@ static int send_machine(struct vmm_move *move, struct gr_channel *channel, struc
 		.bandwidth_bytes_per_s_max = move->params.bandwidth_bytes_per_s_max,
 		.downtime_ns_max = move->params.downtime_ns_max,
 		.rounds_max = move->params.rounds_max,
+		.xbzrle_cache_bytes = move->params.xbzrle_cache_bytes,
+		.auto_converge = move->params.auto_converge,
+		.throttle_trigger_percent = move->params.throttle_trigger_percent,
+		.throttle_initial_percent = move->params.throttle_initial_percent,
+		.throttle_increment_percent = move->params.throttle_increment_percent,
+		.throttle_max_percent = move->params.throttle_max_percent,
+		.pause_before_switchover = move->params.pause_before_switchover,
+		.switchover_ack = move->params.switchover_ack,
 		.fault = move->params.fault,
 	};
 	const struct gr_source_ops ops = {
-		.pause = on_pause, .resume = on_resume, .save = on_save, .opaque = move
+		.pause = on_pause,
+		.resume = on_resume,
+		.save = on_save,
+		.throttle = on_throttle,
+		.opaque = move,
 	};
 	struct gr_migrate_stats stats;
 	struct gr_source *source;
@@ -346,6 +364,20 @@ bool vmm_move_ended(struct vmm_move *move, int *ret_status, struct gr_error *err
 	}
 	(void)pthread_mutex_unlock(&move->lock);
 	return ended;
+}
+
+int vmm_move_continue(struct vmm_move *move, struct gr_error *err)
+{
+	int rc;
+
+	(void)pthread_mutex_lock(&move->lock);
+	if (move->source) {
+		rc = gr_source_continue(move->source, err);
+	} else {
+		rc = gr_error_set(err, -EINVAL, "no migration waits to go on");
+	}
+	(void)pthread_mutex_unlock(&move->lock);
+	return rc;
 }
 
 void vmm_move_cancel(struct vmm_move *move)

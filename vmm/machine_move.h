@@ -16,6 +16,12 @@ struct vmm_move_params {
 	uint64_t bandwidth_bytes_per_s_max; /* 0: no limit */
 	uint64_t downtime_ns_max;	    /* 0: the library's */
 	uint64_t rounds_max;		    /* 0: until it fits */
+	uint64_t xbzrle_cache_bytes;	    /* 0: send no differences */
+	bool auto_converge;		    /* as in struct gr_source_params, with all that follow */
+	unsigned int throttle_trigger_percent, throttle_initial_percent;
+	unsigned int throttle_increment_percent, throttle_max_percent;
+	bool pause_before_switchover; /* wait for vmm_move_continue() */
+	bool switchover_ack;
 	enum gr_source_fault fault;	    /* for tests of the checker */
 	/* Called between two steps of the source, from its thread; may sleep. May be NULL. */
 	void (*between)(void *opaque, const struct gr_migrate_stats *stats);
@@ -45,6 +51,8 @@ const char *vmm_move_uri(const struct vmm_move *move);
 void vmm_move_stats(struct vmm_move *move, struct gr_migrate_stats *ret_stats);
 /* Whether it has ended; if it failed, the reason is in err. */
 bool vmm_move_ended(struct vmm_move *move, int *ret_status, struct gr_error *err);
+/* Go on from GR_MIGRATE_PRE_SWITCHOVER. */
+int vmm_move_continue(struct vmm_move *move, struct gr_error *err);
 /* Ask it to end. Returns at once. */
 void vmm_move_cancel(struct vmm_move *move);
 /* Wait for its end. 0, or why it failed. */

@@ -2,6 +2,7 @@
 #include "monitor.h"
 #include "dirty_rate.h"
 #include "human.h"
+#include "migrate_settings.h"
 #include "qmp.h"
 #include "snapshot.h"
 #include <errno.h>
@@ -30,7 +31,7 @@ struct monitor {
 	bool autostart;
 	int status; /* why the loop was stopped: 0 or an error, with... */
 	struct gr_error why_stopped;
-	uint64_t max_bandwidth, downtime_limit_ms;
+	struct vmm_migrate_settings settings;
 	/* Left by a vCPU's thread for ours. */
 	pthread_mutex_t lock;
 	bool died;     /* (l) */
@@ -157,12 +158,7 @@ static int do_quit(void *opaque, json_t *args, json_t **ret, struct gr_error *er
 static int do_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
-	const struct vmm_move_params params = {
-		.bandwidth_bytes_per_s_max = monitor->max_bandwidth,
-		.downtime_ns_max = monitor->downtime_limit_ms * NS_PER_MS,
-		.changed = move_changed,
-		.opaque = monitor,
-	};
+	struct vmm_move_params params = { .changed = move_changed, .opaque = monitor };
 	const char *uri = NULL;
 	struct vmm_move *move;
 	int status, rc;
@@ -179,6 +175,7 @@ static int do_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error 
 	if (monitor->snapshot && !vmm_snapshot_ended(monitor->snapshot)) {
 		return gr_error_set(err, -EBUSY, "a snapshot is being taken");
 	}
+	vmm_migrate_settings_apply(&monitor->settings, &params);
 	rc = vmm_move_out(monitor->machine, uri, &params, &move, err);
 	if (rc < 0) {
 		return rc;
@@ -268,6 +265,29 @@ static json_t *ram_stats(const struct gr_migrate_stats *stats)
 	return ram;
 }
 
+static json_t *xbzrle_stats(const struct gr_migrate_stats *stats)
+{
+	uint64_t looked = stats->xbzrle_pages + stats->xbzrle_unchanged_pages + stats->xbzrle_misses +
+			  stats->xbzrle_overflows;
+	json_t *cache = json_object();
+
+	set_u64(cache, "cache-size", stats->xbzrle_cache_bytes);
+	set_u64(cache, "bytes", stats->xbzrle_bytes);
+	set_u64(cache, "pages", stats->xbzrle_pages);
+	set_u64(cache, "cache-miss", stats->xbzrle_misses);
+	set_u64(cache, "overflow", stats->xbzrle_overflows);
+	/* Of the whole migration. */
+	(void)json_object_set_new(
+		cache, "cache-miss-rate",
+		json_real(looked > 0 ? (double)stats->xbzrle_misses / (double)looked : 0));
+	(void)json_object_set_new(
+		cache, "encoding-rate",
+		json_real(stats->xbzrle_bytes > 0 ? (double)stats->xbzrle_pages * VMM_PAGE_BYTES /
+							    (double)stats->xbzrle_bytes
+						  : 0));
+	return cache;
+}
+
 static int do_query_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
@@ -292,6 +312,12 @@ static int do_query_migrate(void *opaque, json_t *args, json_t **ret, struct gr_
 		set_u64(answer, "expected-downtime", stats.expected_downtime_ns / NS_PER_MS);
 	}
 	(void)json_object_set_new(answer, "ram", ram_stats(&stats));
+	if (stats.xbzrle_cache_bytes != 0) {
+		(void)json_object_set_new(answer, "xbzrle-cache", xbzrle_stats(&stats));
+	}
+	if (stats.throttle_percent != 0) {
+		set_u64(answer, "cpu-throttle-percentage", stats.throttle_percent);
+	}
 	if (vmm_move_ended(move, &status, &why) && status < 0) {
 		(void)json_object_set_new(answer, "error-desc", json_string(why.msg));
 	}
@@ -302,22 +328,9 @@ static int do_query_migrate(void *opaque, json_t *args, json_t **ret, struct gr_
 static int do_set_parameters(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
-	uint64_t bandwidth = monitor->max_bandwidth, downtime = monitor->downtime_limit_ms;
-	int rc = vmm_qmp_get_u64(args, "max-bandwidth", &bandwidth, err);
 
 	(void)ret;
-	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "downtime-limit", &downtime, err);
-	if (rc < 0) {
-		return rc;
-	}
-	if (downtime > 2000000) {
-		return gr_error_set(err, -EINVAL,
-				    "Parameter 'downtime-limit' expects an integer in the range "
-				    "of 0 to 2000 seconds");
-	}
-	monitor->max_bandwidth = bandwidth;
-	monitor->downtime_limit_ms = downtime;
-	return 0;
+	return vmm_migrate_set_parameters(&monitor->settings, args, err);
 }
 
 static int do_query_parameters(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
@@ -326,10 +339,46 @@ static int do_query_parameters(void *opaque, json_t *args, json_t **ret, struct 
 
 	(void)args;
 	(void)err;
-	*ret = json_object();
-	set_u64(*ret, "max-bandwidth", monitor->max_bandwidth);
-	set_u64(*ret, "downtime-limit", monitor->downtime_limit_ms);
+	*ret = vmm_migrate_query_parameters(&monitor->settings);
 	return 0;
+}
+
+static int do_set_capabilities(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)ret;
+	return vmm_migrate_set_capabilities(&monitor->settings, args, err);
+}
+
+static int do_query_capabilities(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)err;
+	*ret = vmm_migrate_query_capabilities(&monitor->settings);
+	return 0;
+}
+
+static int do_migrate_continue(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	const char *state = NULL;
+	int rc = vmm_qmp_need(args, "state", err);
+
+	(void)ret;
+	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "state", &state, err);
+	if (rc == 0 && strcmp(state, "pre-switchover") != 0) {
+		rc = gr_error_set(err, -EINVAL, "Migration does not wait in state '%s'", state);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	if (!monitor->out) {
+		return gr_error_set(err, -EINVAL, "There is no migration that could go on");
+	}
+	return vmm_move_continue(monitor->out, err);
 }
 
 /* Write guest memory into an open file. */
@@ -589,12 +638,15 @@ static const struct vmm_qmp_command commands[] = {
 	{ "cont", "", do_cont },
 	{ "human-monitor-command", "command-line cpu-index", do_human_command },
 	{ "migrate", "uri", do_migrate },
-	{ "migrate-set-parameters", "max-bandwidth downtime-limit", do_set_parameters },
+	{ "migrate-continue", "state", do_migrate_continue },
+	{ "migrate-set-capabilities", "capabilities", do_set_capabilities },
+	{ "migrate-set-parameters", VMM_MIGRATE_PARAMETERS, do_set_parameters },
 	{ "migrate_cancel", "", do_migrate_cancel },
 	{ "pmemsave", "val size filename", do_pmemsave },
 	{ "query-commands", "", do_query_commands },
 	{ "query-dirty-rate", "", do_query_dirty_rate },
 	{ "query-migrate", "", do_query_migrate },
+	{ "query-migrate-capabilities", "", do_query_capabilities },
 	{ "query-migrate-parameters", "", do_query_parameters },
 	{ "query-status", "", do_query_status },
 	{ "query-version", "", do_query_version },
@@ -772,12 +824,13 @@ static int run(struct monitor *monitor, struct gr_error *err)
 
 int vmm_monitor_run(const struct vmm_monitor_params *params, struct gr_error *err)
 {
-	struct monitor monitor = { .params = *params, .downtime_limit_ms = 300 };
+	struct monitor monitor = { .params = *params };
 	int rc = gr_loop_create(NULL, &monitor.loop, err);
 
 	if (rc < 0) {
 		return rc;
 	}
+	vmm_migrate_settings_init(&monitor.settings);
 	rc = gr_notifier_init(&monitor.changed, err);
 	if (rc == 0) {
 		(void)pthread_mutex_init(&monitor.lock, NULL);

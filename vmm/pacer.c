@@ -7,6 +7,7 @@
 enum {
 	TAKE_OPS_MAX = 256,
 	TAKE_AHEAD_NS = 1000000,     /* sleep so long for a lot, not for each operation */
+	SLICE_NS = 10000000,	     /* a throttled writer runs so long, then sleeps */
 	CATCH_UP_NS_MAX = 100000000, /* a writer that was held up longer does not catch up */
 };
 #define NS_PER_S UINT64_C(1000000000)
@@ -115,6 +116,42 @@ static uint64_t due_locked(struct vmm_pacer *pacer, struct vmm_pacer_writer *wri
 	return 0;
 }
 
+void vmm_pacer_throttle(struct vmm_pacer *pacer, unsigned int percent, unsigned int writers)
+{
+	(void)pthread_mutex_lock(&pacer->lock);
+	pacer->throttle = percent;
+	pacer->throttled = writers;
+	for (unsigned int w = 0; w < pacer->writers; w++) {
+		pacer->writer[w].slice_end_ns = now_ns() + SLICE_NS;
+	}
+	(void)pthread_cond_broadcast(&pacer->cond);
+	(void)pthread_mutex_unlock(&pacer->lock);
+}
+
+/* Whether the writer may not write now: its slice is over, it sleeps, until `end_ns` at most. */
+static bool loses_time_locked(struct vmm_pacer *pacer, unsigned int w, uint64_t end_ns)
+{
+	struct vmm_pacer_writer *writer = &pacer->writer[w];
+	uint64_t begin = now_ns(), now = begin;
+
+	if (w >= pacer->throttled || pacer->throttle == 0 || begin < writer->slice_end_ns) {
+		return false;
+	}
+	if (writer->wake_ns < writer->slice_end_ns) {
+		writer->wake_ns =
+			begin + (uint64_t)SLICE_NS * pacer->throttle / (100 - pacer->throttle);
+	}
+	while (!writer->stop && pacer->throttle != 0 && now < writer->wake_ns && now < end_ns) {
+		wait_until_locked(pacer, writer->wake_ns < end_ns ? writer->wake_ns : end_ns);
+		now = now_ns();
+	}
+	writer->from_ns += now - begin;
+	if (now >= writer->wake_ns) {
+		writer->slice_end_ns = now + SLICE_NS;
+	}
+	return pacer->throttle != 0 && now < writer->wake_ns;
+}
+
 uint32_t vmm_pacer_take(struct vmm_pacer *pacer, unsigned int w)
 {
 	return vmm_pacer_take_within(pacer, w, UINT64_MAX);
@@ -124,13 +161,15 @@ uint32_t vmm_pacer_take_within(struct vmm_pacer *pacer, unsigned int w, uint64_t
 {
 	struct vmm_pacer_writer *writer = &pacer->writer[w];
 	uint64_t ops = 0, wait_ns = 0, end_ns;
+	bool asleep;
 
 	if (__builtin_add_overflow(now_ns(), wait_ns_max, &end_ns)) {
 		end_ns = UINT64_MAX;
 	}
 	(void)pthread_mutex_lock(&pacer->lock);
 	writer->finished = writer->given;
-	while (!writer->stop && (ops = due_locked(pacer, writer, &wait_ns)) == 0 &&
+	asleep = loses_time_locked(pacer, w, end_ns);
+	while (!asleep && !writer->stop && (ops = due_locked(pacer, writer, &wait_ns)) == 0 &&
 	       now_ns() < end_ns) {
 		wait_until_locked(pacer, wait_ns < end_ns ? wait_ns : end_ns);
 	}

@@ -16,12 +16,16 @@ struct vmm_pacer {
 	pthread_mutex_t lock;
 	pthread_cond_t cond;
 	unsigned int writers;	   /* (c) */
+	unsigned int throttle;	   /* (l) percent of their time that writers lose... */
+	unsigned int throttled;	   /* (l) ...those with a lower number than this */
 	uint64_t rate_bytes_per_s; /* (l) of all writers together */
 	struct vmm_pacer_writer {
 		uint64_t from_ns;  /* (l) when counting of what is due began */
 		uint64_t due;	   /* (l) operations given out since then */
 		uint64_t given;	   /* (l) operations given out in all */
 		uint64_t finished; /* (l) of those, surely done: all but the last lot */
+		uint64_t slice_end_ns; /* (l) throttled: when it has to sleep... */
+		uint64_t wake_ns;      /* (l) ...and until when, once it does */
 		bool stop;	   /* (l) kicked: the next or the present take returns 0 */
 	} writer[VMM_WRITERS_MAX];
 };
@@ -32,6 +36,12 @@ void vmm_pacer_destroy(struct vmm_pacer *pacer);
 /* Takes effect at once. 0: nobody writes. VMM_RATE_UNLIMITED: as fast as it goes. */
 void vmm_pacer_set_rate(struct vmm_pacer *pacer, uint64_t rate_bytes_per_s);
 uint64_t vmm_pacer_rate(struct vmm_pacer *pacer);
+
+/*
+ * From now on the first `writers` writers sleep for so many percent of the time, in pieces; what would
+ * have been due then is not made up for. 0: no more.
+ */
+void vmm_pacer_throttle(struct vmm_pacer *pacer, unsigned int percent, unsigned int writers);
 
 /*
  * How many main operations writer w may do now: at least 1, sleeps until then; or 0 when the

@@ -269,7 +269,7 @@ struct gr_destination_ops {
 	int (*block_add)(void *opaque, const struct gr_block_announcement *what,
 			 struct gr_error *err);
 	/**
-	 * With switchover_ack: may the source stop its guest now? Asked after each section of RAM
+	 * May a source that waits for this word stop its guest now? Asked after each section of RAM
 	 * until it says so. NULL: at once.
 	 */
 	bool (*switchover_ready)(void *opaque);
@@ -284,8 +284,8 @@ struct gr_destination_params {
 	const char *machine;     /**< expected machine name; NULL: any */
 	bool allow_unterminated; /**< accept a stream without the closing description */
 	bool plain;              /**< do not answer a guestram: behave as a QEMU does */
-	bool switchover_ack;     /**< tell the source when it may switch over; it waits for that only
-				  *   if it was told so too */
+	bool switchover_ack;     /**< tell the source when it may switch over: a QEMU from 8.1 on with
+				  *   the same capability. A guestram is told anyway. */
 	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
 };
 

@@ -143,7 +143,7 @@ static int answer(struct gr_receive *r, enum gr_return_path_type type, uint32_t 
 /* As a QEMU: at once if nobody has to be asked. */
 static int tell_if_ready(struct gr_receive *r, struct gr_error *err)
 {
-	if (!r->params.switchover_ack || r->ready || !r->return_path ||
+	if (!(r->params.switchover_ack || r->ours) || r->ready || !r->return_path ||
 	    (r->params.switchover_ready && !r->params.switchover_ready(r->params.opaque))) {
 		return 0;
 	}
@@ -175,6 +175,10 @@ static int take_command(struct gr_receive *r, const struct gr_stream_record *rec
 		}
 		gr_stream_reader_allow_extensions(r->reader);
 		r->ours = true;
+		rc = tell_if_ready(r, err);
+		if (rc < 0) {
+			return rc;
+		}
 	}
 	return answer(r, GR_RETURN_PONG, value, err);
 }

@@ -357,6 +357,93 @@ def a_destination_whose_source_is_killed_ends_with_an_error_and_never_runs(folde
 
 
 @test
+def a_move_waits_in_pre_switchover_and_sends_differences(folder):
+    uri = f"unix:{folder}/move"
+    there = Machine(folder, "there", "--incoming", uri)
+    here = Machine(folder, "here", "--rate", "64M")
+    here.lives()
+    for wrong in ([{"capability": "postcopy-ram", "state": True}], [{"capability": "xbzrle"}], "x"):
+        try:
+            here.do("migrate-set-capabilities", capabilities=wrong)
+            raise AssertionError(f"taken: {wrong}")
+        except Refused:
+            pass
+    here.do("migrate-set-capabilities", capabilities=[
+        {"capability": n, "state": True} for n in
+        ("xbzrle", "auto-converge", "pause-before-switchover", "switchover-ack", "return-path")])
+    equal({c["capability"]: c["state"] for c in here.do("query-migrate-capabilities")},
+          {"xbzrle": True, "auto-converge": True, "pause-before-switchover": True,
+           "switchover-ack": True}, "capabilities")
+    try:
+        here.do("migrate-set-parameters", **{"max-bandwidth": 1, "cpu-throttle-initial": 100})
+        raise AssertionError("a throttle of 100 %")
+    except Refused:
+        pass
+    equal(here.do("query-migrate-parameters")["max-bandwidth"], 0, "nothing was set")
+    here.do("migrate-set-parameters", **{"xbzrle-cache-size": 8 << 20})
+    try:
+        here.do("migrate-continue", state="pre-switchover")
+        raise AssertionError("nothing waits")
+    except Refused:
+        pass
+    here.do("migrate", uri=uri)
+    until(lambda: here.do("query-migrate")["status"] == "pre-switchover")
+    equal(here.status(), "finish-migrate", "source")
+    equal(there.status(), "inmigrate", "destination")
+    equal(here.do("query-migrate")["xbzrle-cache"]["cache-size"], 8 << 20, "cache")
+    here.do("migrate-continue", state="pre-switchover")
+    until(lambda: there.status() == "running")
+    there.lives()
+    there.do("stop")
+    there.check()
+    here.quit()
+    there.quit()
+
+
+@test
+def the_tool_sets_capabilities_and_parameters_first(folder):
+    uri = f"unix:{folder}/move"
+    there = Machine(folder, "there", "--incoming", uri)
+    here = Machine(folder, "here")
+    here.lives()
+    status, _, err = migrate(here, uri, "--capability", "nonsense")
+    equal(status, 2, err)
+    assert "nonsense" in err, err
+    status, _, err = migrate(here, uri, "--parameter", "max-bandwidth")
+    equal(status, 2, err)
+    status, _, err = migrate(here, uri, "--capability", "xbzrle", "--capability", "-auto-converge",
+                             "--parameter", "xbzrle-cache-size=4M", "--parameter",
+                             "max-bandwidth=1G")
+    equal(status, 0, err)
+    equal(here.do("query-migrate-parameters")["xbzrle-cache-size"], 4 << 20, "cache")
+    equal(here.do("query-migrate")["xbzrle-cache"]["cache-size"], 4 << 20, "cache")
+    until(lambda: there.status() == "running")
+    here.quit()
+    there.quit()
+
+
+@test
+def a_guest_that_is_too_fast_is_slowed_down_and_moves(folder):
+    """Its vCPU dirties at 256 MiB/s, the channel carries 32."""
+    uri = f"unix:{folder}/move"
+    there = Machine(folder, "there", "--incoming", uri, "--rate", "256M")
+    here = Machine(folder, "here", "--rate", "256M")
+    here.lives()
+    here.do("migrate-set-capabilities",
+            capabilities=[{"capability": "auto-converge", "state": True}])
+    here.do("migrate-set-parameters", **{"max-bandwidth": 32 << 20, "downtime-limit": 50,
+                                         "cpu-throttle-increment": 79})
+    here.do("migrate", uri=uri)
+    until(lambda: here.do("query-migrate").get("cpu-throttle-percentage", 0) >= 20)
+    until(lambda: there.status() == "running")
+    there.lives()
+    there.do("stop")
+    there.check()
+    here.quit()
+    there.quit()
+
+
+@test
 def a_cancelled_move_leaves_the_guest_right_and_the_next_one_works(folder):
     uri = f"unix:{folder}/move"
     there = Machine(folder, "there", "--incoming", uri)
