@@ -3,12 +3,13 @@
 """Further channels: a QEMU whose guest writes all the time, with capability multifd at either
 end, each compression and several numbers of channels. With the newer QEMU also a machine of 7.2's
 version, which speaks 7.2's dialect."""
+import json
 import os
 
 import guestram
 import writer_guest
-from qemu import NEWER, BINARY, Qemu, QemuError
-from running import PAGES, migrate_while_writing, runs_on
+from qemu import NEWER, BINARY, Qemu, QemuError, wait_for
+from running import PAGES, dots, migrate_while_writing, runs_on
 from tap import Skip, equal, main, same_bytes, test
 
 MACHINES = ["pc", "pc-i440fx-7.2"] if BINARY == NEWER else ["pc"]
@@ -103,6 +104,19 @@ for n in 1, 2, 8:
     named(f"image_runs_on_in_qemu_over_{n}_channels", round_trip(n))
 for method in "zlib", "zstd":
     named(f"image_runs_on_in_qemu_with_{method}", round_trip(2, method))
+
+
+@test
+def the_tool_has_a_qemu_send_over_further_channels(tmp):
+    image, monitor = os.path.join(tmp, "vm.ram"), os.path.join(tmp, "monitor")
+    with running(tmp, "source", "pc", "-qmp", f"unix:{monitor},server=on,wait=off") as q:
+        wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+        with guestram.Receiver(f"unix:{tmp}/image.socket", image, *options(2, "zlib")) as receiver:
+            said = json.loads(guestram.run("migrate", "--qmp", "unix:" + monitor,
+                                           *options(2, "zlib"), "--json", receiver.uri))
+            equal(said["status"], "completed", "status")
+            receiver.result()
+        compare_ram(image, q.memory(0, 32 << 20))
 
 
 @test
