@@ -25,7 +25,8 @@
  * be stopped are refused (other mappings, other processes, without privilege also system calls and KVM);
  * blocks in files on a disk are refused; memory is in the hands of one userfaultfd, so this does not go
  * together with a tracker that uses it. Blocks may come, go and change their size: the image has those of the
- * moment, as they were. Giving memory back that is not saved yet is -EBUSY while the buffer is full.
+ * moment, as they were. Giving memory back that is not saved yet is as a store to it, but instead of waiting it
+ * is -EBUSY. Memory that the host has lost before it was saved ends the snapshot with -EHWPOISON.
  */
 #ifndef GUESTRAM_SNAPSHOT_H
 #define GUESTRAM_SNAPSHOT_H

@@ -472,6 +472,18 @@ TEST(memory_is_not_given_back_while_it_is_kept)
 	free_rig(r);
 }
 
+TEST(memory_that_the_host_has_lost_ends_the_snapshot)
+{
+	struct rig *r = make_rig(GR_RAM_MEMFD);
+
+	start(r, (struct gr_snapshot_params){ .size = 0 });
+	ASSERT_EQ(gr_ram_remap(r->block, 9 * PAGE, PAGE, NULL), 0);
+	*at(r, 9) = 1;
+	*at(r, 10) = 1;
+	expect_failed(r, -EHWPOISON, "the host has lost memory");
+	free_rig(r);
+}
+
 /* ---- blocks ---------------------------------------------------------------------------- */
 
 ON_BOTH(blocks_that_come_grow_and_go_leave_the_image_as_it_was)
