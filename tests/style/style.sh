@@ -92,6 +92,12 @@ report "the example of rcu.h compiles, with clang too"
 report "nothing is left open in the tree"
 
 (
+	lines=$(wc -l < examples/kvm.c)
+	[ "$lines" -lt 200 ] || { echo "examples/kvm.c has $lines lines"; exit 1; }
+) > "$tmp/out" 2>&1
+report "a KVM host fits in 200 lines"
+
+(
 	# docs/origins.md and docs/testing.md name tests: `tests/...` paths must exist.
 	status=0
 	for p in $(grep -ohE '`(tests|src|vmm|tool|include|bench|models|docs|scripts|examples)/[A-Za-z0-9_./-]+`' README.md docs/*.md |
