@@ -27,4 +27,11 @@ const char *bench_qemu_version(void);
 /* Moves once and compares both memories; exits if anything fails or differs. */
 struct bench_move bench_qemu_move(const struct bench_machine *m);
 
+/* A machine into a file in the mapped-ram layout, and back into fresh memory; compares. */
+struct bench_image_cost {
+	double save_wall_s, save_cpu_s;
+	double load_wall_s, load_cpu_s;
+};
+struct bench_image_cost bench_qemu_image(const struct bench_machine *m, const char *image);
+
 #endif

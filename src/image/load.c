@@ -37,6 +37,7 @@ struct load {
 struct loader {
 	struct load *load;
 	struct gr_holes holes;
+	struct gr_image_extent extent;
 	uint8_t *buffer;
 	size_t buffer_bytes;
 	uint64_t data_pages, zero_pages;
@@ -146,7 +147,8 @@ static int load_piece(struct loader *w, uint64_t piece, struct gr_error *err)
 		int rc = 0;
 
 		at = offset + gr_image_part_run(part, page, end / size) * size;
-		hole = gr_holes_next(&w->holes, block, offset, at, &at);
+		hole = gr_image_members_hole(w->load->members, index, &w->holes, &w->extent, offset,
+					     at, &at);
 		if (gr_image_part_present(part, page)) {
 			rc = place(w, index, offset, at, hole, err);
 		} else {

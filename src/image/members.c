@@ -97,6 +97,20 @@ uint32_t gr_image_members_piece(const struct gr_image_members *m, uint64_t piece
 	return low;
 }
 
+bool gr_image_members_hole(const struct gr_image_members *m, uint32_t index, struct gr_holes *holes,
+			   struct gr_image_extent *x, uint64_t offset, uint64_t end,
+			   uint64_t *ret_end)
+{
+	if (x->index != index || offset < x->from || offset >= x->to) {
+		x->index = index;
+		x->from = offset;
+		x->hole = gr_holes_next(holes, m->of[index].block, offset, m->of[index].bytes,
+					&x->to);
+	}
+	*ret_end = GR_MIN(end, x->to);
+	return x->hole;
+}
+
 void gr_image_members_free(struct gr_image_members *m)
 {
 	let_go(m);

@@ -7,6 +7,7 @@
 #define GR_IMAGE_MEMBERS_H
 
 #include "base/compiler.h"
+#include "migrate/holes.h"
 #include <guestram/ram.h>
 
 /* So many bytes are read or written at once, and in order. */
@@ -52,6 +53,30 @@ void gr_image_members_cut(struct gr_image_members *m, uint64_t page_bytes);
  */
 uint32_t gr_image_members_piece(const struct gr_image_members *m, uint64_t piece,
 				uint64_t *ret_offset, uint64_t *ret_end);
+
+/* What one thread found out last. Zero it first. */
+struct gr_image_extent {
+	uint32_t index;
+	uint64_t from, to; /* all of one kind; none if they are equal */
+	bool hole;
+};
+
+/**
+ * As gr_holes_next(), for who asks piece by piece: to find where data ends costs as much as there
+ * is, so what is beyond the piece is kept. What others fill meanwhile is not what this thread asks
+ * about.
+ * @param m       Filled.
+ * @param index   Which block.
+ * @param holes   This thread's.
+ * @param x       This thread's.
+ * @param offset  From which byte on.
+ * @param end     To which.
+ * @param ret_end Where the piece of one kind ends, at most end.
+ * @return Whether it is a hole.
+ */
+bool gr_image_members_hole(const struct gr_image_members *m, uint32_t index, struct gr_holes *holes,
+			   struct gr_image_extent *x, uint64_t offset, uint64_t end,
+			   uint64_t *ret_end);
 
 /** @param m Zero or filled. Gives the references back. */
 void gr_image_members_free(struct gr_image_members *m);

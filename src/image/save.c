@@ -35,6 +35,7 @@ struct save {
 struct saver {
 	struct save *save;
 	struct gr_holes holes;
+	struct gr_image_extent extent;
 	uint8_t *page; /* room for one, from a file that must be read */
 	uint64_t data_pages, zero_pages;
 };
@@ -112,7 +113,8 @@ static int save_piece(struct saver *w, uint64_t piece, struct gr_error *err)
 
 		gr_ram_look_begin(block);
 		untouched = !gr_ram_plugged_locked(block, offset, end, &at) ||
-			    gr_holes_next(&w->holes, block, offset, at, &at);
+			    gr_image_members_hole(&w->save->members, index, &w->holes, &w->extent,
+						  offset, at, &at);
 		gr_ram_look_end(block);
 		if (untouched) {
 			w->zero_pages += (at - offset) / w->save->page_bytes;
