@@ -152,6 +152,8 @@ struct gr_source_params {
 	unsigned int throttle_initial_percent; /**< of the vCPUs' time, taken first; 0: 20 */
 	unsigned int throttle_increment_percent; /**< and more each further time; 0: 10 */
 	unsigned int throttle_max_percent; /**< and never more than this; 0: 99 */
+	const uint8_t *uuid;          /**< 16 bytes, copied: the destination must have the same or
+				       *   none (QEMU's validate-uuid); NULL: do not say */
 	bool pause_before_switchover; /**< stop the guest, then wait for gr_source_continue() */
 	bool switchover_ack;          /**< do not stop it before the destination says that it is ready
 				       *   (QEMU 8.1 and newer, with the same capability) */
@@ -283,6 +285,7 @@ struct gr_destination_params {
 	size_t size;             /**< sizeof(struct gr_destination_params) */
 	const char *machine;     /**< expected machine name; NULL: any */
 	bool allow_unterminated; /**< accept a stream without the closing description */
+	const uint8_t *uuid;     /**< 16 bytes, copied: refuse a stream that says another one; NULL: any */
 	bool plain;              /**< do not answer a guestram: behave as a QEMU does */
 	bool switchover_ack;     /**< tell the source when it may switch over: a QEMU from 8.1 on with
 				  *   the same capability. A guestram is told anyway. */

@@ -44,6 +44,7 @@ int gr_destination_create(struct gr_ram *ram, struct gr_channel *channel,
 		receive_params.machine = params->machine;
 		receive_params.allow_unterminated = params->allow_unterminated;
 		receive_params.plain = params->plain;
+		receive_params.uuid = params->uuid;
 		receive_params.switchover_ack = params->switchover_ack;
 		receive_params.switchover_ready = d->ops.switchover_ready;
 		receive_params.opaque = d->ops.opaque;

@@ -10,6 +10,7 @@
 #include "stream/channel.h"
 #include "stream/return_path.h"
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -20,6 +21,7 @@ struct gr_receive {
 	struct gr_sink sink;		 /* (c) */
 	struct gr_receive_params params; /* (c) */
 	char *machine;			 /* (c) what params.machine points to */
+	uint8_t uuid[GR_STREAM_UUID_BYTES]; /* (c) what params.uuid points to */
 	struct gr_stream_reader *reader; /* (o) */
 	struct gr_progress progress;	 /* its own locking */
 	struct gr_tail tail;		 /* (o) */
@@ -52,6 +54,10 @@ int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 	r->sink = *sink;
 	if (params) {
 		r->params = *params;
+	}
+	if (r->params.uuid) {
+		memcpy(r->uuid, r->params.uuid, sizeof(r->uuid));
+		r->params.uuid = r->uuid;
 	}
 	gr_progress_init(&r->progress);
 	gr_tail_init(&r->tail, r->params.tail_bytes_max);
@@ -109,6 +115,19 @@ struct gr_stream_reader *gr_receive_reader(struct gr_receive *r)
 	return r->reader;
 }
 
+enum { UUID_TEXT_BYTES = 37 };
+
+static const char *uuid_text(const uint8_t *uuid, char *text)
+{
+	int at = 0;
+
+	for (int i = 0; i < GR_STREAM_UUID_BYTES; i++) {
+		at += snprintf(text + at, (size_t)(UUID_TEXT_BYTES - at), "%s%02x",
+			       i == 4 || i == 6 || i == 8 || i == 10 ? "-" : "", uuid[i]);
+	}
+	return text;
+}
+
 static int take_config(struct gr_receive *r, const struct gr_stream_record *rec,
 		       struct gr_error *err)
 {
@@ -117,6 +136,15 @@ static int take_config(struct gr_receive *r, const struct gr_stream_record *rec,
 				    "the stream is of machine '%s', this is machine '%s'",
 				    rec->config.machine, r->machine);
 	}
+#ifndef GR_MUTANT_RECEIVE_ANY_UUID
+	if (r->params.uuid && rec->config.has_uuid &&
+	    memcmp(r->uuid, rec->config.uuid, sizeof(r->uuid)) != 0) {
+		char theirs[UUID_TEXT_BYTES], ours[UUID_TEXT_BYTES];
+
+		return gr_error_set(err, -EINVAL, "the stream is of the machine with UUID %s, this is %s",
+				    uuid_text(rec->config.uuid, theirs), uuid_text(r->uuid, ours));
+	}
+#endif
 	r->page_bytes = rec->config.page_bytes;
 	r->page = malloc(r->page_bytes);
 	if (!r->page) {

@@ -23,6 +23,7 @@ struct gr_receive;
 /* Zero what you do not set. */
 struct gr_receive_params {
 	const char *machine;	 /* expected machine name, copied; NULL: any */
+	const uint8_t *uuid;	 /* refuse another one, 16 bytes, copied; NULL: any */
 	bool allow_unterminated; /* accept a tail without its description */
 	bool switchover_ack;	 /* tell the source that it may switch over... */
 	bool (*switchover_ready)(void *opaque); /* ...when this says so; NULL: at once */

@@ -110,6 +110,10 @@ int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_chann
 	if (params) {
 		s->params = *params;
 	}
+	if (s->params.uuid) {
+		memcpy(s->uuid, s->params.uuid, sizeof(s->uuid));
+		s->params.uuid = s->uuid;
+	}
 	s->throttle.trigger = default_percent(s->params.throttle_trigger_percent, 50);
 	s->throttle.initial = default_percent(s->params.throttle_initial_percent, 20);
 	s->throttle.increment = default_percent(s->params.throttle_increment_percent, 10);
@@ -257,6 +261,9 @@ static int step_setup(struct gr_source *s, struct gr_error *err)
 		}
 	}
 	rc = gr_stream_write_config(s->writer, s->machine, (uint32_t)s->page_bytes, err);
+	if (rc == 0 && s->params.uuid) {
+		rc = gr_stream_write_uuid(s->writer, s->params.uuid, err);
+	}
 	s->phase = GR_SOURCE_START;
 	if (rc == 0 && !s->params.plain && gr_channel_is_duplex(s->channel)) {
 		rc = gr_source_ask_peer(s, err);

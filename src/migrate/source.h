@@ -85,6 +85,7 @@ struct gr_source {
 	struct gr_channel *channel;	      /* (c) */
 	struct gr_source_params params;	      /* (c) defaults filled in */
 	char *machine;			      /* (c) */
+	uint8_t uuid[GR_STREAM_UUID_BYTES];   /* (c) what params.uuid points to, if not NULL */
 	struct gr_source_ops ops;	      /* (c) */
 	bool stopped;			      /* (c) the machine is: no ops were given */
 	uint64_t page_bytes;		      /* (c) */

@@ -82,6 +82,8 @@ struct gr_stream_record {
 		struct {
 			/* "" if the sender left the section out */
 			char machine[GR_STREAM_MACHINE_BYTES_MAX + 1];
+			bool has_uuid;
+			uint8_t uuid[GR_STREAM_UUID_BYTES];
 			uint32_t page_bytes; /* of the target */
 			const uint8_t *raw;  /* header, configuration, subsections: verbatim */
 			size_t raw_bytes;

@@ -7,11 +7,12 @@
 #include "stream/reader_internal.h"
 
 static const char prefix[] = "configuration/";
-enum { PREFIX_BYTES = sizeof(prefix) - 1, CAPABILITIES_MAX = 64, UUID_BYTES = 16 };
+enum { PREFIX_BYTES = sizeof(prefix) - 1, CAPABILITIES_MAX = 64 };
 
 struct config {
 	size_t n; /* bytes looked at, from r->pos on */
 	bool has_page_bits, has_capabilities, has_uuid;
+	uint8_t uuid[GR_STREAM_UUID_BYTES];
 };
 
 static int target_page_bits(struct gr_stream_reader *r, struct config *c)
@@ -62,10 +63,14 @@ static int capabilities(struct gr_stream_reader *r, struct config *c)
 
 static int uuid(struct gr_stream_reader *r, struct config *c)
 {
-	int code = reader_need(r, c->n + UUID_BYTES, "the configuration");
+	int code = reader_need(r, c->n + GR_STREAM_UUID_BYTES, "the configuration");
 
-	c->n += UUID_BYTES;
-	return code;
+	if (code < 0) {
+		return code;
+	}
+	memcpy(c->uuid, r->buf + r->pos + c->n, sizeof(c->uuid));
+	c->n += sizeof(c->uuid);
+	return 0;
 }
 
 /* name without the prefix; c->n stands behind the subsection's version. */
@@ -196,6 +201,8 @@ int reader_config(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	GR_ASSERT(c.n <= GR_STREAM_CONFIG_BYTES_MAX);
 	rec->kind = GR_STREAM_CONFIG;
 	rec->config.page_bytes = r->page_bytes;
+	rec->config.has_uuid = c.has_uuid;
+	memcpy(rec->config.uuid, c.uuid, sizeof(c.uuid));
 	rec->config.raw = r->buf + r->pos;
 	rec->config.raw_bytes = c.n;
 	reader_consume(r, c.n);

@@ -89,6 +89,7 @@ enum gr_return_path_type {
 enum {
 	GR_STREAM_ID_BYTES_MAX = 255, /* what a str8 can say */
 	GR_STREAM_MACHINE_BYTES_MAX = 255,
+	GR_STREAM_UUID_BYTES = 16,
 	GR_STREAM_CONFIG_BYTES_MAX = 1024, /* header, configuration and its subsections */
 	GR_STREAM_BLOCKS_MAX = 65536,	   /* in one list, as GR_RAM_BLOCKS_MAX */
 	GR_STREAM_PAGE_BYTES_DEFAULT = 4096,

@@ -158,6 +158,21 @@ int gr_stream_write_config(struct gr_stream_writer *w, const char *machine, uint
 	return put(w, out, bytes, err);
 }
 
+int gr_stream_write_uuid(struct gr_stream_writer *w, const uint8_t *uuid, struct gr_error *err)
+{
+	static const char name[] = "configuration/uuid";
+	uint8_t out[2 + sizeof(name) - 1 + 4 + GR_STREAM_UUID_BYTES];
+	size_t at = 2;
+
+	out[0] = GR_SECTION_SUBSECTION;
+	out[1] = sizeof(name) - 1;
+	memcpy(out + at, name, sizeof(name) - 1);
+	at += sizeof(name) - 1;
+	gr_put_be32(out + at, 1);
+	memcpy(out + at + 4, uuid, GR_STREAM_UUID_BYTES);
+	return put(w, out, sizeof(out), err);
+}
+
 /* A str8 at out; returns its bytes, 0 if the id cannot be sent. */
 static size_t put_id(uint8_t *out, const char *id)
 {

@@ -82,6 +82,16 @@ GR_MUST_CHECK int gr_stream_write_config(struct gr_stream_writer *w, const char 
 					 uint32_t page_bytes, struct gr_error *err);
 
 /**
+ * The machine's UUID, a subsection of the configuration (QEMU's validate-uuid): right after it.
+ * @param w    The writer.
+ * @param uuid 16 bytes.
+ * @param err  May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_stream_write_uuid(struct gr_stream_writer *w, const uint8_t *uuid,
+				       struct gr_error *err);
+
+/**
  * The target's page size, when the configuration is passed through with
  * gr_stream_write_raw().
  * @param w          The writer.

@@ -178,6 +178,34 @@ TEST(a_source_that_cannot_hear_of_it_does_not_wait_for_it)
 	easy_end(&e);
 }
 
+static const uint8_t uuid[2][16] = { { 0x12, 0x34, 0x56, 0x78, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1, 2 },
+				     { 0x12, 0x34, 0x56, 0x78, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0, 1, 3 } };
+
+static int move_between(const uint8_t *from, const uint8_t *to, struct gr_error *ret_err)
+{
+	struct easy e = { .m.params.uuid = from, .m.to_params.uuid = to };
+
+	easy_begin(&e);
+	e.m.rc = gr_source_run(e.m.source, &e.m.err);
+	easy_join(&e);
+	ASSERT_EQ(e.m.rc == 0, e.m.to_rc == 0);
+	*ret_err = e.m.to_err;
+	easy_end(&e);
+	return e.m.to_rc;
+}
+
+TEST(a_machine_with_another_uuid_is_refused_and_goes_on_at_the_source)
+{
+	struct gr_error err = { 0 };
+
+	ASSERT_EQ(move_between(uuid[0], uuid[0], &err), 0);
+	ASSERT_EQ(move_between(uuid[0], NULL, &err), 0);
+	ASSERT_EQ(move_between(NULL, uuid[0], &err), 0);
+	ASSERT_EQ(move_between(uuid[0], uuid[1], &err), -EINVAL);
+	ASSERT_HAS(err.msg, "12345678-0908-0706-0504-030201000102");
+	ASSERT_HAS(err.msg, "12345678-0908-0706-0504-030201000103");
+}
+
 TEST(the_throttle_is_qemus)
 {
 	struct gr_throttle t = { .trigger = 50, .initial = 20, .increment = 10, .max = 45 };
