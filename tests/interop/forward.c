@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * forward FROM TO ROUNDS CACHE_MIB: a migration that comes in is sent on by a source of our own while it comes
+ * forward FROM TO ROUNDS CACHE_MIB [ack] [UUID]: a migration that comes in is sent on by a source of our own while it comes
  * in: what arrives marks pages, and the marks are the source's dirty pages. So a guest in a QEMU writes,
  * and another QEMU is served by our source: rounds, differences, the switch-over. Prints what it
  * did, one "key value" a line; "round N" at once.
@@ -222,6 +222,16 @@ static void report(const struct gr_migrate_stats *stats)
 	       stats->transferred_bytes, stats->rounds);
 }
 
+/* 32 digits. */
+static void read_uuid(const char *text, uint8_t *uuid)
+{
+	for (int i = 0; i < GR_STREAM_UUID_BYTES; i++) {
+		char byte[3] = { text[2 * i], text[2 * i + 1], '\0' };
+
+		uuid[i] = (uint8_t)strtoul(byte, NULL, 16);
+	}
+}
+
 int main(int argc, char **argv)
 {
 	static const struct gr_sink_ops sink_ops = {
@@ -241,15 +251,24 @@ int main(int argc, char **argv)
 				     .progress = on_progress,
 				     .opaque = &f };
 	struct gr_source_params params = { .size = sizeof(params), .downtime_ns_max = 1 };
+	uint8_t uuid[GR_STREAM_UUID_BYTES];
 	struct gr_channel *in, *out;
 	struct gr_migrate_stats stats;
 	struct gr_source *source;
 	struct gr_error err;
 	pthread_t thread;
 
-	if (argc != 5) {
-		(void)fprintf(stderr, "usage: forward FROM TO ROUNDS CACHE_MIB\n");
+	if (argc < 5) {
+		(void)fprintf(stderr, "usage: forward FROM TO ROUNDS CACHE_MIB [ack] [UUID]\n");
 		return 2;
+	}
+	for (int i = 5; i < argc; i++) {
+		if (strcmp(argv[i], "ack") == 0) {
+			params.switchover_ack = true;
+		} else {
+			read_uuid(argv[i], uuid);
+			params.uuid = uuid;
+		}
 	}
 	params.rounds_max = strtoull(argv[3], NULL, 10);
 	params.xbzrle_cache_bytes = strtoull(argv[4], NULL, 10) << 20;

@@ -18,11 +18,12 @@ ROUNDS = 8
 class Forward:
     """tests/interop/forward.c in the background."""
 
-    def __init__(self, folder, to, cache_mib):
+    def __init__(self, folder, to, cache_mib, *args):
         self.path = os.path.join(folder, "forward")
         with open(self.path + ".err", "wb") as err, open(self.path + ".out", "wb") as out:
             self.process = subprocess.Popen(
-                [FORWARD, f"unix:{folder}/from", to, str(ROUNDS), str(cache_mib)],
+                [FORWARD, f"unix:{folder}/from", to, str(ROUNDS), str(cache_mib),
+                 *args],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err)
         self.uri = wait_for(lambda: re.search("^listening on (.*)$", self.text(".err"), re.M),
                             "listening").group(1)
@@ -49,9 +50,9 @@ class Forward:
         return {k: int(v) for k, v in re.findall(r"^(\w+) (\d+)$", self.text(".out"), re.M)}
 
 
-def moves(tmp, cache_mib, capabilities=(), to=None):
+def moves(tmp, cache_mib, capabilities=(), to=None, args=(), options=()):
     with running(tmp, "source") as source, \
-            running(tmp, "destination", "-S", "-incoming", "defer") as destination:
+            running(tmp, "destination", "-S", *options, "-incoming", "defer") as destination:
         for name in capabilities:
             if name not in [c["capability"] for c in
                             destination.cmd("query-migrate-capabilities")]:
@@ -61,7 +62,7 @@ def moves(tmp, cache_mib, capabilities=(), to=None):
         uri = f"unix:{tmp}/to"
         if to:
             uri = f"tcp:127.0.0.1:{destination.migration()['socket-address'][0]['port']}"
-        with Forward(tmp, uri, cache_mib) as forward:
+        with Forward(tmp, uri, cache_mib, *args) as forward:
             wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
             source.cmd("migrate-set-parameters", max_bandwidth=64 * MIB, downtime_limit=1)
             source.migrate(forward.uri)
@@ -98,6 +99,31 @@ def differences_with_a_return_path_over_tcp(tmp):
 def a_cache_that_is_much_too_small_does_no_harm(tmp):
     result = moves(tmp, 1)
     assert result["misses"] > result["xbzrle"] > 0, result
+
+
+@test
+def the_guest_is_stopped_after_the_destinations_word(tmp):
+    """switchover-ack: a QEMU from 8.1 on says that it is ready, and ours waits for that."""
+    moves(tmp, 0, ["return-path", "switchover-ack"], args=["ack"])
+
+
+@test
+def a_machine_with_the_same_uuid_is_taken(tmp):
+    uuid = "12345678-9abc-def0-1234-56789abcdef0"
+    moves(tmp, 0, ["validate-uuid"], args=[uuid.replace("-", "")], options=["-uuid", uuid])
+
+
+@test
+def a_machine_with_another_uuid_is_refused(tmp):
+    with running(tmp, "source") as source, \
+            running(tmp, "destination", "-S", "-uuid", "12345678-9abc-def0-1234-56789abcdef1",
+                    "-incoming", "defer") as destination:
+        destination.capability("validate-uuid")
+        destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
+        with Forward(tmp, f"unix:{tmp}/to", 0, "123456789abcdef0123456789abcdef0") as forward:
+            wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+            source.migrate(forward.uri)
+            equal(forward.process.wait(qemu.TIMEOUT), 1, "ours")
 
 
 if __name__ == "__main__":
