@@ -226,7 +226,7 @@ static int set_up(struct vmm_qmp_client *client, const struct migrate_options *o
 
 static int move(const struct migrate_options *o)
 {
-	struct vmm_qmp_client *client;
+	struct vmm_qmp_client *client = NULL;
 	json_t *answer = NULL;
 	struct gr_error err;
 	int rc, status;

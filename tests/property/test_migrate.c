@@ -201,7 +201,9 @@ static void world_start(struct world *w, uint64_t *seed, bool plugging, bool uff
 	struct gr_error err;
 
 	w->ram = move_ram();
-	w->ops = (struct gr_source_ops){ world_pause, world_resume, world_save, NULL, w };
+	w->ops = (struct gr_source_ops){
+		.pause = world_pause, .resume = world_resume, .save = world_save, .opaque = w
+	};
 	w->backup.block = move_add(w->ram, "ram", BYTES, 0, GR_RAM_MEMFD);
 	move_add(w->ram, "second", 64 * MOVE_PAGE, UINT64_C(1) << 32, GR_RAM_ANONYMOUS);
 	move_fill(w->backup.block, test_rand(seed), 5);

@@ -371,7 +371,7 @@ static bool one_snapshot(struct rig *r, uint64_t *rnd)
 	bool cancels = test_rand(rnd) % 3 == 0;
 	char path[64], part[80];
 	struct gr_error err;
-	pthread_t t;
+	pthread_t t = { 0 };
 	int ret;
 
 	(void)snprintf(path, sizeof(path), "/tmp/gr-snapshot-%d", (int)getpid());
