@@ -4,9 +4,9 @@
  * bandwidth, and against scalar code that does the same in the same dialect.
  *
  *   codec.zero               GiB/s of zero pages looked at, against GiB/s of the same pages read
- *   codec.xbzrle_encode/N    GiB/s of pages encoded of which N percent of the 8-byte words have changed
- *                            (0: nothing but the look for it)
- *   codec.xbzrle_decode/N    GiB/s of pages decoded, the same deltas for both
+ *   codec.xbzrle_encode/N    GiB/s of pages encoded of which N percent of the 8-byte words have
+ * changed (0: nothing but the look for it) codec.xbzrle_decode/N    GiB/s of pages decoded, the
+ * same deltas for both
  *   .../N_bytes              the same with single bytes, anywhere, instead of words
  *
  * The scalar peer skips unchanged bytes, and collects changed ones, eight at a time. Each delta of
@@ -41,7 +41,8 @@ typedef uint64_t wide __attribute__((vector_size(32)));
 #if defined(__x86_64__)
 __attribute__((target_clones("avx2", "default")))
 #endif
-static uint64_t read_all(const void *p, size_t bytes)
+static uint64_t
+read_all(const void *p, size_t bytes)
 {
 	const wide *v = p;
 	wide any[4] = { 0 };

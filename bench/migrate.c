@@ -351,8 +351,9 @@ static void run_multifd(const struct bench_options *o, const char *name, bool tc
 {
 	char file[64], uri[128], cpu_name[96];
 	struct bench_machine m = { .tmp = tmp_dir, .src_file = file, .uri = uri };
-	struct bench_result wall = { .name = name, .unit = "GiB/s", .peer_name = qemu_name,
-				     .more_is_better = true };
+	struct bench_result wall = {
+		.name = name, .unit = "GiB/s", .peer_name = qemu_name, .more_is_better = true
+	};
 	struct bench_result cpu = { .name = cpu_name, .unit = "s/GiB", .peer_name = qemu_name };
 	double gib;
 

@@ -112,9 +112,10 @@ static void qemu_start(struct qemu *q, const char *tmp, const char *name, const 
 	q->pid = fork();
 	if (q->pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execlp(qemu_binary(), qemu_binary(), "-L", qemu_data(), "-machine", "pc,memory-backend=ram", "-accel", "tcg", "-m",
-		       memory, "-object", object, "-nodefaults", "-display", "none", "-S", "-qmp",
-		       monitor, incoming ? "-incoming" : NULL, "defer", NULL);
+		execlp(qemu_binary(), qemu_binary(), "-L", qemu_data(), "-machine",
+		       "pc,memory-backend=ram", "-accel", "tcg", "-m", memory, "-object", object,
+		       "-nodefaults", "-display", "none", "-S", "-qmp", monitor,
+		       incoming ? "-incoming" : NULL, "defer", NULL);
 		_exit(127);
 	}
 	q->fd = connect_unix(path);

@@ -22,7 +22,8 @@ struct bench_machine {
 	bool present;	      /* the destination's memory is allocated before the clock starts */
 };
 
-/* The version of the QEMU that is used, $GR_QEMU10 or the installed one ("7.2.22"), or NULL if there is none. */
+/* The version of the QEMU that is used, $GR_QEMU10 or the installed one ("7.2.22"), or NULL if
+ * there is none. */
 const char *bench_qemu_version(void);
 /* Moves once and compares both memories; exits if anything fails or differs. */
 struct bench_move bench_qemu_move(const struct bench_machine *m);

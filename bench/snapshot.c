@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * What a guest feels of a snapshot. A thread stores to random pages at a steady rate, and measures each store
- * to a page that it has not written since the snapshot began: those are the ones that can wait. The
- * disk is slow: the snapshot writes so many bytes a second and no more. Below the bound the buffer takes all that
- * comes; above it, it is too small and stores wait for the disk.
+ * What a guest feels of a snapshot. A thread stores to random pages at a steady rate, and measures
+ * each store to a page that it has not written since the snapshot began: those are the ones that
+ * can wait. The disk is slow: the snapshot writes so many bytes a second and no more. Below the
+ * bound the buffer takes all that comes; above it, it is too small and stores wait for the disk.
  *
- * The peer is what QEMU's background snapshot does with a store to a page that is not saved yet: its thread
- * saves that page to the disk and lets the store go on afterwards, with no buffer. It is rebuilt on the same
- * copy before write, in the same run, with the same rate.
+ * The peer is what QEMU's background snapshot does with a store to a page that is not saved yet:
+ * its thread saves that page to the disk and lets the store go on afterwards, with no buffer. It is
+ * rebuilt on the same copy before write, in the same run, with the same rate.
  */
 #include "bench/harness.h"
 #include <errno.h>
@@ -83,16 +83,14 @@ static void summarize(struct guest *g)
 
 static struct gr_ram *make_machine(const struct bench_options *o, struct guest *g)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc),
-					  .id = "ram",
-					  .used_bytes = o->size_mib << 20,
-					  .fd = -1 };
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "ram", .used_bytes = o->size_mib << 20, .fd = -1
+	};
 	struct gr_ram_block *block;
 	struct gr_ram *ram;
 	struct gr_error err;
 
-	if (gr_ram_create(NULL, &ram, &err) < 0 ||
-	    gr_ram_block_add(ram, &desc, &block, &err) < 0) {
+	if (gr_ram_create(NULL, &ram, &err) < 0 || gr_ram_block_add(ram, &desc, &block, &err) < 0) {
 		bench_die("%s", err.msg);
 	}
 	bench_fill_random(block->host, desc.used_bytes, 1);

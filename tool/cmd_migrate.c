@@ -26,9 +26,9 @@ static void add_capability(struct migrate_options *o, const char *name)
 {
 	bool state = *name != '-';
 
-	(void)json_array_append_new(o->capabilities,
-				    json_pack("{sssb}", "capability", state ? name : name + 1,
-					      "state", state));
+	(void)json_array_append_new(
+		o->capabilities,
+		json_pack("{sssb}", "capability", state ? name : name + 1, "state", state));
 }
 
 /* NAME=VALUE, a number or a size. */
@@ -194,13 +194,14 @@ static int set_multifd(struct vmm_qmp_client *client, const struct tool_multifd 
 	if (m->params.count == 0) {
 		return 0;
 	}
-	rc = vmm_qmp_execute(client, "migrate-set-capabilities",
-			     json_pack("{s[{sssb}]}", "capabilities", "capability", "multifd", "state", 1),
-			     NULL, err);
+	rc = vmm_qmp_execute(
+		client, "migrate-set-capabilities",
+		json_pack("{s[{sssb}]}", "capabilities", "capability", "multifd", "state", 1), NULL,
+		err);
 	if (rc == 0) {
 		rc = vmm_qmp_execute(client, "migrate-set-parameters",
-				     json_pack("{sIss}", "multifd-channels", (json_int_t)m->params.count,
-					       "multifd-compression",
+				     json_pack("{sIss}", "multifd-channels",
+					       (json_int_t)m->params.count, "multifd-compression",
 					       gr_multifd_compression_name(m->params.compression)),
 				     NULL, err);
 	}
@@ -240,7 +241,8 @@ static int move(const struct migrate_options *o)
 	rc = set_up(client, o, &err);
 	rc = rc < 0 ? rc : set_multifd(client, &o->multifd, &err);
 	rc = rc < 0 ? rc
-		    : vmm_qmp_execute(client, "migrate", json_pack("{ss}", "uri", o->uri), NULL, &err);
+		    : vmm_qmp_execute(client, "migrate", json_pack("{ss}", "uri", o->uri), NULL,
+				      &err);
 	rc = rc < 0 ? rc : follow(client, &answer, &err);
 	vmm_qmp_disconnect(client);
 	if (rc < 0) {
@@ -267,27 +269,30 @@ static int run(int argc, char **argv)
 const struct verb verb_migrate = {
 	.name = "migrate",
 	.help = "ask a running machine to move",
-	.usage = "Usage: guestram migrate --qmp unix:PATH [OPTIONS] URI\n"
-		 "\n"
-		 "Tells the machine whose monitor listens at PATH, a `guestram run` or a QEMU, to\n"
-		 "move to URI, shows how far it is, and ends when the move has ended.\n"
-		 "\n"
-		 "  --qmp unix:PATH            the machine's monitor\n"
-		 "  --capability [-]NAME       switch a capability on, or off: xbzrle, auto-converge,\n"
-		 "                             pause-before-switchover, switchover-ack, and with a QEMU\n"
-		 "                             all it has; may be given again\n"
-		 "  --parameter NAME=NUMBER    set a parameter, a number or a size: max-bandwidth,\n"
-		 "                             downtime-limit (ms), xbzrle-cache-size,\n"
-		 "                             throttle-trigger-threshold, cpu-throttle-initial,\n"
-		 "                             cpu-throttle-increment, max-cpu-throttle\n"
-		 "  --multifd N                a QEMU: pages on N further channels, for which the\n"
-		 "                             destination waits too\n"
-		 "  --multifd-compression METHOD\n"
-		 "                             none, zlib or zstd, as at the destination\n"
-		 "  --json                     the result as one JSON object\n"
-		 "\n"
-		 "URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N], as the\n"
-		 "machine understands it.\n"
-		 "Exit status: 0 completed, 1 failed or cancelled, 2 error.\n",
+	.usage =
+		"Usage: guestram migrate --qmp unix:PATH [OPTIONS] URI\n"
+		"\n"
+		"Tells the machine whose monitor listens at PATH, a `guestram run` or a QEMU, to\n"
+		"move to URI, shows how far it is, and ends when the move has ended.\n"
+		"\n"
+		"  --qmp unix:PATH            the machine's monitor\n"
+		"  --capability [-]NAME       switch a capability on, or off: xbzrle, "
+		"auto-converge,\n"
+		"                             pause-before-switchover, switchover-ack, and with a "
+		"QEMU\n"
+		"                             all it has; may be given again\n"
+		"  --parameter NAME=NUMBER    set a parameter, a number or a size: max-bandwidth,\n"
+		"                             downtime-limit (ms), xbzrle-cache-size,\n"
+		"                             throttle-trigger-threshold, cpu-throttle-initial,\n"
+		"                             cpu-throttle-increment, max-cpu-throttle\n"
+		"  --multifd N                a QEMU: pages on N further channels, for which the\n"
+		"                             destination waits too\n"
+		"  --multifd-compression METHOD\n"
+		"                             none, zlib or zstd, as at the destination\n"
+		"  --json                     the result as one JSON object\n"
+		"\n"
+		"URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N], as the\n"
+		"machine understands it.\n"
+		"Exit status: 0 completed, 1 failed or cancelled, 2 error.\n",
 	.fn = run,
 };
