@@ -155,7 +155,8 @@ json_t *vmm_migrate_query_capabilities(const struct vmm_migrate_settings *s)
 void vmm_migrate_settings_apply(const struct vmm_migrate_settings *s, struct vmm_move_params *params)
 {
 	params->bandwidth_bytes_per_s_max = s->max_bandwidth;
-	params->downtime_ns_max = s->downtime_limit_ms * 1000000u;
+	/* 0 would be the default. */
+	params->downtime_ns_max = s->downtime_limit_ms != 0 ? s->downtime_limit_ms * 1000000u : 1;
 	params->xbzrle_cache_bytes = s->xbzrle ? s->xbzrle_cache_bytes : 0;
 	params->auto_converge = s->auto_converge;
 	params->throttle_trigger_percent = (unsigned int)s->throttle_trigger;

@@ -9,8 +9,9 @@
  *   the devices' state is saved
  *   the machine runs on, the list is thawed
  *
- * Nothing of it waits for the disk: the file is laid out afterwards. However it ends, snapshot_end()
- * undoes what was done to the machine; it is called before the end of a failure is reported.
+ * Nothing of it waits for the disk: the file is laid out afterwards. However it ends,
+ * snapshot_end() undoes what was done to the machine; it is called before the end of a failure is
+ * reported.
  */
 #include "base/memory.h"
 #include "image/snapshot_state.h"
@@ -307,6 +308,10 @@ static int protect(struct gr_snapshot *s, struct gr_error *err)
 
 	if (ret == 0) {
 		set_cbw(s, cbw);
+		/* Who cancelled before had none to give up. */
+		if (gr_progress_cancelling(&s->progress)) {
+			gr_cbw_abandon(cbw);
+		}
 	}
 	return ret;
 }
@@ -388,6 +393,9 @@ static int step_start(struct gr_snapshot *s, struct gr_error *err)
 	stats->downtime_ns = s->stopped ? 0 : gr_clock_ns() - began;
 	gr_progress_unlock(&s->progress);
 	thaw(s);
+	if (ret == 0 && gr_progress_cancelling(&s->progress)) {
+		ret = gr_error_set(err, -ECANCELED, "cancelled");
+	}
 	if (ret == 0) {
 		s->batch.offsets = calloc(s->batch.room, sizeof(*s->batch.offsets));
 		s->batch.pages = malloc(s->batch.room * s->page_bytes);

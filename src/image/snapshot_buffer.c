@@ -144,7 +144,7 @@ int gr_snapshot_buffer_admit(struct gr_snapshot_buffer *b, struct gr_cbw_piece *
 	int ret = 0;
 
 	gr_snapshot_buffer_lock(b, &saved);
-	if (b->kept_head < b->kept_tail) {
+	if (gr_snapshot_buffer_keeps_locked(b)) {
 		*piece = b->kept[b->kept_head % b->kept_room];
 		ret = gr_snapshot_buffer_put_locked(b, piece);
 		b->kept_head += ret == 0;

@@ -53,6 +53,13 @@ void gr_snapshot_buffer_lock(struct gr_snapshot_buffer *b, struct gr_signals *sa
 void gr_snapshot_buffer_unlock(struct gr_snapshot_buffer *b, const struct gr_signals *saved)
 	GR_RELEASE(b->lock);
 
+/** @return Whether somebody waits for room. */
+static inline bool gr_snapshot_buffer_keeps_locked(const struct gr_snapshot_buffer *b)
+	GR_REQUIRES(b->lock)
+{
+	return b->kept_head < b->kept_tail;
+}
+
 /**
  * Copy a piece; zeroes take no room.
  * @param b     The buffer.

@@ -26,7 +26,13 @@ enum gr_cbw_verdict gr_snapshot_before_write(void *opaque, const struct gr_cbw_p
 	int ret;
 
 	gr_snapshot_buffer_lock(&s->buffer, &saved);
-	ret = piece->host ? gr_snapshot_buffer_put_locked(&s->buffer, piece) : -EHWPOISON;
+	if (!piece->host) {
+		ret = -EHWPOISON;
+	} else if (gr_snapshot_buffer_keeps_locked(&s->buffer)) {
+		ret = -ENOBUFS; /* room goes first to who waits for it */
+	} else {
+		ret = gr_snapshot_buffer_put_locked(&s->buffer, piece);
+	}
 	if (ret == -ENOBUFS && s->params.when_full == GR_SNAPSHOT_WAIT) {
 		ret = gr_snapshot_buffer_keep_locked(&s->buffer, piece);
 		kept = ret == 0;
@@ -183,7 +189,8 @@ static void count_zeroes(struct gr_snapshot *s, uint64_t zeroes, uint64_t untouc
 	gr_progress_unlock(&s->progress);
 }
 
-/* Whether [offset, *ret_end) is a hole, *ret_end at most end. To ask costs by the length of the data. */
+/* Whether [offset, *ret_end) is a hole, *ret_end at most end. To ask costs by the length of the
+ * data. */
 static bool is_hole(struct gr_snapshot *s, const struct gr_ram_block *block, uint64_t offset,
 		    uint64_t end, uint64_t *ret_end)
 {

@@ -107,6 +107,13 @@ uint8_t *gr_page_cache_add(struct gr_page_cache *c, uint64_t incarnation, uint64
 	return page_of(c, oldest);
 }
 
+void gr_page_cache_clear(struct gr_page_cache *c)
+{
+	if (c->tags) {
+		memset(c->tags, 0, c->sets * GR_PAGE_CACHE_WAYS * sizeof(*c->tags));
+	}
+}
+
 static void zero_tag(const struct gr_page_cache *c, const struct gr_page_cache_tag *tag)
 {
 #ifndef GR_MUTANT_PAGE_CACHE_KEEPS_ZEROED

@@ -59,6 +59,9 @@ uint8_t *gr_page_cache_find(struct gr_page_cache *c, uint64_t incarnation, uint6
 uint8_t *gr_page_cache_add(struct gr_page_cache *c, uint64_t incarnation, uint64_t offset,
 			   uint64_t round);
 
+/** @param c Initialised or zero; empty again. */
+void gr_page_cache_clear(struct gr_page_cache *c);
+
 /**
  * The destination was told that a range is zero: so are its pages that are here.
  * @param c           The cache.

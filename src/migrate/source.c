@@ -406,7 +406,7 @@ static void throttle(struct gr_source *s, uint64_t pages)
 	}
 	/* The first harvest is all there is, not what was dirtied. */
 	percent = gr_throttle_harvest(&s->throttle, s->rounds > 1 ? pages * s->page_bytes : 0,
-				      gr_stream_writer_bytes(s->writer), gr_clock_ns());
+				      gr_source_bytes(s), gr_clock_ns());
 	if (percent != before) {
 		s->ops.throttle(s->ops.opaque, percent);
 		stats = gr_progress_lock(&s->progress);
@@ -465,6 +465,13 @@ static int step_harvest(struct gr_source *s, struct gr_error *err)
 	gr_progress_unlock(&s->progress);
 	(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, true);
 	s->phase = GR_SOURCE_ROUND;
+	/* Rounds may be too short for who looks now and then. */
+	if (!may_switch(s)) {
+		rc = gr_source_check_peer(s, err);
+		if (rc < 0) {
+			return rc;
+		}
+	}
 	/* The first harvest is everything there is: at least one round goes first. */
 	if (s->rounds > 1 && !may_switch(s)) {
 		return pages == 0 ? wait_for_ack(s, err) : 0;

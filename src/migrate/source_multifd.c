@@ -17,7 +17,7 @@ int gr_source_multifd_init(struct gr_source *s, struct gr_error *err)
 	if (!multifd) {
 		return 0;
 	}
-	if (gr_source_uses_xbzrle(s)) {
+	if (s->params.xbzrle_cache_bytes != 0) {
 		return gr_error_set(err, -EINVAL,
 				    "differences (XBZRLE) and further channels exclude each other");
 	}

@@ -86,6 +86,10 @@ int gr_source_follow_blocks(struct gr_source *s, struct gr_error *err)
 	if (!s->ours) {
 		return 0;
 	}
+#ifndef GR_MUTANT_XBZRLE_KEEPS_ABSENT
+	/* A block that left the list and is there again is empty over there. */
+	gr_page_cache_clear(&s->cache);
+#endif
 	rc = open_section(s, err);
 	if (rc == 0) {
 		rc = gr_source_blocks_describe(&s->table, &descs, err);

@@ -37,12 +37,7 @@ void gr_source_xbzrle_end(struct gr_source *s)
 
 static uint64_t block_key(const struct gr_source *s)
 {
-#ifdef GR_MUTANT_XBZRLE_FORGETS_INCARNATION
-	(void)s;
-	return 1;
-#else
 	return s->batch.entry->incarnation;
-#endif
 }
 
 void gr_source_xbzrle_zero(struct gr_source *s, uint64_t offset, uint64_t bytes)

@@ -9,7 +9,10 @@
 #include "harness.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/mman.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 static unsigned long number_in(const char *path)
@@ -44,6 +47,28 @@ static void give_back(void)
 	(void)set_number(pool, pool_before);
 }
 
+/* Programs that are emulated may not get any, whatever is free. */
+static bool can_map_huge(void)
+{
+	size_t bytes = 2 * HUGE_BYTES;
+	uint8_t *room = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	uintptr_t at = ((uintptr_t)room + HUGE_BYTES - 1) & ~((uintptr_t)HUGE_BYTES - 1);
+	int error;
+	bool can;
+
+	ASSERT(room != MAP_FAILED);
+	can = mmap((void *)at, HUGE_BYTES, PROT_READ | PROT_WRITE,
+		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_HUGETLB | MAP_HUGE_2MB, -1,
+		   0) != MAP_FAILED;
+	error = errno;
+	if (can) {
+		(void)munmap((void *)at, HUGE_BYTES);
+	}
+	(void)munmap(room, bytes);
+	errno = error;
+	return can;
+}
+
 /* So many free huge pages of 2 MiB, and no more: what else is free is put aside meanwhile. */
 static void reserve_huge(unsigned long pages)
 {
@@ -61,6 +86,9 @@ static void reserve_huge(unsigned long pages)
 	if (number_in(pool) != used + pages) {
 		give_back();
 		SKIP("memory is too fragmented for %lu huge pages", pages);
+	}
+	if (!can_map_huge()) {
+		SKIP("huge pages cannot be mapped: %s", strerror(errno));
 	}
 }
 

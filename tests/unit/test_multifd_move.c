@@ -402,6 +402,10 @@ TEST(parameters_that_cannot_be_are_refused)
 	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], &params, NULL, &source, &err), -EINVAL);
 	ASSERT_EQ(gr_destination_create(ram, ch[1], &to_params, NULL, &destination, &err), -EINVAL);
 	ASSERT_HAS(err.msg, "further channels");
+	multifd.count = 1;
+	params.xbzrle_cache_bytes = 1 << 20;
+	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], &params, NULL, &source, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "XBZRLE");
 	(void)gr_channel_close(ch[0], NULL);
 	(void)gr_channel_close(ch[1], NULL);
 	gr_ram_free(ram);

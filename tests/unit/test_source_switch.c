@@ -113,8 +113,11 @@ TEST(a_cancel_before_it_goes_on_lets_the_guest_run_here)
 	easy_end(&e);
 }
 
-static void ack(bool plain, unsigned int ready_at)
+/* restless: there is something to send in each round, however short. */
+static void ack(bool plain, unsigned int ready_at, bool restless)
 {
+	uint8_t byte = 0;
+
 	struct easy e = { .ready_at = ready_at,
 			  .m.params.switchover_ack = true,
 			  .m.to_params = { .switchover_ack = true, .plain = plain } };
@@ -129,6 +132,10 @@ static void ack(bool plain, unsigned int ready_at)
 		if (e.guest.pauses > 0 && !ready) {
 			FAIL("the guest was stopped before the destination was ready");
 		}
+		if (restless && e.guest.pauses == 0) {
+			ASSERT_EQ(gr_ram_write(e.m.from, gr_gpa(0), &byte, 1, NULL), 0);
+			byte++;
+		}
 	}
 	easy_join(&e);
 	ASSERT_EQ(e.m.rc, 0);
@@ -139,13 +146,18 @@ static void ack(bool plain, unsigned int ready_at)
 
 TEST(the_guest_is_not_stopped_before_the_destination_is_ready)
 {
-	ack(false, 30);
+	ack(false, 30, false);
+}
+
+TEST(a_guest_that_always_has_something_to_send_hears_that_the_destination_is_ready)
+{
+	ack(false, 30, true);
 }
 
 TEST(a_destination_that_has_nothing_to_ask_is_ready_at_once)
 {
-	ack(false, 0);
-	ack(true, 0);
+	ack(false, 0, false);
+	ack(true, 0, false);
 }
 
 /* The guest writes nothing: there are no more sections but those that ask. */

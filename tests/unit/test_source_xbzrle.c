@@ -254,6 +254,31 @@ TEST(a_block_in_the_place_of_another_one_is_not_compared_with_it)
 	story_end(&s);
 }
 
+/* The same block, with what it had; the destination has thrown it away meanwhile. */
+static void leave_and_return(struct story *s, uint64_t round)
+{
+	static struct gr_ram_block *block;
+
+	store_byte(s, 500 * MOVE_PAGE, (uint8_t)round);
+	if (round == 1) {
+		block = move_add(s->m.from, "dimm", 64 * MOVE_PAGE, 1ull << 32, GR_RAM_MEMFD);
+		move_fill(block, 5, 0);
+	} else if (round == 2) {
+		store_byte(s, 1ull << 32, 1);
+	} else if (round == 3 || round == 4) {
+		ASSERT_EQ(gr_ram_block_set_migratable(block, round == 4, NULL), 0);
+	}
+}
+
+TEST(a_block_that_left_and_comes_again_is_not_compared_with_what_it_was)
+{
+	struct story s = { .tell = leave_and_return, .rounds = 6 };
+
+	story_begin(&s, 4 * MIB);
+	story_run(&s);
+	story_end(&s);
+}
+
 static void rewrite(struct story *s, uint64_t round)
 {
 	store_byte(s, 500 * MOVE_PAGE, (uint8_t)round);
