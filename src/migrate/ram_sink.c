@@ -340,6 +340,27 @@ static int detach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struc
 	return 0;
 }
 
+/*
+ * The map of its pages has the length that the block came with, and readers check pages against what
+ * the entry says now.
+ */
+static int check_goes_on(const struct gr_stream_block *entry, struct gr_error *err)
+{
+	const struct sink_block *b = entry->user;
+
+#ifdef GR_MUTANT_SINK_ANY_LENGTH
+	return 0;
+#endif
+	if (b->bytes != entry->used_bytes) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s' changed its length during the move, from %llu to "
+				    "%llu bytes",
+				    entry->id, (unsigned long long)b->bytes,
+				    (unsigned long long)entry->used_bytes);
+	}
+	return 0;
+}
+
 static int sink_blocks(void *opaque, struct gr_stream_reader *reader, struct gr_error *err)
 {
 	struct gr_ram_sink *sink = opaque;
@@ -360,8 +381,8 @@ static int sink_blocks(void *opaque, struct gr_stream_reader *reader, struct gr_
 	for (uint32_t i = 0; i < count; i++) {
 		struct gr_stream_block *entry = gr_stream_reader_block(reader, i);
 
-		if (entry->alive && !entry->user) {
-			rc = attach(sink, entry, err);
+		if (entry->alive) {
+			rc = entry->user ? check_goes_on(entry, err) : attach(sink, entry, err);
 			if (rc < 0) {
 				return rc;
 			}
@@ -393,6 +414,12 @@ static uint8_t *sink_page_memory(void *opaque, struct gr_stream_block *entry, ui
 	struct gr_ram_sink *sink = opaque;
 	struct sink_block *b = entry->user;
 
+#ifndef GR_MUTANT_SINK_MEMORY_BEYOND_END
+	/* The reader has checked it against the entry; pages() says what is wrong. */
+	if (offset >= b->bytes || b->bytes - offset < sink->page_bytes) {
+		return NULL;
+	}
+#endif
 	/* A fresh page is cheaper to fill as a whole (migrate/place.h). */
 	return page_present(b, offset / sink->page_bytes) ? b->block->host + offset : NULL;
 }

@@ -38,7 +38,8 @@ struct gr_sink_ops {
 	 * The block list is there, or has changed. Look at every entry of the reader's table:
 	 * an entry that is alive and has no user is new (give it one), an entry that is dead
 	 * and has a user is gone (let go of it, set user to NULL; do this first, the new
-	 * blocks may want the same ids and addresses).
+	 * blocks may want the same ids and addresses). An entry that goes on with its user may say
+	 * another length: refuse it, or all that comes for it is checked against that.
 	 *
 	 * With a peer of ours the first call comes when the announcement is in, so that
 	 * incarnation, GPA, page size and flags are known.

@@ -591,6 +591,41 @@ TEST(replugged_blocks_are_new_blocks_and_absent_ones_go)
 	gr_ram_free(to);
 }
 
+static void announced_again(uint64_t used_bytes, uint64_t page)
+{
+	struct gr_stream_block_desc d = { .id = name,
+					  .used_bytes = RAM_BYTES,
+					  .max_bytes = 2 * RAM_BYTES,
+					  .incarnation = 5,
+					  .page_bytes = MOVE_PAGE };
+	struct gr_ram *to = move_ram();
+	struct feed f = { 0 };
+	struct made s;
+
+	move_add(to, name, RAM_BYTES, 0, GR_RAM_MEMFD);
+	make(&s);
+	ASSERT_EQ(gr_stream_write_command(s.w, GR_COMMAND_OPEN_RETURN_PATH, NULL, 0, NULL), 0);
+	ASSERT_EQ(gr_stream_write_ping(s.w, GR_PING_FEATURES, NULL), 0);
+	ASSERT_EQ(gr_stream_write_start(s.w, 2, &d, 1, NULL), 0);
+	announce(&s, &d, 1);
+	d.used_bytes = used_bytes;
+	announce(&s, &d, 1);
+	write_page(&s, name, page, 7);
+	make_end(&s, &f);
+	feed(&f, to);
+	ASSERT_EQ(f.rc, -EINVAL);
+	ASSERT_HAS(f.err.msg, "block 'ram' changed its length during the move, from 262144 to");
+	ASSERT_EQ(shut_of(&f), 1);
+	unmake(&s);
+	gr_ram_free(to);
+}
+
+TEST(a_block_that_is_announced_again_with_another_length_is_refused)
+{
+	announced_again(2 * RAM_BYTES, RAM_PAGES + 3);
+	announced_again(RAM_BYTES / 2, 3);
+}
+
 /* A peer that said it is one of ours owes the announcement before anything else. */
 TEST(pages_before_the_announcement_are_refused)
 {

@@ -5,6 +5,7 @@
 #include "migrate/receive.h"
 #include "move.h"
 #include "stream/multifd.h"
+#include "stream/writer.h"
 #include "stream_kit.h"
 
 enum { CHANNELS = 2, PAGES = 16, BLOCK_BYTES = PAGES * MOVE_PAGE };
@@ -431,6 +432,57 @@ TEST(pages_before_the_first_meeting_are_refused)
 	ASSERT_HAS(r.err.msg, "before the first SYNC");
 	ASSERT_EQ(host_of(ram)[3 * MOVE_PAGE], 0xee);
 	gr_ram_free(ram);
+}
+
+/* A source of ours may announce a block again; what is placed in it must not be beyond its end. */
+TEST(a_block_that_is_announced_again_with_another_length_is_refused)
+{
+	struct gr_stream_block_desc d = { .id = "ram",
+					  .used_bytes = BLOCK_BYTES,
+					  .max_bytes = GR_STREAM_BLOCK_BYTES_MAX,
+					  .incarnation = 5,
+					  .page_bytes = MOVE_PAGE };
+	struct gr_ram *ram = ram_with(true);
+	struct gr_stream_writer *w;
+	struct rig r = { 0 };
+
+	rig_open(&r, ram);
+	ASSERT_EQ(gr_stream_writer_create(r.main[0], &w, NULL), 0);
+	ASSERT_EQ(gr_stream_write_config(w, "machine", MOVE_PAGE, NULL), 0);
+	ASSERT_EQ(gr_stream_write_command(w, GR_COMMAND_OPEN_RETURN_PATH, NULL, 0, NULL), 0);
+	ASSERT_EQ(gr_stream_write_ping(w, GR_PING_FEATURES, NULL), 0);
+	ASSERT_EQ(gr_stream_write_start(w, 2, &d, 1, NULL), 0);
+	ASSERT_EQ(gr_stream_write_announce(w, &d, 1, NULL), 0);
+	d.used_bytes = d.max_bytes;
+	ASSERT_EQ(gr_stream_write_announce(w, &d, 1, NULL), 0);
+	ASSERT_EQ(gr_stream_flush(w, NULL), 0);
+	for (int i = 0; i < CHANNELS; i++) {
+		greet(&r, i);
+		packet(&r, i, -1, 0, true);
+		packet(&r, i, -1, 0, true);
+		packet(&r, i, INT64_C(1) << 32, 7, false);
+	}
+	ASSERT_EQ(rig_fails(&r), -EINVAL);
+	ASSERT_HAS(r.err.msg, "block 'ram' changed its length during the move");
+	gr_stream_writer_free(w);
+	gr_ram_free(ram);
+}
+
+TEST(no_memory_is_given_for_pages_beyond_a_blocks_end)
+{
+	struct gr_stream_block entry;
+	struct kit_bytes b = { 0 };
+	struct meeting t;
+
+	meeting_open(&t, &b);
+	entry = *gr_stream_reader_block(t.reader, 0);
+	entry.used_bytes = GR_STREAM_BLOCK_BYTES_MAX; /* what the source says is not believed */
+	ASSERT_EQ(gr_ram_sink_ops.page_memory(t.sink_ram, &entry, BLOCK_BYTES - MOVE_PAGE),
+		  host_of(t.rig.ram) + BLOCK_BYTES - MOVE_PAGE);
+	ASSERT(!gr_ram_sink_ops.page_memory(t.sink_ram, &entry, BLOCK_BYTES - MOVE_PAGE / 2));
+	ASSERT(!gr_ram_sink_ops.page_memory(t.sink_ram, &entry, BLOCK_BYTES));
+	ASSERT(!gr_ram_sink_ops.page_memory(t.sink_ram, &entry, UINT64_C(1) << 46));
+	meeting_close(&t, &b);
 }
 
 static void greet_as(struct rig *r, int i, unsigned int id, unsigned int uuid)
