@@ -68,8 +68,8 @@ void gr_destination_free(struct gr_destination *d)
 	if (!d) {
 		return;
 	}
+	gr_receive_free(d->receive); /* first: threads of further channels use the sink */
 	gr_ram_sink_free(d->sink);
-	gr_receive_free(d->receive);
 	free(d);
 }
 

@@ -30,7 +30,7 @@ static void *run(void *opaque)
 	return NULL;
 }
 
-static void rig_open(struct rig *r, struct gr_ram *ram)
+static void rig_prepare(struct rig *r, struct gr_ram *ram)
 {
 	struct gr_destination_params params = { .size = sizeof(params) };
 
@@ -44,7 +44,22 @@ static void rig_open(struct rig *r, struct gr_ram *ram)
 	r->multifd.count = CHANNELS;
 	params.multifd = &r->multifd;
 	ASSERT_EQ(gr_destination_create(ram, r->main[1], &params, NULL, &r->destination, NULL), 0);
+}
+
+static void rig_open(struct rig *r, struct gr_ram *ram)
+{
+	rig_prepare(r, ram);
 	ASSERT_EQ(pthread_create(&r->thread, NULL, run, r), 0);
+}
+
+static void rig_close(struct rig *r)
+{
+	for (int side = 0; side < 2; side++) {
+		(void)gr_channel_close(r->main[side], NULL);
+		for (int i = 0; i < CHANNELS; i++) {
+			(void)gr_channel_close(r->further[i][side], NULL);
+		}
+	}
 }
 
 /* The source has closed everything; how the destination ended. */
@@ -57,12 +72,7 @@ static int rig_end(struct rig *r)
 	pthread_join(r->thread, NULL);
 	gr_destination_stats(r->destination, &r->stats);
 	gr_destination_free(r->destination);
-	for (int side = 0; side < 2; side++) {
-		(void)gr_channel_close(r->main[side], NULL);
-		for (int i = 0; i < CHANNELS; i++) {
-			(void)gr_channel_close(r->further[i][side], NULL);
-		}
-	}
+	rig_close(r);
 	return r->rc;
 }
 
@@ -282,12 +292,7 @@ static void meeting_close(struct meeting *t, struct kit_bytes *b)
 	gr_stream_reader_free(t->reader);
 	gr_ram_sink_free(t->sink_ram);
 	gr_progress_destroy(&t->progress);
-	for (int side = 0; side < 2; side++) {
-		(void)gr_channel_close(t->rig.main[side], NULL);
-		for (int i = 0; i < CHANNELS; i++) {
-			(void)gr_channel_close(t->rig.further[i][side], NULL);
-		}
-	}
+	rig_close(&t->rig);
 	gr_ram_free(t->rig.ram);
 	kit_free(b);
 }
@@ -576,6 +581,66 @@ TEST(cancelling_a_destination_wakes_all_its_threads)
 	ASSERT_EQ(rig_fails(&r), -ECANCELED);
 	ASSERT(r.stats.state == GR_MIGRATE_CANCELLED);
 	gr_ram_free(ram);
+}
+
+struct pourer {
+	struct gr_channel *ch;
+	uint64_t offset;
+	pthread_t thread;
+};
+
+/* The same page again and again, until the destination has closed the channel. */
+static void *pour(void *opaque)
+{
+	struct gr_multifd_header h = { .pages = 1, .payload_bytes = MOVE_PAGE, .block = "ram" };
+	uint8_t raw[GR_MULTIFD_HEADER_BYTES_MAX];
+	size_t header_bytes = gr_multifd_header_bytes(MOVE_PAGE);
+	uint8_t data[sizeof(raw) + MOVE_PAGE] = { 0 };
+	struct pourer *p = opaque;
+
+	h.offsets[0] = p->offset;
+	gr_multifd_header_put(&h, MOVE_PAGE, raw);
+	memcpy(data, raw, header_bytes);
+	while (gr_channel_write_all(p->ch, data, header_bytes + MOVE_PAGE, NULL) == 0) {
+	}
+	return NULL;
+}
+
+TEST(a_destination_may_be_freed_while_pages_come)
+{
+	for (int i = 0; i < 20; i++) {
+		struct gr_ram *ram = ram_with(i % 2 != 0);
+		struct pourer pourers[CHANNELS];
+		struct kit_bytes b = { 0 };
+		struct rig r = { 0 };
+
+		rig_prepare(&r, ram);
+		main_start(&b, true);
+		for (int part = 0; part < 20; part++) { /* enough for one step */
+			kit_part(&b, 2);
+			kit_eos(&b);
+		}
+		say(r.main[0], &b);
+		for (int k = 0; k < CHANNELS; k++) {
+			greet(&r, k);
+			packet(&r, k, -1, 0, true);
+		}
+		ASSERT_EQ(gr_destination_step(r.destination, &r.err), 1);
+		for (int k = 0; k < CHANNELS; k++) {
+			pourers[k].ch = r.further[k][0];
+			pourers[k].offset = (uint64_t)k * MOVE_PAGE;
+			ASSERT_EQ(pthread_create(&pourers[k].thread, NULL, pour, &pourers[k]), 0);
+		}
+		do {
+			gr_destination_stats(r.destination, &r.stats);
+		} while (r.stats.normal_pages < 10);
+		gr_destination_free(r.destination);
+		for (int k = 0; k < CHANNELS; k++) {
+			pthread_join(pourers[k].thread, NULL);
+		}
+		rig_close(&r);
+		gr_ram_free(ram);
+	}
 }
 
 TEST_MAIN()
