@@ -180,7 +180,10 @@ static int serve(struct further *f, struct gr_error *err)
 			job->header.number = number;
 		}
 		rc = job ? send_job(f, job, err) : send_sync(f, number, err);
-		finish_job(f, job);
+		/* What failed stays busy until the error is told: nobody takes it for done. */
+		if (rc == 0) {
+			finish_job(f, job);
+		}
 	}
 	return rc;
 }

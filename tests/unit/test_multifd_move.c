@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Whole moves with further channels, and what a source says on them. */
+#include "migrate/multifd_send.h"
 #include "move.h"
 #include "stream/multifd.h"
 #include "stream/wire.h"
@@ -353,6 +354,42 @@ TEST(a_further_channel_that_breaks_ends_both_sides)
 		narrow(&w);
 		gr_ram_free(w.move.from);
 		gr_ram_free(w.move.to);
+	}
+}
+
+static void count_done(struct gr_multifd_job *job)
+{
+	(*(unsigned int *)job->opaque)++;
+}
+
+/* The peer goes after the greeting: nobody may believe that a SYNC, or what was before it, is out. */
+TEST(a_sync_that_could_not_be_written_is_no_sync)
+{
+	for (int i = 0; i < 1000; i++) {
+		struct gr_channel *ch[2];
+		struct gr_multifd params = { .channels = &ch[0], .count = 1 };
+		uint8_t greeting[GR_MULTIFD_GREETING_BYTES];
+		struct iovec iov = { greeting, sizeof(greeting) };
+		struct gr_multifd_send *m;
+		struct gr_multifd_job *job;
+		unsigned int done = 0;
+
+		move_channels(ch);
+		ASSERT_EQ(gr_multifd_send_create(&params, MOVE_PAGE, &m, NULL), 0);
+		ASSERT_EQ(gr_multifd_send_start(m, NULL), 0);
+		ASSERT_EQ(gr_channel_readv(ch[1], &iov, 1, NULL), (ssize_t)sizeof(greeting));
+		(void)gr_channel_close(ch[1], NULL);
+		if (i % 2 != 0) {
+			ASSERT_EQ(gr_multifd_send_job(m, &job, NULL), 0);
+			job->opaque = &done;
+			job->done = count_done;
+			gr_multifd_send_give(m, job);
+		}
+		ASSERT_LT(gr_multifd_send_sync(m, NULL), 0);
+		gr_multifd_send_stop(m);
+		ASSERT_EQ(done, i % 2 != 0 ? 1u : 0u);
+		gr_multifd_send_free(m);
+		(void)gr_channel_close(ch[0], NULL);
 	}
 }
 
