@@ -30,6 +30,7 @@ struct gr_multifd_receive {
 	uint8_t uuid[GR_MULTIFD_UUID_BYTES];   /* (l) of the first greeting */
 	bool has_uuid;			       /* (l) */
 	bool greeted[GR_MULTIFD_CHANNELS_MAX]; /* (l) by id */
+	bool over;			       /* (main) ended well: no threads any more */
 	unsigned int count;		       /* (c) */
 	struct further further[];
 };
@@ -299,20 +300,16 @@ uint64_t gr_multifd_receive_bytes(const struct gr_multifd_receive *m)
 	return bytes;
 }
 
-void gr_multifd_receive_abort(struct gr_multifd_receive *m)
+static void set_stopped(struct gr_multifd_receive *m)
 {
 	gr_mutex_lock(&m->lock);
 	m->stopped = true;
 	(void)pthread_cond_broadcast(&m->changed);
 	gr_mutex_unlock(&m->lock);
-	for (unsigned int i = 0; i < m->count; i++) {
-		gr_channel_shutdown(m->further[i].packets.channel);
-	}
 }
 
-void gr_multifd_receive_stop(struct gr_multifd_receive *m)
+static void join_all(struct gr_multifd_receive *m)
 {
-	gr_multifd_receive_abort(m);
 	for (unsigned int i = 0; i < m->count; i++) {
 		if (m->further[i].started) {
 			(void)pthread_join(m->further[i].thread, NULL);
@@ -321,12 +318,41 @@ void gr_multifd_receive_stop(struct gr_multifd_receive *m)
 	}
 }
 
+void gr_multifd_receive_abort(struct gr_multifd_receive *m)
+{
+	set_stopped(m);
+	for (unsigned int i = 0; i < m->count; i++) {
+		gr_channel_shutdown(m->further[i].packets.channel);
+	}
+}
+
+void gr_multifd_receive_break(struct gr_multifd_receive *m)
+{
+	gr_multifd_receive_abort(m);
+	join_all(m);
+}
+
+void gr_multifd_receive_end(struct gr_multifd_receive *m)
+{
+#ifdef GR_MUTANT_MULTIFD_END_BREAKS
+	gr_multifd_receive_abort(m);
+#endif
+	set_stopped(m);
+	for (unsigned int i = 0; i < m->count; i++) {
+		gr_channel_stop_waiting(m->further[i].packets.channel);
+	}
+	join_all(m);
+	m->over = true;
+}
+
 void gr_multifd_receive_free(struct gr_multifd_receive *m)
 {
 	if (!m) {
 		return;
 	}
-	gr_multifd_receive_stop(m);
+	if (!m->over) {
+		gr_multifd_receive_break(m);
+	}
 	for (unsigned int i = 0; i < m->count; i++) {
 		gr_packet_reader_destroy(&m->further[i].packets);
 	}

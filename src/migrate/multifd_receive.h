@@ -88,9 +88,17 @@ uint64_t gr_multifd_receive_bytes(const struct gr_multifd_receive *m);
 void gr_multifd_receive_abort(struct gr_multifd_receive *m);
 
 /** Abort and wait for the threads: nothing is placed any more. @param m The channels. */
-void gr_multifd_receive_stop(struct gr_multifd_receive *m);
+void gr_multifd_receive_break(struct gr_multifd_receive *m);
 
-/** Stops. @param m May be NULL. */
+/**
+ * All pages have come: wake the threads and wait for them; nothing is placed any more. The channels
+ * stay open for their peers until they are closed: a QEMU 7.2 writes an empty packet behind a SYNC that
+ * rides on pages, and a write that fails there fails a move whose destination has everything.
+ * @param m The channels.
+ */
+void gr_multifd_receive_end(struct gr_multifd_receive *m);
+
+/** Breaks what has not ended. @param m May be NULL. */
 void gr_multifd_receive_free(struct gr_multifd_receive *m);
 
 /** For tests. @param m The channels. @return How many are parked. */

@@ -388,7 +388,7 @@ static int end_multifd(struct gr_receive *r, const struct gr_stream_record *rec,
 				    "channels still have is not known",
 				    (unsigned long long)rec->byte_offset);
 	}
-	gr_multifd_receive_stop(r->multifd);
+	gr_multifd_receive_end(r->multifd);
 	r->multifd_over = true;
 	return gr_multifd_receive_failed(r->multifd, err);
 }
@@ -554,7 +554,7 @@ static int fail(struct gr_receive *r, int rc, struct gr_error *err)
 
 			rc = further < 0 ? further : rc;
 		}
-		gr_multifd_receive_stop(r->multifd);
+		gr_multifd_receive_break(r->multifd);
 	}
 	if (r->return_path && !gr_progress_cancelling(&r->progress)) {
 		(void)answer(r, GR_RETURN_SHUT, 1, NULL);

@@ -176,6 +176,12 @@ uint64_t gr_channel_bytes_written(const struct gr_channel *ch)
 	return gr_load_relaxed(&ch->bytes_written);
 }
 
+void gr_channel_stop_waiting(struct gr_channel *ch)
+{
+	gr_store_relaxed(&ch->shut, true);
+	gr_channel_wait_end(ch);
+}
+
 void gr_channel_shutdown(struct gr_channel *ch)
 {
 	gr_store_relaxed(&ch->shut, true);

@@ -49,6 +49,8 @@ int gr_channel_fini(struct gr_channel *ch);
 int gr_channel_wait_init(struct gr_channel *ch);
 int gr_channel_wait_fini(struct gr_channel *ch);
 int gr_channel_wait(struct gr_channel *ch, bool writing);
+/* Wakes who waits, for ever; cancel breaks a socket as well, so that its peer notices. */
+void gr_channel_wait_end(struct gr_channel *ch);
 void gr_channel_wait_cancel(struct gr_channel *ch);
 /* Whether a read will not wait: bytes, the end, an error or the shutdown come within timeout_ms. */
 bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms);
@@ -61,6 +63,11 @@ int gr_channel_listener_wait(struct gr_channel_listener *l, int timeout_ms, stru
  * socket is shut down. Any thread.
  */
 void gr_channel_end_reading(struct gr_channel *ch);
+/*
+ * As gr_channel_shutdown() on this side: reads and writes end with -ECANCELED, sleeping ones too. The
+ * peer sees nothing of it until the channel is closed: what it writes is accepted. Any thread.
+ */
+void gr_channel_stop_waiting(struct gr_channel *ch);
 
 /* As gr_channel_from_fd(), with a name for messages. */
 int gr_channel_from_fd_named(int fd, const char *name, struct gr_channel **ret_ch,

@@ -64,12 +64,20 @@ bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms)
 	return ch->fd >= 0 && gr_channel_poll(ch->fd, POLLIN, ch->wake_fd, timeout_ms) != -ETIMEDOUT;
 }
 
-void gr_channel_wait_cancel(struct gr_channel *ch)
+void gr_channel_wait_end(struct gr_channel *ch)
 {
 	uint64_t one = 1;
 	int saved = errno;
 
 	(void)!write(ch->wake_fd, &one, sizeof(one));
+	errno = saved;
+}
+
+void gr_channel_wait_cancel(struct gr_channel *ch)
+{
+	int saved = errno;
+
+	gr_channel_wait_end(ch);
 	if (ch->is_socket) {
 		(void)shutdown(ch->fd, SHUT_RDWR);
 	}

@@ -28,6 +28,11 @@ bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms)
 	return false;
 }
 
+void gr_channel_wait_end(struct gr_channel *ch)
+{
+	(void)ch;
+}
+
 void gr_channel_wait_cancel(struct gr_channel *ch)
 {
 	(void)ch;
