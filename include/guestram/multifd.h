@@ -64,7 +64,7 @@ struct gr_multifd {
  * @param ret_channels Room for count; all set on success, none otherwise.
  * @param err          May be NULL.
  * @return 0 or a negative errno.
- * @errors -EINVAL the count; as gr_channel_connect().
+ * @errors -EINVAL the count, or a URI of another kind, which is not opened; as gr_channel_connect().
  * @context Any thread. Sleeps as gr_channel_connect().
  */
 GR_EXPORT GR_MUST_CHECK int gr_multifd_connect(const char *uri, unsigned int count,

@@ -87,6 +87,8 @@ struct gr_uri {
 };
 int gr_uri_parse(const char *text, struct gr_uri *ret_uri, struct gr_error *err);
 void gr_uri_destroy(struct gr_uri *uri);
+/* Whether it leads to a peer that can be connected to as often as one likes. */
+bool gr_uri_is_socket(const struct gr_uri *uri);
 
 /* Sockets: connected or listening descriptors. uri is the text for messages. */
 int gr_socket_connect(const struct gr_uri *u, const char *uri, int *ret_fd, struct gr_error *err);

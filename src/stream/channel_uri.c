@@ -240,9 +240,9 @@ static int open_plain(const struct gr_uri *u, const char *name, bool writing,
 	}
 }
 
-static bool is_socket_kind(enum gr_uri_kind kind)
+bool gr_uri_is_socket(const struct gr_uri *u)
 {
-	return kind == GR_URI_TCP || kind == GR_URI_UNIX;
+	return u->kind == GR_URI_TCP || u->kind == GR_URI_UNIX;
 }
 
 int gr_channel_connect(const char *uri, struct gr_channel **ret_ch, struct gr_error *err)
@@ -254,7 +254,7 @@ int gr_channel_connect(const char *uri, struct gr_channel **ret_ch, struct gr_er
 	if (code < 0) {
 		return code;
 	}
-	if (!is_socket_kind(u.kind)) {
+	if (!gr_uri_is_socket(&u)) {
 		code = open_plain(&u, uri, true, ret_ch, err);
 	} else {
 		code = gr_socket_connect(&u, uri, &fd, err);
@@ -277,7 +277,7 @@ static int listener_open(struct gr_channel_listener *l, const char *uri, struct 
 	if (l->wake_fd < 0) {
 		return gr_error_set(err, -errno, "%s: eventfd: %s", uri, strerror(errno));
 	}
-	if (!is_socket_kind(l->uri.kind)) {
+	if (!gr_uri_is_socket(&l->uri)) {
 		l->name = strdup(uri);
 		return l->name ? 0 : no_memory(uri, err);
 	}
@@ -362,7 +362,7 @@ int gr_channel_accept(struct gr_channel_listener *l, struct gr_channel **ret_ch,
 {
 	int code;
 
-	if (is_socket_kind(l->uri.kind)) {
+	if (gr_uri_is_socket(&l->uri)) {
 		return accept_socket(l, ret_ch, err);
 	}
 	if (gr_channel_poll(-1, 0, l->wake_fd, 0) == -ECANCELED) {

@@ -27,12 +27,30 @@ static int check_count(unsigned int count, struct gr_error *err)
 	return 0;
 }
 
+/* Before anything is opened: a file would be emptied, a command started. */
+static int check_uri(const char *uri, struct gr_error *err)
+{
+	struct gr_uri u;
+	int rc = gr_uri_parse(uri, &u, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	if (!gr_uri_is_socket(&u)) {
+		rc = gr_error_set(err, -EINVAL,
+				  "%s: further channels need a socket: tcp: or unix:", uri);
+	}
+	gr_uri_destroy(&u);
+	return rc;
+}
+
 int gr_multifd_connect(const char *uri, unsigned int count, struct gr_channel **ret_main,
 		       struct gr_channel **ret_channels, struct gr_error *err)
 {
 	struct gr_channel *main_channel = NULL;
 	int rc = check_count(count, err);
 
+	rc = rc < 0 ? rc : check_uri(uri, err);
 	if (rc == 0) {
 		rc = gr_channel_connect(uri, &main_channel, err);
 	}
@@ -41,11 +59,6 @@ int gr_multifd_connect(const char *uri, unsigned int count, struct gr_channel **
 	}
 	for (unsigned int i = 0; rc == 0 && i < count; i++) {
 		rc = gr_channel_connect(uri, &ret_channels[i], err);
-		if (rc == 0 && !ret_channels[i]->is_socket) {
-			rc = gr_error_set(err, -EINVAL,
-					  "%s: further channels need a socket: tcp: or unix:", uri);
-			i++;
-		}
 		if (rc < 0) {
 			gr_error_prefix(err, "further channel %u of %u: ", i, count);
 			close_all(ret_channels, i);

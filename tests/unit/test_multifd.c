@@ -7,6 +7,8 @@
 #include <errno.h>
 #include <pthread.h>
 #include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, BLOCK = 16 * PAGE };
@@ -346,12 +348,37 @@ TEST(further_channels_need_sockets_and_a_number_within_bounds)
 	ASSERT_EQ(gr_multifd_connect("tcp:127.0.0.1:1", 0, &main_channel, further, &err), -EINVAL);
 	ASSERT_EQ(gr_multifd_connect("tcp:127.0.0.1:1", 256, &main_channel, further, &err),
 		  -EINVAL);
-	ASSERT_EQ(gr_multifd_connect("exec:cat", 1, &main_channel, further, &err), -EINVAL);
-	ASSERT_HAS(err.msg, "socket");
 	ASSERT_EQ(gr_channel_listen("exec:cat", &listener, NULL), 0);
 	ASSERT_EQ(gr_multifd_accept(listener, 1, &main_channel, further, &err), -EINVAL);
 	ASSERT_HAS(err.msg, "socket");
 	gr_channel_listener_close(listener);
+}
+
+/* Neither is a file emptied or made, nor a command started, nor a descriptor taken over. */
+TEST(what_is_no_socket_is_refused_before_it_is_opened)
+{
+	char file[] = "/tmp/guestram-multifd-XXXXXX", uri[4][80], made[64];
+	struct gr_channel *main_channel, *further[1];
+	int fd = mkstemp(file);
+	struct gr_error err;
+	struct stat st;
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(write(fd, "precious", 8), 8);
+	(void)snprintf(made, sizeof(made), "%s-made", file);
+	(void)snprintf(uri[0], sizeof(uri[0]), "file:%s", file);
+	(void)snprintf(uri[1], sizeof(uri[1]), "file:%s", made);
+	(void)snprintf(uri[2], sizeof(uri[2]), "exec:touch %s", made);
+	(void)snprintf(uri[3], sizeof(uri[3]), "fd:%d", fd);
+	for (int i = 0; i < 4; i++) {
+		ASSERT_EQ(gr_multifd_connect(uri[i], 1, &main_channel, further, &err), -EINVAL);
+		ASSERT_HAS(err.msg, "need a socket");
+	}
+	ASSERT_EQ(fstat(fd, &st), 0);
+	ASSERT_EQ(st.st_size, 8);
+	ASSERT_EQ(access(made, F_OK), -1);
+	ASSERT_EQ(close(fd), 0);
+	ASSERT_EQ(unlink(file), 0);
 }
 
 TEST_MAIN()
