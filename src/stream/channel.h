@@ -58,6 +58,8 @@ bool gr_channel_is_readable(struct gr_channel *ch, int timeout_ms);
 int gr_channel_poll(int fd, short events, int wake_fd, int timeout_ms);
 /* Waits for somebody to accept, at most so long (-1: for ever): 0, -ETIMEDOUT, -ECANCELED, ... */
 int gr_channel_listener_wait(struct gr_channel_listener *l, int timeout_ms, struct gr_error *err);
+/* Readable for ever once the listener was shut down: for other waits on its behalf. */
+int gr_channel_listener_wake_fd(const struct gr_channel_listener *l);
 /*
  * Makes reads end, a sleeping one too, while answers can still be written. A channel that is no
  * socket is shut down. Any thread.

@@ -386,6 +386,11 @@ int gr_channel_listener_fd(const struct gr_channel_listener *l)
 	return l->fd;
 }
 
+int gr_channel_listener_wake_fd(const struct gr_channel_listener *l)
+{
+	return l->wake_fd;
+}
+
 void gr_channel_listener_shutdown(struct gr_channel_listener *l)
 {
 	uint64_t one = 1;

@@ -77,36 +77,6 @@ static int timeout_ms(uint64_t until)
 	return until <= now ? 0 : (int)GR_MIN((until - now) / GR_NS_PER_MS + 1, (uint64_t)60000);
 }
 
-/* The first byte, which stays: it, 0x100 for a peer that has gone, or a negative errno. */
-static int first_byte(struct gr_channel *ch, uint64_t until, struct gr_error *err)
-{
-	uint8_t byte;
-	ssize_t n;
-	int rc;
-
-	for (;;) {
-		n = recv(gr_channel_fd(ch), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-		if (n >= 0) {
-			return n == 0 ? 0x100 : byte;
-		}
-		if (errno == ECONNRESET) {
-			return 0x100;
-		}
-		if (errno != EAGAIN && errno != EINTR) {
-			return gr_error_set(err, -errno, "%s: %s", gr_channel_name(ch),
-					    strerror(errno));
-		}
-		rc = gr_channel_poll(gr_channel_fd(ch), POLLIN, ch->wake_fd, timeout_ms(until));
-		if (rc < 0) {
-			return rc == -ETIMEDOUT
-				       ? gr_error_set(err, rc, "%s: a peer that says nothing",
-						      gr_channel_name(ch))
-				       : gr_error_set(err, rc, "%s: %s", gr_channel_name(ch),
-						      strerror(-rc));
-		}
-	}
-}
-
 struct gathering {
 	struct gr_channel_listener *listener;
 	struct gr_channel *main;
@@ -115,9 +85,48 @@ struct gathering {
 	uint64_t until;
 };
 
+enum { PEER_HAS_GONE = 0x100 }; /* no byte */
+
+/* The first byte, which stays, PEER_HAS_GONE, or a negative errno; -EAGAIN: nothing has come yet. */
+static int peek(const struct gr_channel *ch)
+{
+	uint8_t byte;
+	ssize_t n;
+
+	do {
+		n = recv(gr_channel_fd(ch), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+	} while (n < 0 && errno == EINTR);
+	if (n == 0 || (n < 0 && errno == ECONNRESET)) {
+		return PEER_HAS_GONE;
+	}
+	return n < 0 ? -errno : byte;
+}
+
+/* Waits for it. */
+static int first_byte(const struct gathering *g, struct gr_channel *ch, struct gr_error *err)
+{
+	int rc;
+
+	while ((rc = peek(ch)) == -EAGAIN) {
+		rc = gr_channel_poll(gr_channel_fd(ch), POLLIN,
+				     gr_channel_listener_wake_fd(g->listener),
+				     timeout_ms(g->until));
+		if (rc < 0) {
+			break;
+		}
+	}
+	if (rc < 0) {
+		(void)gr_error_set(err, rc, "%s: %s", gr_channel_name(ch),
+				   rc == -ETIMEDOUT   ? "a peer that says nothing"
+				   : rc == -ECANCELED ? "listening was ended"
+						      : strerror(-rc));
+	}
+	return rc;
+}
+
 static int gather_one(struct gathering *g, struct gr_channel *ch, struct gr_error *err)
 {
-	int byte = first_byte(ch, g->until, err);
+	int byte = first_byte(g, ch, err);
 
 	if (byte == GR_MULTIFD_MAGIC >> 24 && g->further < g->count) {
 		g->channels[g->further++] = ch;
@@ -127,7 +136,7 @@ static int gather_one(struct gathering *g, struct gr_channel *ch, struct gr_erro
 		g->main = ch;
 		return 0;
 	}
-	if (byte == 0x100) {
+	if (byte == PEER_HAS_GONE) {
 		(void)gr_channel_close(ch, NULL);
 		return 0; /* a look at the port, as monitoring does it */
 	}

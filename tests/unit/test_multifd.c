@@ -5,6 +5,7 @@
 #include "stream/multifd.h"
 #include "stream/multifd_codec.h"
 #include <errno.h>
+#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -337,6 +338,36 @@ TEST(accepting_ends_when_the_listener_is_shut_down)
 	ASSERT_EQ(d.rc, -ECANCELED);
 	gr_channel_listener_close(d.listener);
 	(void)gr_channel_close(ch, NULL);
+}
+
+/* Until nobody is left to be accepted. */
+static void wait_accepted(struct door *d)
+{
+	struct pollfd p = { gr_channel_listener_fd(d->listener), POLLIN, 0 };
+
+	while (poll(&p, 1, 0) > 0) {
+		usleep(1000);
+	}
+}
+
+TEST(accepting_ends_while_it_waits_for_a_first_byte)
+{
+	struct gr_channel *ch[3];
+	struct door d;
+
+	open_door(&d, "tcp:127.0.0.1:0", 2);
+	for (int i = 0; i < 3; i++) {
+		ch[i] = knock(&d, "");
+	}
+	wait_accepted(&d); /* all are there: it is their words that are waited for */
+	gr_channel_listener_shutdown(d.listener);
+	pthread_join(d.thread, NULL);
+	ASSERT_EQ(d.rc, -ECANCELED);
+	ASSERT_HAS(d.err.msg, "listening was ended");
+	gr_channel_listener_close(d.listener);
+	for (int i = 0; i < 3; i++) {
+		(void)gr_channel_close(ch[i], NULL);
+	}
 }
 
 TEST(further_channels_need_sockets_and_a_number_within_bounds)
