@@ -121,6 +121,20 @@ GR_MUST_CHECK int gr_multifd_header_check(const struct gr_multifd_header *h, uin
 GR_MUST_CHECK int gr_multifd_check(const struct gr_multifd *params, struct gr_error *err);
 
 /**
+ * As gr_multifd_accept(), with a time limit of one's own.
+ * @param listener     Of a socket.
+ * @param count        Further channels.
+ * @param limit_ns     What the others may take once the first has come.
+ * @param ret_main     The main channel.
+ * @param ret_channels Room for count.
+ * @param err          May be NULL.
+ * @return As gr_multifd_accept().
+ */
+GR_MUST_CHECK int gr_multifd_accept_within(struct gr_channel_listener *listener, unsigned int count,
+					   uint64_t limit_ns, struct gr_channel **ret_main,
+					   struct gr_channel **ret_channels, struct gr_error *err);
+
+/**
  * The dialect of a machine, by the version that ends its name ("pc-q35-8.2").
  * @param machine A machine's name.
  * @return Never GR_MULTIFD_BY_MACHINE; a name without a version has the newest.

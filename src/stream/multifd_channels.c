@@ -82,7 +82,7 @@ struct gathering {
 	struct gr_channel *main;
 	struct gr_channel **channels;
 	unsigned int count, further; /* wanted, had */
-	uint64_t until;
+	uint64_t limit_ns, until;    /* 0: nobody of the move has come yet */
 };
 
 enum { PEER_HAS_GONE = 0x100 }; /* no byte */
@@ -152,6 +152,56 @@ static int gather_one(struct gathering *g, struct gr_channel *ch, struct gr_erro
 	return byte;
 }
 
+/* Neither before nor among these: looks at the port only. */
+static bool all_have_gone(const struct gathering *g, struct gr_channel *const *come, unsigned int n)
+{
+	if (g->main || g->further > 0) {
+		return false;
+	}
+	for (unsigned int i = 0; i < n; i++) {
+		if (peek(come[i]) != PEER_HAS_GONE) {
+			return false;
+		}
+	}
+	return true;
+}
+
+/* As many as are wanted; fewer if an error or the time limit says so, or if all have gone by then. */
+static int collect(struct gathering *g, struct gr_channel **come, unsigned int wanted,
+		   unsigned int *ret_n, struct gr_error *err)
+{
+	struct gr_error late = { 0 };
+	int rc = 0;
+
+	for (*ret_n = 0; *ret_n < wanted; (*ret_n)++) {
+		if (g->until != 0) {
+			rc = gr_channel_listener_wait(g->listener, timeout_ms(g->until), &late);
+		}
+		if (rc == -ETIMEDOUT) {
+			if (all_have_gone(g, come, *ret_n)) {
+				return 0;
+			}
+			gr_error_prefix(&late,
+					"%u of %u channels have come (has the source as many?): ",
+					g->count + 1 - wanted + *ret_n, g->count + 1);
+		}
+		if (rc < 0) {
+			if (err) {
+				*err = late;
+			}
+			return rc;
+		}
+		rc = gr_channel_accept(g->listener, &come[*ret_n], err);
+		if (rc < 0) {
+			return rc;
+		}
+		if (g->until == 0) {
+			g->until = gr_clock_ns() + g->limit_ns;
+		}
+	}
+	return 0;
+}
+
 /*
  * So many connections, and only then what they say: a QEMU may wait with the main channel's first
  * byte until the further ones are connected.
@@ -159,27 +209,11 @@ static int gather_one(struct gathering *g, struct gr_channel *ch, struct gr_erro
 static int gather(struct gathering *g, struct gr_error *err)
 {
 	struct gr_channel *come[GR_MULTIFD_CHANNELS_MAX + 1];
-	unsigned int n = 0, missing;
+	unsigned int n, missing;
 	int rc = 0;
 
 	while (rc == 0 && (missing = g->count - g->further + (g->main ? 0 : 1)) > 0) {
-		for (n = 0; rc == 0 && n < missing; n += rc == 0) {
-			if (g->until != 0) {
-				rc = gr_channel_listener_wait(g->listener, timeout_ms(g->until),
-							      err);
-			}
-			if (rc == 0) {
-				rc = gr_channel_accept(g->listener, &come[n], err);
-			}
-			if (g->until == 0) {
-				g->until = gr_clock_ns() + ACCEPT_NS;
-			}
-		}
-		if (rc == -ETIMEDOUT) {
-			gr_error_prefix(err,
-					"%u of %u channels have come (has the source as many?): ",
-					g->count + 1 - missing + n, g->count + 1);
-		}
+		rc = collect(g, come, missing, &n, err);
 		for (unsigned int i = 0; i < n; i++) {
 			if (rc == 0) {
 				rc = gather_one(g, come[i], err);
@@ -188,7 +222,7 @@ static int gather(struct gathering *g, struct gr_error *err)
 			}
 		}
 		if (!g->main && g->further == 0) {
-			g->until = 0; /* nobody of the move has come yet */
+			g->until = 0;
 		}
 	}
 	return rc;
@@ -198,7 +232,17 @@ int gr_multifd_accept(struct gr_channel_listener *listener, unsigned int count,
 		      struct gr_channel **ret_main, struct gr_channel **ret_channels,
 		      struct gr_error *err)
 {
-	struct gathering g = { .listener = listener, .channels = ret_channels, .count = count };
+	return gr_multifd_accept_within(listener, count, ACCEPT_NS, ret_main, ret_channels, err);
+}
+
+int gr_multifd_accept_within(struct gr_channel_listener *listener, unsigned int count,
+			     uint64_t limit_ns, struct gr_channel **ret_main,
+			     struct gr_channel **ret_channels, struct gr_error *err)
+{
+	struct gathering g = { .listener = listener,
+			       .channels = ret_channels,
+			       .count = count,
+			       .limit_ns = limit_ns };
 	int rc = check_count(count, err);
 
 	if (rc == 0 && gr_channel_listener_fd(listener) < 0) {

@@ -235,6 +235,7 @@ struct door {
 	struct gr_channel_listener *listener;
 	struct gr_channel *main, *further[4];
 	unsigned int count;
+	uint64_t limit_ns; /* 0: as gr_multifd_accept() has it */
 	pthread_t thread;
 	int rc;
 	struct gr_error err;
@@ -244,14 +245,22 @@ static void *accept_all(void *opaque)
 {
 	struct door *d = opaque;
 
-	d->rc = gr_multifd_accept(d->listener, d->count, &d->main, d->further, &d->err);
+	d->rc = d->limit_ns == 0
+			? gr_multifd_accept(d->listener, d->count, &d->main, d->further, &d->err)
+			: gr_multifd_accept_within(d->listener, d->count, d->limit_ns, &d->main,
+						   d->further, &d->err);
 	return NULL;
+}
+
+static void make_door(struct door *d, const char *uri, unsigned int count)
+{
+	*d = (struct door){ .count = count };
+	ASSERT_EQ(gr_channel_listen(uri, &d->listener, NULL), 0);
 }
 
 static void open_door(struct door *d, const char *uri, unsigned int count)
 {
-	*d = (struct door){ .count = count };
-	ASSERT_EQ(gr_channel_listen(uri, &d->listener, NULL), 0);
+	make_door(d, uri, count);
 	ASSERT_EQ(pthread_create(&d->thread, NULL, accept_all, d), 0);
 }
 
@@ -368,6 +377,47 @@ TEST(accepting_ends_while_it_waits_for_a_first_byte)
 	for (int i = 0; i < 3; i++) {
 		(void)gr_channel_close(ch[i], NULL);
 	}
+}
+
+/* Whoever looks whether the port is open, and goes, long before the move. */
+TEST(a_look_at_the_port_does_not_begin_the_time_limit)
+{
+	char folder[] = "/tmp/guestram-multifd-XXXXXX", uri[64];
+	uint8_t byte;
+	struct iovec iov = { &byte, 1 };
+	struct gr_channel *ch;
+	struct door d;
+
+	ASSERT(mkdtemp(folder));
+	(void)snprintf(uri, sizeof(uri), "unix:%s/s", folder);
+	make_door(&d, uri, 2);
+	d.limit_ns = 1; /* over at once */
+	ch = knock(&d, "");
+	gr_channel_end_writing(ch); /* has gone, and still hears when it is dropped */
+	ASSERT_EQ(pthread_create(&d.thread, NULL, accept_all, &d), 0);
+	ASSERT_EQ(gr_channel_readv(ch, &iov, 1, NULL), 0);
+	gr_channel_listener_shutdown(d.listener);
+	pthread_join(d.thread, NULL);
+	ASSERT_EQ(d.rc, -ECANCELED);
+	gr_channel_listener_close(d.listener);
+	(void)gr_channel_close(ch, NULL);
+	ASSERT_EQ(rmdir(folder), 0);
+}
+
+TEST(channels_that_do_not_come_in_time_are_told_of)
+{
+	struct gr_channel *ch;
+	struct door d;
+
+	make_door(&d, "tcp:127.0.0.1:0", 2);
+	d.limit_ns = 1;
+	ch = knock(&d, "QEVM");
+	ASSERT_EQ(pthread_create(&d.thread, NULL, accept_all, &d), 0);
+	pthread_join(d.thread, NULL);
+	ASSERT_EQ(d.rc, -ETIMEDOUT);
+	ASSERT_HAS(d.err.msg, "1 of 3 channels have come");
+	gr_channel_listener_close(d.listener);
+	(void)gr_channel_close(ch, NULL);
 }
 
 TEST(further_channels_need_sockets_and_a_number_within_bounds)
