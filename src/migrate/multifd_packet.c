@@ -39,6 +39,20 @@ int gr_packet_context_blocks(struct gr_packet_context *c, struct gr_stream_reade
 	return 0;
 }
 
+void gr_packet_context_enter(struct gr_packet_context *c) GR_NO_TSA
+{
+	if (!c->sink.ops->parallel) {
+		gr_mutex_lock(&c->sink_lock);
+	}
+}
+
+void gr_packet_context_leave(struct gr_packet_context *c) GR_NO_TSA
+{
+	if (!c->sink.ops->parallel) {
+		gr_mutex_unlock(&c->sink_lock);
+	}
+}
+
 int gr_packet_reader_init(struct gr_packet_reader *r, struct gr_error *err)
 {
 	r->stage = malloc(GR_MULTIFD_DATA_BYTES);
@@ -139,14 +153,15 @@ static struct gr_stream_block *find_block(struct gr_packet_reader *r)
 static int plan(struct gr_packet_reader *r, struct gr_stream_block *block)
 {
 	const struct gr_sink *sink = &r->context->sink;
+	bool in_memory = sink->ops->parallel && sink->ops->page_memory;
 	uint32_t page_bytes = r->context->page_bytes;
 	int n = 0;
 
 	memset(r->in_place, 0, sizeof(r->in_place));
 	for (uint32_t i = 0; i < r->header.pages; i++) {
-		uint8_t *at = sink->ops->page_memory ? sink->ops->page_memory(sink->opaque, block,
-									      r->header.offsets[i])
-						     : NULL;
+		uint8_t *at = in_memory ? sink->ops->page_memory(sink->opaque, block,
+								 r->header.offsets[i])
+					: NULL;
 
 		if (at) {
 			r->in_place[i / 64] |= UINT64_C(1) << i % 64;
@@ -293,12 +308,9 @@ static int give_in_turn(struct gr_packet_reader *r, struct gr_stream_block *bloc
 {
 	int rc;
 
-	if (r->context->sink.ops->parallel) {
-		return give(r, block, err);
-	}
-	gr_mutex_lock(&r->context->sink_lock);
+	gr_packet_context_enter(r->context);
 	rc = give(r, block, err);
-	gr_mutex_unlock(&r->context->sink_lock);
+	gr_packet_context_leave(r->context);
 	return rc;
 }
 

@@ -55,6 +55,14 @@ void gr_packet_context_destroy(struct gr_packet_context *c);
 GR_MUST_CHECK int gr_packet_context_blocks(struct gr_packet_context *c,
 					   struct gr_stream_reader *reader, struct gr_error *err);
 
+/**
+ * Around all calls of the sink that others may be busy with: excludes them if it is not parallel.
+ * @param c The context.
+ */
+void gr_packet_context_enter(struct gr_packet_context *c);
+/** @param c Entered. */
+void gr_packet_context_leave(struct gr_packet_context *c);
+
 /** @param r context and channel are set, the rest is zero. @param err May be NULL. @return 0 or an
  * errno. */
 GR_MUST_CHECK int gr_packet_reader_init(struct gr_packet_reader *r, struct gr_error *err);

@@ -268,6 +268,16 @@ int gr_multifd_receive_blocks(struct gr_multifd_receive *m, struct gr_stream_rea
 	return gr_packet_context_blocks(&m->packets, reader, err);
 }
 
+void gr_multifd_receive_enter_sink(struct gr_multifd_receive *m)
+{
+	gr_packet_context_enter(&m->packets);
+}
+
+void gr_multifd_receive_leave_sink(struct gr_multifd_receive *m)
+{
+	gr_packet_context_leave(&m->packets);
+}
+
 void gr_multifd_receive_release(struct gr_multifd_receive *m)
 {
 	gr_mutex_lock(&m->lock);

@@ -74,6 +74,11 @@ GR_MUST_CHECK int gr_multifd_receive_blocks(struct gr_multifd_receive *m,
 /** Let the parked ones go on. @param m The channels. */
 void gr_multifd_receive_release(struct gr_multifd_receive *m);
 
+/** Around the main thread's calls of the sink, as gr_packet_context_enter(). @param m The channels. */
+void gr_multifd_receive_enter_sink(struct gr_multifd_receive *m);
+/** @param m Its sink was entered. */
+void gr_multifd_receive_leave_sink(struct gr_multifd_receive *m);
+
 /**
  * @param m   The channels.
  * @param err Filled if something failed.

@@ -288,6 +288,37 @@ static int sink_failed(struct gr_receive *r, const struct gr_stream_record *rec,
 	return rc;
 }
 
+/* Threads of further channels call the sink, too. */
+static void enter_sink(struct gr_receive *r)
+{
+#ifndef GR_MUTANT_RECEIVE_SINK_UNLOCKED
+	if (r->multifd) {
+		gr_multifd_receive_enter_sink(r->multifd);
+	}
+#endif
+}
+
+static void leave_sink(struct gr_receive *r)
+{
+#ifndef GR_MUTANT_RECEIVE_SINK_UNLOCKED
+	if (r->multifd) {
+		gr_multifd_receive_leave_sink(r->multifd);
+	}
+#endif
+}
+
+static int place_pages(struct gr_receive *r, struct gr_stream_block *block, uint32_t count,
+		       const uint64_t *offsets, const uint8_t *data, uint32_t *ret_bad,
+		       struct gr_error *err)
+{
+	int rc;
+
+	enter_sink(r);
+	rc = r->sink.ops->pages(r->sink.opaque, block, count, offsets, data, ret_bad, err);
+	leave_sink(r);
+	return rc;
+}
+
 static int take_pages(struct gr_receive *r, const struct gr_stream_record *rec,
 		      struct gr_error *err)
 {
@@ -296,8 +327,8 @@ static int take_pages(struct gr_receive *r, const struct gr_stream_record *rec,
 	uint32_t bad = 0;
 	int rc;
 
-	rc = r->sink.ops->pages(r->sink.opaque, block, rec->pages.count, rec->pages.offsets,
-				rec->pages.data, &bad, err);
+	rc = place_pages(r, block, rec->pages.count, rec->pages.offsets, rec->pages.data, &bad,
+			 err);
 	if (rc < 0) {
 		bad = GR_MIN(bad, rec->pages.count - 1);
 		return sink_failed(r, rec, rc, rec->pages.block, rec->pages.offsets[bad], err);
@@ -318,7 +349,7 @@ static int take_fill(struct gr_receive *r, const struct gr_stream_record *rec, s
 
 	memset(r->page, rec->zero.fill, r->page_bytes);
 	for (uint64_t at = rec->zero.offset; at < end; at += r->page_bytes) {
-		rc = r->sink.ops->pages(r->sink.opaque, block, 1, &at, r->page, &bad, err);
+		rc = place_pages(r, block, 1, &at, r->page, &bad, err);
 		if (rc < 0) {
 			return sink_failed(r, rec, rc, rec->zero.block, at, err);
 		}
@@ -338,8 +369,10 @@ static int take_zero(struct gr_receive *r, const struct gr_stream_record *rec, s
 			return rc;
 		}
 	} else {
+		enter_sink(r);
 		rc = r->sink.ops->zero(r->sink.opaque, block, rec->zero.offset, rec->zero.bytes,
 				       err);
+		leave_sink(r);
 		if (rc < 0) {
 			return sink_failed(r, rec, rc, rec->zero.block, rec->zero.offset, err);
 		}
@@ -363,11 +396,13 @@ static int take_xbzrle(struct gr_receive *r, const struct gr_stream_record *rec,
 		rc = gr_error_set(err, -EOPNOTSUPP, "a difference, but no page to apply it to");
 		return sink_failed(r, rec, rc, rec->xbzrle.block, offset, err);
 	}
+	enter_sink(r);
 	rc = r->sink.ops->page_read(r->sink.opaque, block, offset, r->page, err);
+	leave_sink(r);
 	if (rc == 0) {
 		gr_xbzrle_apply(r->page, rec->xbzrle.payload, rec->xbzrle.payload_bytes,
 				r->page_bytes);
-		rc = r->sink.ops->pages(r->sink.opaque, block, 1, &offset, r->page, &bad, err);
+		rc = place_pages(r, block, 1, &offset, r->page, &bad, err);
 	}
 	if (rc < 0) {
 		return sink_failed(r, rec, rc, rec->xbzrle.block, offset, err);

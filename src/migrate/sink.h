@@ -80,7 +80,7 @@ struct gr_sink_ops {
 
 	/**
 	 * Where the bytes of a page may be received at once, if nothing speaks against it. May be
-	 * NULL: then all pages go through pages().
+	 * NULL, and is not asked of a sink that is not parallel: then all go through pages().
 	 * @param sink   The sink's opaque.
 	 * @param block  The table's entry.
 	 * @param offset Bytes in the block; inside.

@@ -31,11 +31,8 @@ static void *run(void *opaque)
 	return NULL;
 }
 
-static void rig_prepare(struct rig *r, struct gr_ram *ram)
+static void rig_channels(struct rig *r)
 {
-	struct gr_destination_params params = { .size = sizeof(params) };
-
-	r->ram = ram;
 	move_channels(r->main);
 	for (int i = 0; i < CHANNELS; i++) {
 		move_channels(r->further[i]);
@@ -43,6 +40,14 @@ static void rig_prepare(struct rig *r, struct gr_ram *ram)
 	}
 	r->multifd.channels = r->theirs;
 	r->multifd.count = CHANNELS;
+}
+
+static void rig_prepare(struct rig *r, struct gr_ram *ram)
+{
+	struct gr_destination_params params = { .size = sizeof(params) };
+
+	r->ram = ram;
+	rig_channels(r);
 	params.multifd = &r->multifd;
 	ASSERT_EQ(gr_destination_create(ram, r->main[1], &params, NULL, &r->destination, NULL), 0);
 }
@@ -141,16 +146,22 @@ static void main_start(struct kit_bytes *b, bool flushes)
 	kit_eos(b);
 }
 
-static void main_end(struct kit_bytes *b, bool flushes)
+/* What follows the records of the last section. */
+static void main_rest(struct kit_bytes *b, bool flushes)
 {
 	static const char tail[] = "\0\6\0\0\0\017{\"devices\": []}";
 
-	kit_part(b, 3);
 	if (flushes) {
 		flush(b);
 	}
 	kit_eos(b);
 	kit_raw(b, tail, sizeof(tail) - 1);
+}
+
+static void main_end(struct kit_bytes *b, bool flushes)
+{
+	kit_part(b, 3);
+	main_rest(b, flushes);
 }
 
 static uint8_t *host_of(struct gr_ram *ram)
@@ -315,13 +326,7 @@ static void meeting_open(struct meeting *t, struct kit_bytes *b)
 
 	memset(t, 0, sizeof(*t));
 	r->ram = ram_with(true);
-	move_channels(r->main);
-	for (int i = 0; i < CHANNELS; i++) {
-		move_channels(r->further[i]);
-		r->theirs[i] = r->further[i][1];
-	}
-	r->multifd.channels = r->theirs;
-	r->multifd.count = CHANNELS;
+	rig_channels(r);
 	gr_progress_init(&t->progress);
 	ASSERT_EQ(gr_ram_sink_create(r->ram, NULL, &t->sink_ram, NULL), 0);
 	t->sink = (struct gr_sink){ &gr_ram_sink_ops, t->sink_ram };
@@ -417,6 +422,125 @@ TEST(a_cancel_wakes_who_waits_for_a_channel)
 	ASSERT_EQ(gr_multifd_receive_sync(t.m, &err), -ECANCELED);
 	pthread_join(thread, NULL);
 	meeting_close(&t, &b);
+}
+
+/* A sink for one thread at a time, which looks whether it is. */
+struct lone_sink {
+	unsigned int inside, entered, overlaps, zeros; /* (a) */
+};
+
+static int lone_blocks(void *opaque, struct gr_stream_reader *reader, struct gr_error *err)
+{
+	(void)err;
+	gr_stream_reader_block(reader, 0)->user = opaque;
+	return 0;
+}
+
+static void lone_enter(struct lone_sink *s)
+{
+	if (__atomic_add_fetch(&s->inside, 1, __ATOMIC_SEQ_CST) > 1) {
+		(void)__atomic_add_fetch(&s->overlaps, 1, __ATOMIC_SEQ_CST);
+	}
+}
+
+static void lone_leave(struct lone_sink *s)
+{
+	(void)__atomic_sub_fetch(&s->inside, 1, __ATOMIC_SEQ_CST);
+}
+
+/* Stays for a while, so that others may come in if nothing keeps them out. */
+static int lone_pages(void *opaque, struct gr_stream_block *block, uint32_t count,
+		      const uint64_t *offsets, const uint8_t *data, uint32_t *ret_bad,
+		      struct gr_error *err)
+{
+	struct lone_sink *s = opaque;
+
+	(void)block, (void)count, (void)offsets, (void)data, (void)ret_bad, (void)err;
+	lone_enter(s);
+	__atomic_store_n(&s->entered, 1, __ATOMIC_SEQ_CST);
+	for (int ms = 0; ms < 300 && __atomic_load_n(&s->overlaps, __ATOMIC_SEQ_CST) == 0; ms++) {
+		usleep(1000);
+	}
+	lone_leave(s);
+	return 0;
+}
+
+static int lone_zero(void *opaque, struct gr_stream_block *block, uint64_t offset, uint64_t bytes,
+		     struct gr_error *err)
+{
+	struct lone_sink *s = opaque;
+
+	(void)block, (void)offset, (void)bytes, (void)err;
+	lone_enter(s);
+	(void)__atomic_add_fetch(&s->zeros, 1, __ATOMIC_SEQ_CST);
+	lone_leave(s);
+	return 0;
+}
+
+static int lone_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
+{
+	(void)opaque, (void)tail, (void)err;
+	return 0;
+}
+
+struct lone {
+	struct rig rig;
+	struct gr_receive *receive;
+};
+
+static void *run_lone(void *opaque)
+{
+	struct lone *l = opaque;
+
+	do {
+		l->rig.rc = gr_receive_step(l->receive, &l->rig.err);
+	} while (l->rig.rc > 0);
+	return NULL;
+}
+
+TEST(a_sink_that_is_not_parallel_is_called_by_one_thread_at_a_time)
+{
+	static const struct gr_sink_ops ops = { .blocks = lone_blocks,
+						.pages = lone_pages,
+						.zero = lone_zero,
+						.finish = lone_finish };
+	struct lone_sink s = { 0 };
+	struct gr_sink sink = { &ops, &s };
+	struct gr_receive_params params = { 0 };
+	struct kit_bytes b = { 0 };
+	struct lone l = { 0 };
+	struct rig *r = &l.rig;
+
+	rig_channels(r);
+	params.multifd = &r->multifd;
+	ASSERT_EQ(gr_receive_create(r->main[1], &sink, &params, &l.receive, NULL), 0);
+	ASSERT_EQ(pthread_create(&r->thread, NULL, run_lone, &l), 0);
+	main_start(&b, true);
+	say(r->main[0], &b);
+	for (int i = 0; i < CHANNELS; i++) {
+		greet(r, i);
+		packet(r, i, -1, 0, true);
+	}
+	packet(r, 0, 3, 7, true);
+	packet(r, 1, -1, 0, true);
+	while (__atomic_load_n(&s.entered, __ATOMIC_SEQ_CST) == 0) {
+		usleep(1000);
+	}
+	kit_part(&b, 3);
+	kit_be64(&b, 5 * MOVE_PAGE | 2);
+	kit_str8(&b, "ram");
+	kit_u8(&b, 0);
+	main_rest(&b, true);
+	say(r->main[0], &b);
+	gr_channel_end_writing(r->main[0]);
+	pthread_join(r->thread, NULL);
+	if (r->rc < 0) {
+		FAIL("%s", r->err.msg);
+	}
+	ASSERT_EQ(s.zeros, 1u);
+	ASSERT_EQ(s.overlaps, 0u);
+	gr_receive_free(l.receive);
+	rig_close(r);
 }
 
 /* ---- hostile sources ------------------------------------------------------------------- */
