@@ -16,14 +16,15 @@ static void wake(struct gr_resume_pages *p, uint64_t start, uint64_t bytes)
 	(void)ioctl(p->server.uffd, UFFDIO_WAKE, &range);
 }
 
-static void place_zero(struct gr_resume_pages *p, uint64_t start)
+/* The host's page of a touch: what is around it, in a larger page of the image, may be there. */
+static void place_zero(struct gr_resume_pages *p, uint64_t address)
 {
-	struct uffdio_zeropage zero = { .range = { start, p->image->page_bytes } };
+	uint64_t host = gr_page_bytes(), start = address - address % host;
+	struct uffdio_zeropage zero = { .range = { start, host } };
 
 	while (ioctl(p->server.uffd, UFFDIO_ZEROPAGE, &zero) < 0) {
 		if (errno != EAGAIN) {
-			wake(p, start,
-			     p->image->page_bytes); /* it is there already, or nothing is */
+			wake(p, start, host); /* it is there already, or nothing is */
 			return;
 		}
 	}
@@ -31,21 +32,23 @@ static void place_zero(struct gr_resume_pages *p, uint64_t start)
 
 /*
  * Puts bytes where nothing is. O5: what is there already stays as it is, which is a success.
- * Another negative errno: no memory for them.
+ * Another negative errno: no memory for them. One call places within one mapping, and a block may
+ * have become several: its owner may give a part of it a policy, lock it, keep it out of dumps.
  */
 static int place(struct gr_resume_pages *p, uint64_t start, const uint8_t *data, uint64_t bytes)
 {
-	uint64_t size = p->image->page_bytes;
+	uint64_t host = gr_page_bytes(), max = bytes;
 
 	for (uint64_t done = 0; done < bytes;) {
 		struct uffdio_copy copy = {
 			.dst = start + done,
 			.src = (uint64_t)(uintptr_t)(data + done),
-			.len = bytes - done,
+			.len = GR_MIN(bytes - done, max),
 		};
 
 		if (ioctl(p->server.uffd, UFFDIO_COPY, &copy) == 0) {
-			return 0;
+			done += copy.len;
+			continue;
 		}
 		if (copy.copy > 0) {
 			done += (uint64_t)copy.copy;
@@ -56,13 +59,23 @@ static int place(struct gr_resume_pages *p, uint64_t start, const uint8_t *data,
 			break;
 		case EEXIST:
 #ifdef GR_MUTANT_RESUME_STORES_LATE
-			memcpy((void *)(uintptr_t)(start + done), data + done, size);
+			memcpy((void *)(uintptr_t)(start + done), data + done, host);
 #endif
-			wake(p, start + done, size);
-			done += size;
+			wake(p, start + done, host);
+			done += host;
 			break;
-		case ENOENT: /* nothing is mapped there any more: nobody can miss it */
-		case ESRCH:
+		case ENOENT:
+#ifndef GR_MUTANT_RESUME_ONE_MAPPING
+			if (copy.len > host) {
+				max = host; /* more than one mapping: page by page */
+				break;
+			}
+#endif
+			/* nothing is mapped there any more: nobody can miss it */
+			wake(p, start + done, copy.len);
+			done += copy.len;
+			break;
+		case ESRCH: /* the process ends */
 			return 0;
 		default:
 			return -errno;
@@ -200,7 +213,7 @@ void gr_resume_touched(void *pages, uint64_t address)
 	}
 	gr_uffd_unlock(&p->lock, &saved);
 	if (done) {
-		place_zero(p, r->start + page * p->image->page_bytes);
+		place_zero(p, address);
 	} else if (n > 0) {
 		bring(p, r, page, n, p->touch_buffer);
 	}

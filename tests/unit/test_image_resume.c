@@ -11,6 +11,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -225,6 +226,35 @@ TEST(what_is_touched_comes_at_once_and_the_rest_does_not)
 	ASSERT_EQ(fstat(m.big->fd, &st), 0);
 	ASSERT_LT((uint64_t)st.st_blocks * 512, PAGES * PAGE / 4);
 	give_up(&r);
+	free_all(&m);
+}
+
+/* Its owner may do so, and the kernel then makes several mappings of one. */
+static void split_mapping(const struct machine *m, uint64_t page)
+{
+	ASSERT_NE(page % 5, 0); /* within what the image has in one piece */
+	ASSERT_EQ(madvise(m->big->host + page * PAGE, 100 * PAGE, MADV_DONTDUMP), 0);
+}
+
+TEST(block_of_several_mappings_comes_whole)
+{
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	split_mapping(&m, 2051);
+	r = resume(&m, &touched_only);
+	split_mapping(&m, 1027);
+	check_page(m.big, 2050); /* is brought with what follows it, in the next mapping */
+	check_page(m.big, 2051);
+	check_page(m.big, 1026);
+	check_page(m.big, 1027);
+	give_up(&r);
+	r = resume(&m, &fast);
+	complete(&r);
+	check_all(m.big);
+	check_all(m.rom);
 	free_all(&m);
 }
 
