@@ -280,7 +280,8 @@ struct gr_image_resume_params {
  *
  * A page that cannot be read: nothing is made up and nobody gets a signal. Who touched it waits, the state is
  * FAILED, gr_image_resume_wait() says what and where, and gr_image_resume_retry() tries again once the
- * reason is mended. If it cannot be mended the machine is lost: end the process.
+ * reason is mended. If it cannot be mended the machine is lost: end the process. Only load and complete,
+ * which run before anybody could try again, read zeroes there, and the start fails.
  *
  *     gr_image_open("vm.ram", &image, &err);
  *     gr_image_resume_start(image, ram, &params, &ops, &resume, &err);

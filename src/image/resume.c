@@ -385,6 +385,31 @@ static void stop(struct gr_image_resume *r)
 	}
 }
 
+/*
+ * A device's state may be in guest memory. Who loads it is in our caller's stead, who can try
+ * nothing again before we return: a page that it touched and that cannot be read is a failure.
+ */
+static int load_devices(struct gr_image_resume *r, const struct gr_destination_ops *ops,
+			struct gr_error *err)
+{
+	struct gr_resume_pages *p = &r->pages;
+	int rc = gr_image_load_devices(p->image, ops, err);
+	struct gr_signals saved;
+	struct gr_error why;
+	bool lost;
+
+	gr_uffd_lock(&p->lock, &saved);
+	p->starting = false;
+#ifndef GR_MUTANT_RESUME_STARTS_LOST
+	lost = p->lost;
+#else
+	lost = false;
+#endif
+	why = p->err;
+	gr_uffd_unlock(&p->lock, &saved);
+	return lost ? gr_error_set(err, why.code, "%s", why.msg) : rc;
+}
+
 static int prepare(struct gr_image_resume *r, struct gr_image *image,
 		   const struct gr_image_resume_params *params,
 		   const struct gr_destination_ops *ops, struct gr_error *err)
@@ -418,7 +443,7 @@ static int prepare(struct gr_image_resume *r, struct gr_image *image,
 	if (rc == 0) {
 		rc = serve(r, params, err);
 	}
-	return rc < 0 ? rc : gr_image_load_devices(image, ops, err);
+	return rc < 0 ? rc : load_devices(r, ops, err);
 }
 
 int gr_image_resume_start(struct gr_image *image, struct gr_ram *ram,
@@ -448,6 +473,7 @@ int gr_image_resume_start(struct gr_image *image, struct gr_ram *ram,
 	r->fd = r->write_fd = -1;
 	r->pages.image = image;
 	r->pages.direct.direct_fd = -1;
+	r->pages.starting = true;
 	gr_mutex_init(&r->pages.lock, GR_RANK_TRACKER);
 	gr_event_init(&r->pages.discarder, false);
 	gr_event_init(&r->pages.finisher, false);

@@ -109,6 +109,8 @@ static void give_back(struct gr_resume_pages *p, struct gr_resume_range *r, uint
 		      uint64_t n, const struct gr_error *why)
 {
 	struct gr_signals saved;
+	uint64_t size = p->image->page_bytes;
+	bool starting;
 
 	gr_uffd_lock(&p->lock, &saved);
 	for (uint64_t i = page; i < page + n; i++) {
@@ -119,8 +121,14 @@ static void give_back(struct gr_resume_pages *p, struct gr_resume_range *r, uint
 		p->failed = true;
 		p->err = *why;
 	}
+	starting = p->starting;
 	gr_uffd_unlock(&p->lock, &saved);
 	tell(p);
+	if (starting) {
+		/* Who touched one of them while another thread had it asks again, and is answered.
+		 */
+		wake(p, r->start + page * size, n * size);
+	}
 }
 
 static void set_done_locked(struct gr_resume_pages *p, struct gr_resume_range *r, uint64_t page,
@@ -132,9 +140,9 @@ static void set_done_locked(struct gr_resume_pages *p, struct gr_resume_range *r
 	}
 }
 
-/* Pages that the caller has taken: reads and places them. */
-static void bring(struct gr_resume_pages *p, struct gr_resume_range *r, uint64_t page, uint64_t n,
-		  uint8_t *buffer)
+/* Pages that the caller has taken: reads and places them, or gives them back. */
+static int bring(struct gr_resume_pages *p, struct gr_resume_range *r, uint64_t page, uint64_t n,
+		 uint8_t *buffer)
 {
 	struct gr_signals saved;
 	uint64_t size = p->image->page_bytes, offset = page * size;
@@ -155,12 +163,13 @@ static void bring(struct gr_resume_pages *p, struct gr_resume_range *r, uint64_t
 #endif
 	if (rc < 0) {
 		give_back(p, r, page, n, &err);
-		return;
+		return rc;
 	}
 	gr_uffd_lock(&p->lock, &saved);
 	set_done_locked(p, r, page, n);
 	gr_uffd_unlock(&p->lock, &saved);
 	tell(p);
+	return 0;
 }
 
 uint8_t *gr_resume_buffer(const struct gr_resume_pages *p, size_t bytes)
@@ -193,6 +202,19 @@ static struct gr_resume_range *range_at(struct gr_resume_pages *p, uint64_t addr
 	return NULL;
 }
 
+/* The touched page could not be brought. Whether nobody can have it tried again: all is lost. */
+static bool is_lost(struct gr_resume_pages *p)
+{
+	struct gr_signals saved;
+	bool lost;
+
+	gr_uffd_lock(&p->lock, &saved);
+	lost = p->starting;
+	p->lost |= lost;
+	gr_uffd_unlock(&p->lock, &saved);
+	return lost;
+}
+
 void gr_resume_touched(void *pages, uint64_t address)
 {
 	struct gr_signals saved;
@@ -214,8 +236,8 @@ void gr_resume_touched(void *pages, uint64_t address)
 	gr_uffd_unlock(&p->lock, &saved);
 	if (done) {
 		place_zero(p, address);
-	} else if (n > 0) {
-		bring(p, r, page, n, p->touch_buffer);
+	} else if (n > 0 && bring(p, r, page, n, p->touch_buffer) < 0 && is_lost(p)) {
+		place_zero(p, address);
 	}
 	/* else somebody is bringing it, and placing it wakes who sleeps */
 }
@@ -258,7 +280,7 @@ int gr_resume_ahead(struct gr_resume_pages *p, uint8_t *buffer, uint64_t *ret_by
 	if (!r) {
 		return 0;
 	}
-	bring(p, r, page, n, buffer);
+	(void)bring(p, r, page, n, buffer);
 	*ret_bytes = n * p->image->page_bytes;
 	return 1;
 }

@@ -9,7 +9,8 @@
  * and goes this way once (O5, place once): what came first, a store of the guest included, is never
  * followed by a copy from the image. Taking is done under the lock, reading and placing without it.
  * A read that fails gives the pages back to left: who touched them sleeps on until somebody tries
- * again.
+ * again. While the machine is still being started nobody could: who touched them reads zeroes, and
+ * the start fails.
  *
  * Pages that the image does not have are done from the start; like those that were discarded they
  * get zeroes when they are touched.
@@ -57,6 +58,8 @@ struct gr_resume_pages {
 	uint64_t discarded;  /* (lock) pages that were thrown away before they came */
 	bool failed;	     /* (lock) a read has failed, and nobody has tried again */
 	struct gr_error err; /* (lock) the first failure since then */
+	bool starting;	     /* (lock) devices are being loaded by who would have it tried again */
+	bool lost;	     /* (lock) who touched a page while it started read what is not there */
 };
 
 /* Room for what one thread brings, or NULL. For gr_aligned_free(). */

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 enum { PAGE = 4096, WORDS = PAGE / 8, PAGES = 4096, ROM_PAGES = 3, WRITERS = 3 };
+enum { BEHIND_CUT = PAGES - 3 }; /* a page that the image has, see word_of() and cut_image() */
 
 #define FOREVER UINT64_MAX
 
@@ -376,40 +377,58 @@ TEST(pages_that_are_on_their_way_do_not_come_after_their_discard)
 
 /* ---- failures -------------------------------------------------------------------------------- */
 
+/* A file that lost its end after it was opened, from the middle of "ram" on, until somebody finds
+ * it again. */
+struct cut {
+	int fd;
+	off_t at, end;
+	uint8_t *rest;
+};
+
+static struct cut cut_image(struct gr_image **ret_image)
+{
+	struct cut c = { .fd = open(image_path(), O_RDWR | O_CLOEXEC) };
+	struct gr_image_block block;
+
+	ASSERT_GE(c.fd, 0);
+	ASSERT_EQ(gr_image_open(image_path(), ret_image, NULL), 0);
+	ASSERT_EQ(gr_image_block(*ret_image, 0, &block), 0);
+	ASSERT_STR_EQ(block.id, "ram");
+	c.at = (off_t)(block.data_offset + PAGES / 2 * PAGE);
+	c.end = lseek(c.fd, 0, SEEK_END);
+	c.rest = malloc((size_t)(c.end - c.at));
+	ASSERT_EQ(pread(c.fd, c.rest, (size_t)(c.end - c.at), c.at), c.end - c.at);
+	ASSERT_EQ(ftruncate(c.fd, c.at), 0);
+	return c;
+}
+
+static void mend_image(struct cut *c)
+{
+	ASSERT_EQ(pwrite(c->fd, c->rest, (size_t)(c->end - c->at), c->at), c->end - c->at);
+	ASSERT_EQ(close(c->fd), 0);
+	free(c->rest);
+}
+
 static void *touch_last(void *opaque)
 {
 	const struct machine *m = opaque;
 
-	check_page(m->big, PAGES - 2); /* sleeps until it can be read */
+	check_page(m->big, BEHIND_CUT); /* sleeps until it can be read */
 	return NULL;
 }
 
 TEST(page_that_cannot_be_read_makes_its_reader_wait_until_it_can)
 {
 	struct pollfd poll_fd = { .events = POLLIN };
-	struct gr_image_block block;
 	struct gr_error err;
 	pthread_t toucher;
 	struct machine m;
 	struct resumed r;
-	uint8_t *rest;
-	off_t cut, end;
-	int fd;
+	struct cut cut;
 
 	make_image();
-	fd = open(image_path(), O_RDWR | O_CLOEXEC);
 	m = machine_of(GR_RAM_MEMFD, 0);
-	ASSERT_EQ(gr_image_open(image_path(), &r.image, NULL), 0);
-	ASSERT_EQ(gr_image_block(r.image, 0, &block), 0);
-	ASSERT_STR_EQ(block.id, "ram");
-	/* The file loses its end, which somebody then finds again. */
-	cut = (off_t)(block.data_offset + PAGES / 2 * PAGE);
-	end = lseek(fd, 0, SEEK_END);
-	rest = malloc((size_t)(end - cut));
-	ASSERT_EQ(pread(fd, rest, (size_t)(end - cut), cut), end - cut);
-	gr_image_close(r.image);
-	ASSERT_EQ(gr_image_open(image_path(), &r.image, NULL), 0);
-	ASSERT_EQ(ftruncate(fd, cut), 0);
+	cut = cut_image(&r.image);
 	/* "rom" lies behind and comes while it starts or later: only "ram" is looked at */
 	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, &fast, NULL, &r.resume, &err), 0);
 	ASSERT_EQ(pthread_create(&toucher, NULL, touch_last, &m), 0);
@@ -424,14 +443,66 @@ TEST(page_that_cannot_be_read_makes_its_reader_wait_until_it_can)
 		}
 	}
 	check_page(m.big, 3); /* what could be read is there, or comes */
-	ASSERT_EQ(pwrite(fd, rest, (size_t)(end - cut), cut), end - cut);
+	mend_image(&cut);
 	gr_image_resume_retry(r.resume);
 	complete(&r);
 	ASSERT_EQ(pthread_join(toucher, NULL), 0);
 	check_all(m.big);
 	check_all(m.rom);
-	ASSERT_EQ(close(fd), 0);
-	free(rest);
+	free_all(&m);
+}
+
+struct device {
+	const struct machine *m;
+	uint64_t page; /* where its rings are */
+};
+
+static int read_ring(void *opaque, struct gr_error *err)
+{
+	const struct device *d = opaque;
+
+	(void)err;
+	(void)*(volatile const uint8_t *)(d->m->big->host + d->page * PAGE);
+	return 0;
+}
+
+static void start_with_device(const struct gr_image_resume_params *params)
+{
+	struct machine m = machine_of(GR_RAM_MEMFD, 0);
+	struct device device = { .m = &m, .page = BEHIND_CUT };
+	struct gr_destination_ops ops = { .complete = read_ring, .opaque = &device };
+	struct gr_error err;
+	struct resumed r;
+	struct cut cut;
+
+	make_image();
+	cut = cut_image(&r.image);
+	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, params, &ops, &r.resume, &err), -EPIPE);
+	ASSERT_HAS(err.msg, "block 'r");
+	ASSERT_HAS(err.msg, "the file was cut");
+	/* Not the device's page is missing: the machine may start. */
+	device.page = 2;
+	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, params, &ops, &r.resume, &err), 0);
+	ASSERT_EQ(gr_image_resume_end(r.resume, NULL), -ECANCELED);
+	mend_image(&cut);
+	device.page = BEHIND_CUT;
+	ASSERT_EQ(gr_image_resume_start(r.image, m.ram, &fast, &ops, &r.resume, &err), 0);
+	complete(&r);
+	check_all(m.big);
+	gr_ram_free(m.ram);
+}
+
+TEST(device_that_needs_a_page_that_cannot_be_read_fails_the_start)
+{
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	r = resume(&m, &fast); /* or is skipped */
+	complete(&r);
+	start_with_device(&touched_only);
+	start_with_device(&fast); /* others may have had the page */
 	free_all(&m);
 }
 
