@@ -347,7 +347,8 @@ GR_EXPORT void gr_image_resume_stats(struct gr_image_resume *resume,
  * zero from then on, also for those who wait.
  * @param resume May be NULL.
  * @param err    May be NULL.
- * @return 0: all memory had come. -ECANCELED: it had not.
+ * @return 0: all memory had come. -ECANCELED: it had not, or this is a child from before the end, to which
+ *         nothing comes.
  * @context Outside a read-side section; no other thread uses it. Before gr_ram_free().
  */
 GR_EXPORT int gr_image_resume_end(struct gr_image_resume *resume, struct gr_error *err)

@@ -168,6 +168,9 @@ static int before_discard(void *opaque, struct gr_ram_block *block, uint64_t off
 
 	(void)lost;
 	(void)err;
+	if (!gr_uffd_server_ours(&r->pages.server)) {
+		return 0; /* a child: nothing comes there, and who had pages is not there either */
+	}
 #ifndef GR_MUTANT_RESUME_DISCARD_COMES_BACK
 	gr_resume_discard(&r->pages, block, offset, bytes);
 #endif
@@ -190,8 +193,8 @@ static void set_state_locked(struct gr_image_resume *r, enum gr_image_resume_sta
 static void stop_serving(struct gr_image_resume *r)
 {
 	if (r->serving) {
-		r->serving = false;
 		gr_ram_discard_watch_del(r->ram, &r->watch);
+		r->serving = false; /* afterwards: a child that is forked meanwhile has it listed */
 		gr_ram_tables_allow(r->ram);
 	}
 }
@@ -367,6 +370,15 @@ static int serve(struct gr_image_resume *r, const struct gr_image_resume_params 
 	r->serving = true;
 	rc = gr_uffd_server_run(&r->pages.server, err);
 	return rc < 0 ? rc : start_threads(r, params->threads, err);
+}
+
+/* In a child: it has neither the threads nor a say about its parent's memory, but the list. */
+static void stop_in_child(struct gr_image_resume *r)
+{
+	if (r->state != GR_IMAGE_RESUME_COMPLETED) {
+		stop_serving(r);
+		gr_ram_loading_end(r->ram);
+	}
 }
 
 /* What has not come reads as zero from here on. */
@@ -563,6 +575,8 @@ int gr_image_resume_end(struct gr_image_resume *r, struct gr_error *err)
 	ours = gr_uffd_server_ours(&r->pages.server);
 	if (ours) {
 		stop(r);
+	} else {
+		stop_in_child(r);
 	}
 	left = ours ? r->pages.left * r->pages.image->page_bytes : 0;
 	destroy(r);

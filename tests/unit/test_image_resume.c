@@ -13,6 +13,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, WORDS = PAGE / 8, PAGES = 4096, ROM_PAGES = 3, WRITERS = 3 };
@@ -504,6 +505,50 @@ TEST(device_that_needs_a_page_that_cannot_be_read_fails_the_start)
 	start_with_device(&touched_only);
 	start_with_device(&fast); /* others may have had the page */
 	free_all(&m);
+}
+
+static int in_child(struct machine *m, struct resumed *r)
+{
+	struct gr_error err;
+
+	/* Those that are there, and those that a thread of the parent may be bringing. */
+	if (gr_ram_discard(m->big, 0, PAGES * PAGE, NULL) < 0) {
+		return 1;
+	}
+	if (gr_image_resume_end(r->resume, &err) != -ECANCELED) {
+		return 2;
+	}
+	if (gr_ram_discard(m->big, 0, PAGES * PAGE, NULL) < 0 || m->big->host[BEHIND_CUT * PAGE]) {
+		return 3;
+	}
+	return gr_image_save(m->ram, "/dev/null", NULL, NULL, &err) == -EINVAL ? 0 : 4;
+}
+
+TEST(child_is_not_served_and_lets_its_parent_be)
+{
+	const struct gr_image_resume_params params = { .size = sizeof(params),
+						       .threads = 2,
+						       .bandwidth_bytes_per_s_max = 16 << 20 };
+
+	SKIP_FORK_AMONG_THREADS_UNDER_SANITIZERS();
+	make_image();
+	for (int round = 0; round < 8; round++) {
+		struct machine m = machine_of(GR_RAM_ANONYMOUS, 0);
+		struct resumed r = resume(&m, &params);
+		pid_t child = fork();
+		int status;
+
+		ASSERT_GE(child, 0);
+		if (child == 0) {
+			_exit(in_child(&m, &r));
+		}
+		ASSERT_EQ(waitpid(child, &status, 0), child);
+		ASSERT_EQ(status, 0);
+		complete(&r);
+		check_all(m.big);
+		gr_ram_free(m.ram);
+	}
+	remove_folder();
 }
 
 static enum gr_cbw_verdict never(void *opaque, const struct gr_cbw_piece *piece)
