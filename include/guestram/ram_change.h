@@ -90,12 +90,13 @@ GR_EXPORT GR_MUST_CHECK int gr_ram_block_set_migratable(struct gr_ram_block *blo
 
 /**
  * Replace the memory behind a piece of a block, after the host reported it broken: whole host
- * pages (huge ones too) of the same file and place, with the same policies. They read as zeroes
- * then (private pages of a file: as the file) and are dirty. Populate listeners hear of the pieces
- * that go, before, and come again, after: a device that maps the block maps the new memory.
+ * pages (huge ones too) of the same file and place, with the same policies, and whole pages of the
+ * guest where those are larger. They read as zeroes then (private pages of a file: as the file) and
+ * are dirty. Populate listeners hear of the pieces that go, before, and come again, after: a device
+ * that maps the block maps the new memory.
  *
  * @param block  The block.
- * @param offset First byte; rounded down to block->page_bytes.
+ * @param offset First byte; rounded down to block->page_bytes or the machine's page, if that is larger.
  * @param bytes  How many; rounded up.
  * @param err    May be NULL.
  * @return 0 or a negative errno; on failure the old memory may be there still.

@@ -8,11 +8,12 @@
 #include <errno.h>
 #include <string.h>
 
-/* Whole pages that contain the bytes. */
+/* Whole pages, the host's and the guest's, that contain the bytes. Blocks are whole pages of the
+ * guest's; if the host's are larger, their mapping is whole ones of those. */
 static int whole_pages(const struct gr_ram_block *block, uint64_t *offset, uint64_t *bytes,
 		       struct gr_error *err)
 {
-	uint64_t page = block->page_bytes, end;
+	uint64_t page = GR_MAX(block->page_bytes, (uint64_t)block->ram->page_bytes), end;
 
 	if (*offset > block->max_bytes || *bytes > block->max_bytes - *offset) {
 		return gr_error_set(err, -EINVAL, "block '%s' has no %#llx bytes at %#llx",

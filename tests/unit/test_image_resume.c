@@ -260,6 +260,41 @@ TEST(block_of_several_mappings_comes_whole)
 	free_all(&m);
 }
 
+/* Parts of its pages are there already, where the image has something and where it has not. */
+TEST(pages_larger_than_the_hosts_come_around_what_is_there)
+{
+	enum { LARGE = 4 * PAGE, COUNT = 64, DATA = 40, ZERO = 50 };
+	struct gr_ram_params ram_params = { .size = sizeof(ram_params), .page_bytes = LARGE };
+	struct machine m = { 0 };
+	struct resumed r;
+	uint8_t part[PAGE];
+
+	if (sysconf(_SC_PAGESIZE) != PAGE) {
+		SKIP("pages of %d bytes are not large here", LARGE);
+	}
+	memset(part, 0x55, PAGE);
+	for (int round = 0; round < 2; round++) {
+		ASSERT_EQ(gr_ram_create(&ram_params, &m.ram, NULL), 0);
+		m.big = add(m.ram, "ram", COUNT * LARGE / PAGE, GR_RAM_MEMFD, 0);
+		memset(m.big->host, 0x77, COUNT * LARGE);
+		memset(m.big->host + ZERO * LARGE, 0, LARGE);
+		ASSERT_EQ(gr_image_save(m.ram, image_path(), NULL, NULL, NULL), 0);
+		r = resume(&m, &touched_only);
+		/* the file's, not the mapping's: nobody sleeps */
+		ASSERT_EQ(pwrite(m.big->fd, part, PAGE, DATA * LARGE + PAGE), PAGE);
+		ASSERT_EQ(pwrite(m.big->fd, part, PAGE, ZERO * LARGE + PAGE), PAGE);
+		for (uint32_t i = 0; i < 4; i++) {
+			uint32_t at = round == 0 ? i * PAGE : (3 - i) * PAGE;
+
+			ASSERT_EQ(m.big->host[DATA * LARGE + at + 9], at == PAGE ? 0x55 : 0x77);
+			ASSERT_EQ(m.big->host[ZERO * LARGE + at + 9], at == PAGE ? 0x55 : 0);
+		}
+		give_up(&r);
+		gr_ram_free(m.ram);
+	}
+	remove_folder();
+}
+
 /* ---- O5 ------------------------------------------------------------------------------------ */
 
 struct writer {

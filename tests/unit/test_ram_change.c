@@ -772,6 +772,25 @@ TEST(remapped_memory_is_new_and_dirty)
 	end(ram);
 }
 
+TEST(pages_of_the_guest_are_remapped_whole)
+{
+	uint32_t page = (uint32_t)gr_page_bytes() * 4;
+	struct gr_ram_params params = { .size = sizeof(params), .page_bytes = page };
+	struct gr_ram_block_desc desc = describe("ram", 3 * page);
+	struct gr_ram *ram;
+	struct gr_ram_block *b;
+
+	ASSERT_EQ(gr_ram_create(&params, &ram, NULL), 0);
+	desc.backing = GR_RAM_MEMFD;
+	b = add_desc(ram, &desc);
+	memset(b->host, 9, 3 * page);
+	ASSERT_EQ(gr_ram_remap(b, 2 * page - 1, 1, NULL), 0);
+	for (uint32_t i = 0; i < 3 * page; i++) {
+		ASSERT_EQ(b->host[i], i / page == 1 ? 0 : 9);
+	}
+	gr_ram_free(ram);
+}
+
 TEST(what_is_mapped_again_is_the_same_place_of_the_file)
 {
 	struct gr_ram *ram = make();
