@@ -328,6 +328,10 @@ void gr_resume_discard(struct gr_resume_pages *p, struct gr_ram_block *block, ui
 		}
 		gr_event_wait(&p->discarder); /* somebody is bringing one of them: not for long */
 	}
+#ifndef GR_MUTANT_RESUME_DISCARD_WAKES_NOBODY
+	/* Who sleeps on one that could not be read gets zeroes now; nobody else would wake them. */
+	wake(p, r->start + page * size, (end - page) * size);
+#endif
 	tell(p);
 }
 

@@ -542,6 +542,41 @@ TEST(device_that_needs_a_page_that_cannot_be_read_fails_the_start)
 	free_all(&m);
 }
 
+static void *touch_nothing(void *opaque)
+{
+	const struct machine *m = opaque;
+
+	ASSERT_EQ(*(volatile uint64_t *)(void *)(m->big->host + BEHIND_CUT * PAGE), 0);
+	return NULL;
+}
+
+TEST(page_that_cannot_be_read_and_is_discarded_lets_its_reader_go)
+{
+	struct gr_image_resume_stats stats = { 0 };
+	struct gr_error err;
+	pthread_t toucher;
+	struct machine m;
+	struct resumed r;
+	struct cut cut;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	cut = cut_image(&r.image);
+	if (gr_image_resume_start(r.image, m.ram, &fast, NULL, &r.resume, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+	ASSERT_EQ(pthread_create(&toucher, NULL, touch_nothing, &m), 0);
+	while (stats.touches == 0 || stats.state != GR_IMAGE_RESUME_FAILED) {
+		gr_image_resume_stats(r.resume, &stats);
+		(void)sched_yield();
+	}
+	ASSERT_EQ(gr_ram_discard(m.big, BEHIND_CUT * PAGE, PAGE, NULL), 0);
+	ASSERT_EQ(pthread_join(toucher, NULL), 0); /* by the discard alone */
+	give_up(&r);
+	mend_image(&cut);
+	free_all(&m);
+}
+
 static int in_child(struct machine *m, struct resumed *r)
 {
 	struct gr_error err;
