@@ -198,7 +198,8 @@ struct gr_image_save_params {
 /**
  * Save a machine that does not run. All blocks that take part in migrations are in the image. Pages that are
  * zero take no space, and memory that nobody touched is not read. The file appears under its name only when
- * it is complete and on disk; until then it is path + ".part", which stays after a failure.
+ * it is complete and on disk; until then it is path + ".part", which stays after a failure. Where the folder
+ * cannot be written to disk in the end it fails and the new image has the name, perhaps not after a crash.
  *
  * @param ram       The machine's RAM. Nobody stores to it or gives memory back meanwhile.
  * @param path      The image; an older one is replaced.

@@ -16,7 +16,8 @@
  *
  * The image is what guestram/image.h reads: QEMU's mapped-ram layout. It has its name only when it is
  * whole and on disk. A snapshot that fails, is given up or is cancelled leaves no file, an older image
- * of that name as it was, and the guest running.
+ * of that name as it was, and the guest running. Where it is the folder that cannot be written to disk
+ * in the end it fails and the new image has the name, perhaps not after a crash of the host.
  *
  * Threads: one thread drives it (run or step), best one of its own: steps wait for the disk. Cancel and
  * stats from any thread. Another thread, the library's, makes the copies.

@@ -154,15 +154,23 @@ int gr_part_commit(struct gr_part *p, struct gr_error *err)
 		rc = gr_error_set(err, -errno, "%s: %s", p->part_path, strerror(errno));
 		goto out;
 	}
+	/* Before the name is given: a failure then leaves what has it. */
 	folder = open(dirname(folder_of), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (folder < 0) {
+		rc = gr_error_set(err, -errno,
+				  "%s: its folder cannot be opened to bring the name to disk: %s",
+				  p->path, strerror(errno));
+		goto out;
+	}
 	if (rename(p->part_path, p->path) < 0) {
 		rc = gr_error_set(err, -errno, "%s: cannot be renamed to %s: %s", p->part_path,
 				  p->path, strerror(errno));
 		goto out;
 	}
 	/* EINVAL: a file system that has no such thing */
-	if (folder >= 0 && fsync(folder) < 0 && errno != EINVAL) {
-		rc = gr_error_set(err, -errno, "%s: its folder cannot be written to disk: %s",
+	if (fsync(folder) < 0 && errno != EINVAL) {
+		rc = gr_error_set(err, -errno,
+				  "%s: complete, but its folder cannot be written to disk: %s",
 				  p->path, strerror(errno));
 	}
 out:

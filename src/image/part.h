@@ -32,7 +32,8 @@ GR_MUST_CHECK int gr_part_open(struct gr_part *p, const char *path, uint64_t kee
  * Bring it to disk and give it its name.
  * @param p   Open.
  * @param err May be NULL.
- * @return 0 or a negative errno.
+ * @return 0 or a negative errno. Where the last step failed, which brings the name to disk, the new
+ *         file has it, until the host crashes at least.
  */
 GR_MUST_CHECK int gr_part_commit(struct gr_part *p, struct gr_error *err);
 

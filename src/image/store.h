@@ -160,7 +160,8 @@ GR_MUST_CHECK int gr_image_store_page_read(struct gr_image_store *s, size_t bloc
  * @param tail  The device tail, verbatim.
  * @param bytes How many.
  * @param err   May be NULL.
- * @return 0 or a negative errno: then nothing has the name that did not have it before.
+ * @return 0 or a negative errno: then nothing has the name that did not have it before, unless it
+ * is the name alone that could not be brought to disk (gr_part_commit()).
  */
 GR_MUST_CHECK int gr_image_store_finish(struct gr_image_store *s, const void *tail, size_t bytes,
 					struct gr_error *err);

@@ -372,6 +372,37 @@ TEST(full_disk_is_named_with_block_and_page_and_the_old_image_stays)
 	remove_folder();
 }
 
+/* One that may be gone after a crash is no image. */
+TEST(folder_that_cannot_be_brought_to_disk_keeps_the_old_image)
+{
+	struct gr_ram_block *block;
+	struct gr_image *image;
+	struct gr_error err;
+	struct gr_ram *ram;
+	uint8_t byte;
+
+	ASSERT_EQ(gr_ram_create(NULL, &ram, NULL), 0);
+	block = add(ram, "ram", RAM_BYTES, GR_RAM_MEMFD);
+	block->host[0] = 1;
+	ASSERT_EQ(gr_image_save(ram, in_folder("vm.ram"), NULL, NULL, NULL), 0);
+	ASSERT_EQ(chmod(in_folder("vm.ram"), 0644), 0);
+	ASSERT_EQ(chmod(folder, 0333), 0);
+	if (geteuid() == 0) {
+		ASSERT_EQ(setresuid(65534, 65534, 0), 0);
+	}
+	block->host[0] = 2;
+	ASSERT_EQ(gr_image_save(ram, in_folder("vm.ram"), NULL, NULL, &err), -EACCES);
+	ASSERT_HAS(err.msg, "folder cannot be opened");
+	ASSERT_EQ(gr_image_open(in_folder("vm.ram"), &image, NULL), 0);
+	ASSERT_EQ(gr_image_read(image, 0, 0, &byte, 1, NULL), 0);
+	ASSERT_EQ(byte, 1);
+	gr_image_close(image);
+	gr_ram_free(ram);
+	(void)setresuid(0, 0, 0); /* if it was root */
+	ASSERT_EQ(chmod(folder, 0755), 0);
+	remove_folder();
+}
+
 /* Any place, length and memory: what is in the file is what a plain write would have put there. */
 TEST(requests_of_any_alignment_reach_the_same_bytes)
 {
