@@ -44,8 +44,8 @@ struct gr_image_resume {
 	enum gr_image_resume_state state; /* (pages.lock) */
 	uint64_t began_ns;		  /* (c) */
 	uint64_t total_bytes;		  /* (c) */
-	uint64_t ahead_began_ns;	  /* (c) */
-	gr_atomic_u64 ahead_bytes;	  /* (a) */
+	gr_atomic_u64 ahead_began_ns;	  /* (a) or, after a failure, went on */
+	gr_atomic_u64 ahead_bytes;	  /* (a) since then */
 	uint64_t start_ns, total_ns;	  /* (c), (pages.lock) */
 };
 
@@ -199,20 +199,21 @@ static void stop_serving(struct gr_image_resume *r)
 	}
 }
 
-static bool all_done(struct gr_resume_pages *p)
+/* Something to tell the owner of. */
+static bool news(struct gr_resume_pages *p)
 {
 	struct gr_signals saved;
-	bool done;
+	bool is;
 
 	gr_uffd_lock(&p->lock, &saved);
-	done = p->left == 0;
+	is = p->left == 0 || p->failed;
 	gr_uffd_unlock(&p->lock, &saved);
-	return done;
+	return is;
 }
 
 /*
  * Does not load ahead faster than it may. Sleeps no longer than there is something to wait for: the
- * thread that ends it all hears of the last page, whoever brings it.
+ * thread that ends it all hears of the last page and of a failure, whoever brings it.
  */
 static void pace(struct gr_image_resume *r, bool finisher, uint64_t bytes)
 {
@@ -221,14 +222,15 @@ static void pace(struct gr_image_resume *r, bool finisher, uint64_t bytes)
 	if (r->bytes_per_s_max == 0) {
 		return;
 	}
-	due_ns = r->ahead_began_ns + (uint64_t)((double)sum * 1e9 / (double)r->bytes_per_s_max);
+	due_ns = gr_load_relaxed(&r->ahead_began_ns) +
+		 (uint64_t)((double)sum * 1e9 / (double)r->bytes_per_s_max);
 	while ((now_ns = gr_clock_ns()) < due_ns && !gr_event_is_set(&r->stop)) {
 		if (!finisher) {
 			(void)gr_event_wait_timeout(&r->stop, due_ns - now_ns);
 			continue;
 		}
 		gr_event_reset(&r->pages.finisher);
-		if (all_done(&r->pages) || gr_event_is_set(&r->stop)) {
+		if (news(&r->pages) || gr_event_is_set(&r->stop)) {
 			return;
 		}
 		(void)gr_event_wait_timeout(&r->pages.finisher, due_ns - now_ns);
@@ -244,7 +246,7 @@ static bool look(struct gr_image_resume *r)
 
 	gr_uffd_lock(&r->pages.lock, &saved);
 	completed = p->left == 0;
-	if (p->failed && r->state == GR_IMAGE_RESUME_LOADING) {
+	if (!completed && p->failed && r->state == GR_IMAGE_RESUME_LOADING) {
 		set_state_locked(r, GR_IMAGE_RESUME_FAILED);
 	}
 	gr_uffd_unlock(&r->pages.lock, &saved);
@@ -259,8 +261,7 @@ static bool look(struct gr_image_resume *r)
 	return completed;
 }
 
-/* The first thread stays until the end, also over failures; the others while there is something to
- * take. */
+/* The first thread stays until the end; the others while there is something to take. */
 static void *ahead(void *opaque)
 {
 	struct gr_image_resume *r = opaque;
@@ -268,18 +269,20 @@ static void *ahead(void *opaque)
 	uint32_t number = gr_add_relaxed(&r->next_thread, 1u);
 	uint8_t *buffer = r->ahead_buffers + number * r->ahead_buffer_bytes;
 	uint64_t bytes = 0;
+	int rc;
 
 	while (!gr_event_is_set(&r->stop)) {
 		if (number == 0) {
 			gr_event_reset(&p->finisher);
 		}
-		if (gr_resume_ahead(p, buffer, &bytes) > 0) {
+		rc = gr_resume_ahead(p, buffer, &bytes);
+		if (rc > 0) {
 			pace(r, number == 0, bytes);
-		} else if (number != 0 || look(r)) {
+		} else if (number == 0 ? look(r) : rc == 0) {
 			break;
-		} else if (!gr_event_is_set(
-				   &r->stop)) { /* after the reset: who stops us sets both */
-			gr_event_wait(&p->finisher);
+		} else if (!gr_event_is_set(&r->stop)) {
+			/* after the reset, or the failure: who stops us sets stop first */
+			gr_event_wait(number == 0 ? &p->finisher : &p->unfailed);
 		}
 	}
 	return NULL;
@@ -298,7 +301,7 @@ static int start_threads(struct gr_image_resume *r, unsigned int threads, struct
 	if (!r->ahead_buffers) {
 		return gr_error_set(err, -ENOMEM, "no memory to load ahead");
 	}
-	r->ahead_began_ns = gr_clock_ns();
+	gr_store_relaxed(&r->ahead_began_ns, gr_clock_ns());
 	/* A handler of the application's that touches guest memory must not run on these. */
 	gr_signals_block(&saved);
 	while (r->thread_count < threads && rc == 0) {
@@ -386,6 +389,7 @@ static void stop(struct gr_image_resume *r)
 {
 	gr_event_set(&r->stop);
 	gr_event_set(&r->pages.finisher);
+	gr_event_set(&r->pages.unfailed);
 	for (unsigned int i = 0; i < r->thread_count; i++) {
 		(void)pthread_join(r->threads[i], NULL);
 	}
@@ -489,6 +493,7 @@ int gr_image_resume_start(struct gr_image *image, struct gr_ram *ram,
 	gr_mutex_init(&r->pages.lock, GR_RANK_TRACKER);
 	gr_event_init(&r->pages.discarder, false);
 	gr_event_init(&r->pages.finisher, false);
+	gr_event_init(&r->pages.unfailed, true);
 	gr_event_init(&r->stop, false);
 	gr_event_init(&r->over, false);
 	rc = prepare(r, image, params, ops ? ops : &no_ops, err);
@@ -536,6 +541,10 @@ void gr_image_resume_retry(struct gr_image_resume *r)
 	if (r->state == GR_IMAGE_RESUME_FAILED) {
 		r->state = GR_IMAGE_RESUME_LOADING;
 		r->pages.failed = false;
+		/* The time of the failure is not made up for. */
+		gr_store_relaxed(&r->ahead_began_ns, gr_clock_ns());
+		gr_store_relaxed(&r->ahead_bytes, 0);
+		gr_event_set(&r->pages.unfailed);
 		gr_event_reset(&r->over);
 		(void)gr_wake_fd_silence(r->fd);
 	}

@@ -120,6 +120,7 @@ static void give_back(struct gr_resume_pages *p, struct gr_resume_range *r, uint
 	if (!p->failed) {
 		p->failed = true;
 		p->err = *why;
+		gr_event_reset(&p->unfailed);
 	}
 	starting = p->starting;
 	gr_uffd_unlock(&p->lock, &saved);
@@ -273,14 +274,18 @@ int gr_resume_ahead(struct gr_resume_pages *p, uint8_t *buffer, uint64_t *ret_by
 	struct gr_signals saved;
 	struct gr_resume_range *r;
 	uint64_t page = 0, n = 0;
+	bool failed;
 
 	gr_uffd_lock(&p->lock, &saved);
 	r = take_ahead_locked(p, &page, &n);
+	failed = p->failed;
 	gr_uffd_unlock(&p->lock, &saved);
 	if (!r) {
-		return 0;
+		return failed ? -EIO : 0;
 	}
-	(void)bring(p, r, page, n, buffer);
+	if (bring(p, r, page, n, buffer) < 0) {
+		return -EIO;
+	}
 	*ret_bytes = n * p->image->page_bytes;
 	return 1;
 }

@@ -52,6 +52,8 @@ struct gr_resume_pages {
 	/* Something below has changed: for the one who discards (discards take turns), and for the
 	 * thread that ends it all. Each has one that waits, who resets, looks and then sleeps. */
 	struct gr_event discarder, finisher;
+	/* Set while nothing has failed (changes under the lock): others that load ahead wait. */
+	struct gr_event unfailed;
 	struct gr_mutex lock;
 	uint64_t left;	     /* (lock) pages that are not done */
 	uint64_t touches;    /* (lock) faults on pages that were not done */
@@ -70,7 +72,7 @@ void gr_resume_touched(void *pages, uint64_t address);
 
 /*
  * Bring some pages that nobody has touched. 1: some were brought (*ret_bytes); 0: none are left to
- * take, or a read has failed.
+ * take; -EIO: a read has failed.
  */
 int gr_resume_ahead(struct gr_resume_pages *p, uint8_t *buffer, uint64_t *ret_bytes);
 

@@ -488,6 +488,32 @@ TEST(page_that_cannot_be_read_makes_its_reader_wait_until_it_can)
 	free_all(&m);
 }
 
+/* Who may not load more yet hears of it at once. */
+TEST(failure_is_reported_while_the_loading_is_held_back)
+{
+	struct gr_error err;
+	pthread_t toucher;
+	struct machine m;
+	struct resumed r;
+	struct cut cut;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	cut = cut_image(&r.image);
+	if (gr_image_resume_start(r.image, m.ram, &touched_only, NULL, &r.resume, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+	ASSERT_EQ(pthread_create(&toucher, NULL, touch_last, &m), 0);
+	ASSERT_EQ(gr_image_resume_wait(r.resume, FOREVER, &err), -EPIPE);
+	ASSERT_HAS(err.msg, "block 'ram'");
+	mend_image(&cut);
+	gr_image_resume_retry(r.resume);
+	ASSERT_EQ(pthread_join(toucher, NULL), 0);
+	ASSERT_EQ(gr_image_resume_wait(r.resume, 0, &err), -ETIMEDOUT);
+	give_up(&r);
+	free_all(&m);
+}
+
 struct device {
 	const struct machine *m;
 	uint64_t page; /* where its rings are */
