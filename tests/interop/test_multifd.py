@@ -111,6 +111,8 @@ def the_tool_has_a_qemu_send_over_further_channels(tmp):
     image, monitor = os.path.join(tmp, "vm.ram"), os.path.join(tmp, "monitor")
     with running(tmp, "source", "pc", "-qmp", f"unix:{monitor},server=on,wait=off") as q:
         wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+        # however slowly pages are compressed and taken while the guest writes them again
+        q.cmd("migrate-set-parameters", downtime_limit=60000)
         with guestram.Receiver(f"unix:{tmp}/image.socket", image, *options(2, "zlib")) as receiver:
             said = json.loads(guestram.run("migrate", "--qmp", "unix:" + monitor,
                                            *options(2, "zlib"), "--json", receiver.uri))
