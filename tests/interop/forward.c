@@ -35,7 +35,7 @@ struct forward {
 static _Noreturn void die(const char *what, const struct gr_error *err)
 {
 	(void)fprintf(stderr, "%s: %s\n", what, err->msg);
-	exit(1);
+	_exit(1); /* the other thread may be anywhere */
 }
 
 static int on_config(void *opaque, const struct gr_stream_record *rec, struct gr_error *err)

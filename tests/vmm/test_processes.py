@@ -434,7 +434,10 @@ def a_guest_that_is_too_fast_is_slowed_down_and_moves(folder):
     here.do("migrate-set-parameters", **{"max-bandwidth": 8 << 20, "downtime-limit": 200,
                                          "cpu-throttle-increment": 79})
     here.do("migrate", uri=uri)
-    until(lambda: here.do("query-migrate").get("cpu-throttle-percentage", 0) >= 20)
+    throttled = lambda: here.do("query-migrate").get("cpu-throttle-percentage", 0) >= 20
+    until(lambda: throttled() or there.status() == "running")
+    if there.status() == "running" and not throttled():
+        raise tap.Skip("this machine runs the guest so slowly that nothing had to be done")
     until(lambda: there.status() == "running")
     there.lives()
     there.do("stop")
