@@ -35,7 +35,7 @@ struct forward {
 static _Noreturn void die(const char *what, const struct gr_error *err)
 {
 	(void)fprintf(stderr, "%s: %s\n", what, err->msg);
-	_exit(1); /* the other thread may be anywhere */
+	exit(1);
 }
 
 static int on_config(void *opaque, const struct gr_stream_record *rec, struct gr_error *err)
@@ -115,16 +115,20 @@ static void *receive_main(void *opaque)
 	return NULL;
 }
 
-static void await_blocks(struct forward *f)
+static int await_blocks(struct forward *f, struct gr_error *err)
 {
+	int rc;
+
 	(void)pthread_mutex_lock(&f->lock);
 	while (!f->has_blocks && !f->ended) {
 		(void)pthread_cond_wait(&f->changed, &f->lock);
 	}
-	if (f->ended && f->rc < 0) {
-		die("receive", &f->err);
+	rc = f->ended ? f->rc : 0;
+	if (rc < 0) {
+		*err = f->err;
 	}
 	(void)pthread_mutex_unlock(&f->lock);
+	return rc;
 }
 
 /* The guest stands still when all of it has come. */
@@ -232,6 +236,38 @@ static void read_uuid(const char *text, uint8_t *uuid)
 	}
 }
 
+static int forward(struct forward *f, const char *to, struct gr_source_params *params,
+		   struct gr_error *err)
+{
+	struct gr_source_ops ops = { .pause = on_pause,
+				     .resume = on_resume,
+				     .save = on_save,
+				     .progress = on_progress,
+				     .opaque = f };
+	struct gr_channel *out = NULL;
+	struct gr_source *source = NULL;
+	struct gr_migrate_stats stats;
+	int close_rc, rc = await_blocks(f, err);
+
+	if (rc == 0) {
+		params->machine = f->machine;
+		rc = gr_channel_connect(to, &out, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_create(f->ram, NULL, out, params, &ops, &source, err);
+	}
+	if (rc == 0) {
+		rc = gr_source_run(source, err);
+	}
+	if (rc == 0) {
+		gr_source_stats(source, &stats);
+		report(&stats);
+	}
+	gr_source_free(source);
+	close_rc = out ? gr_channel_close(out, rc == 0 ? err : NULL) : 0;
+	return rc < 0 ? rc : close_rc;
+}
+
 int main(int argc, char **argv)
 {
 	static const struct gr_sink_ops sink_ops = {
@@ -245,18 +281,12 @@ int main(int argc, char **argv)
 	struct forward f = { .lock = PTHREAD_MUTEX_INITIALIZER,
 			     .changed = PTHREAD_COND_INITIALIZER };
 	struct gr_sink sink = { .ops = &sink_ops, .opaque = &f };
-	struct gr_source_ops ops = { .pause = on_pause,
-				     .resume = on_resume,
-				     .save = on_save,
-				     .progress = on_progress,
-				     .opaque = &f };
 	struct gr_source_params params = { .size = sizeof(params), .downtime_ns_max = 1 };
 	uint8_t uuid[GR_STREAM_UUID_BYTES];
-	struct gr_channel *in, *out;
-	struct gr_migrate_stats stats;
-	struct gr_source *source;
+	struct gr_channel *in;
 	struct gr_error err;
 	pthread_t thread;
+	int rc;
 
 	if (argc < 5) {
 		(void)fprintf(stderr, "usage: forward FROM TO ROUNDS CACHE_MIB [ack] [UUID]\n");
@@ -281,24 +311,18 @@ int main(int argc, char **argv)
 	if (pthread_create(&thread, NULL, receive_main, &f) != 0) {
 		return 1;
 	}
-	await_blocks(&f);
-	params.machine = f.machine;
-	if (gr_channel_connect(argv[2], &out, &err) < 0 ||
-	    gr_source_create(f.ram, NULL, out, &params, &ops, &source, &err) < 0 ||
-	    gr_source_run(source, &err) < 0) {
-		die("send", &err);
+	rc = forward(&f, argv[2], &params, &err);
+	if (rc < 0) {
+		gr_receive_cancel(f.receive);
 	}
-	gr_source_stats(source, &stats);
-	report(&stats);
-	gr_source_free(source);
 	(void)pthread_join(thread, NULL);
-	if (gr_channel_close(out, &err) < 0) {
-		die("close", &err);
-	}
 	gr_receive_free(f.receive);
 	gr_ram_sink_free(f.sink);
 	gr_ram_free(f.ram);
 	(void)gr_channel_close(in, NULL);
 	free(f.tail);
+	if (rc < 0) {
+		die("forward", &err);
+	}
 	return 0;
 }
