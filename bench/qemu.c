@@ -15,12 +15,19 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-/* The newer one that scripts/qemu10.sh unpacks, or the installed one. */
-static const char *qemu_binary(void)
+#define INSTALLED "qemu-system-x86_64"
+
+/* The newer one that scripts/qemu10.sh unpacks, or NULL. */
+static const char *newer_binary(void)
 {
 	const char *newer = getenv("GR_QEMU10");
 
-	return newer && *newer ? newer : "qemu-system-x86_64";
+	return newer && *newer ? newer : NULL;
+}
+
+static const char *qemu_binary(bool installed)
+{
+	return installed || !newer_binary() ? INSTALLED : newer_binary();
 }
 
 struct qemu {
@@ -29,15 +36,13 @@ struct qemu {
 	int fd;
 };
 
-const char *bench_qemu_version(void)
+static const char *version_of(const char *binary, char version[32])
 {
-	static char version[32];
 	char command[512];
 	FILE *f;
 
-	(void)snprintf(command, sizeof(command), "%s --version 2>/dev/null", qemu_binary());
+	(void)snprintf(command, sizeof(command), "%s --version 2>/dev/null", binary);
 	f = popen(command, "r");
-
 	version[0] = '\0';
 	if (f) {
 		if (fscanf(f, "QEMU emulator version %31s", version) != 1) {
@@ -48,12 +53,26 @@ const char *bench_qemu_version(void)
 	return version[0] ? version : NULL;
 }
 
+const char *bench_qemu_version(void)
+{
+	static char version[32];
+
+	return version_of(qemu_binary(false), version);
+}
+
+const char *bench_qemu_installed(void)
+{
+	static char version[32];
+
+	return newer_binary() ? version_of(INSTALLED, version) : NULL;
+}
+
 /* Where its firmware is. */
-static const char *qemu_data(void)
+static const char *qemu_data(bool installed)
 {
 	const char *data = getenv("GR_QEMU10_DATA");
 
-	return data && *data && getenv("GR_QEMU10") ? data : "/usr/share/qemu";
+	return data && *data && !installed && newer_binary() ? data : "/usr/share/qemu";
 }
 
 static int connect_unix(const char *path)
@@ -98,21 +117,22 @@ static void qmp(struct qemu *q, const char *command)
 	(void)qmp_wait(q, "\"return\"", NULL);
 }
 
-static void qemu_start(struct qemu *q, const char *tmp, const char *name, const char *mem_file,
-		       uint64_t bytes, bool prealloc, bool incoming)
+static void qemu_start(struct qemu *q, const struct bench_machine *m, const char *name,
+		       const char *mem_file, bool prealloc, bool incoming)
 {
+	const char *binary = qemu_binary(m->installed);
 	char object[512], monitor[256], path[128], memory[64];
 
-	(void)snprintf(path, sizeof(path), "%s/%s.qmp", tmp, name);
+	(void)snprintf(path, sizeof(path), "%s/%s.qmp", m->tmp, name);
 	(void)snprintf(monitor, sizeof(monitor), "unix:%s,server=on,wait=off", path);
 	(void)snprintf(object, sizeof(object),
 		       "memory-backend-file,id=ram,mem-path=%s,size=%llu,share=on,prealloc=%s",
-		       mem_file, (unsigned long long)bytes, prealloc ? "on" : "off");
-	(void)snprintf(memory, sizeof(memory), "%lluM", (unsigned long long)(bytes >> 20));
+		       mem_file, (unsigned long long)m->bytes, prealloc ? "on" : "off");
+	(void)snprintf(memory, sizeof(memory), "%lluM", (unsigned long long)(m->bytes >> 20));
 	q->pid = fork();
 	if (q->pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execlp(qemu_binary(), qemu_binary(), "-L", qemu_data(), "-machine",
+		execlp(binary, binary, "-L", qemu_data(m->installed), "-machine",
 		       "pc,memory-backend=ram", "-accel", "tcg", "-m", memory, "-object", object,
 		       "-nodefaults", "-display", "none", "-S", "-qmp", monitor,
 		       incoming ? "-incoming" : NULL, "defer", NULL);
@@ -178,8 +198,9 @@ struct bench_move bench_qemu_move(const struct bench_machine *m)
 
 	(void)snprintf(dst_file, sizeof(dst_file), "%s.dst", m->src_file);
 	(void)unlink(dst_file);
-	qemu_start(&dst, m->tmp, "dst", dst_file, m->bytes, m->present, true);
-	qemu_start(&src, m->tmp, "src", m->src_file, m->bytes, false, false);
+	qemu_start(&dst, m, "dst", dst_file, m->present, true);
+	/* The source's page table is there, as ours is. */
+	qemu_start(&src, m, "src", m->src_file, !m->untouched, false);
 	qemu_multifd(&dst, m->channels);
 	qemu_multifd(&src, m->channels);
 	(void)snprintf(command, sizeof(command),
@@ -235,11 +256,11 @@ struct bench_image_cost bench_qemu_image(const struct bench_machine *m, const ch
 
 	(void)snprintf(dst_file, sizeof(dst_file), "%s.dst", m->src_file);
 	(void)unlink(dst_file);
-	qemu_start(&q, m->tmp, "src", m->src_file, m->bytes, false, false);
+	qemu_start(&q, m, "src", m->src_file, false, false);
 	mapped_ram(&q);
 	timed(&q, "migrate", image, &cost.save_wall_s, &cost.save_cpu_s);
 	qemu_end(&q);
-	qemu_start(&q, m->tmp, "dst", dst_file, m->bytes, false, true);
+	qemu_start(&q, m, "dst", dst_file, false, true);
 	mapped_ram(&q);
 	timed(&q, "migrate-incoming", image, &cost.load_wall_s, &cost.load_cpu_s);
 	qemu_end(&q);

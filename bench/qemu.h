@@ -20,11 +20,15 @@ struct bench_machine {
 	const char *uri;      /* "unix:..." or "tcp:..." */
 	unsigned channels;    /* further ones (multifd); 0: none */
 	bool present;	      /* the destination's memory is allocated before the clock starts */
+	bool untouched;	      /* nobody ever touched the source's: it must not be mapped before */
+	bool installed;	      /* the QEMU of the system, even if $GR_QEMU10 names another one */
 };
 
 /* The version of the QEMU that is used, $GR_QEMU10 or the installed one ("7.2.22"), or NULL if
  * there is none. */
 const char *bench_qemu_version(void);
+/* Of the installed one if another one is used, or NULL. */
+const char *bench_qemu_installed(void);
 /* Moves once and compares both memories; exits if anything fails or differs. */
 struct bench_move bench_qemu_move(const struct bench_machine *m);
 
