@@ -5,12 +5,15 @@
  *
  *   codec.zero               GiB/s of zero pages looked at, against GiB/s of the same pages read
  *   codec.xbzrle_encode/N    GiB/s of pages encoded of which N percent of the 8-byte words have
- * changed (0: nothing but the look for it) codec.xbzrle_decode/N    GiB/s of pages decoded, the
- * same deltas for both
+ *                            changed (0: nothing but the look for it)
+ *   codec.xbzrle_decode/N    GiB/s of pages decoded, the same deltas for both
+ *   .../N/at_once            the same beside a peer that writes before it has seen all of a delta
  *   .../N_bytes              the same with single bytes, anywhere, instead of words
  *
- * The scalar peer skips unchanged bytes, and collects changed ones, eight at a time. Each delta of
- * either is decoded and compared before anything is measured.
+ * The scalar peer skips unchanged bytes, and collects changed ones, eight at a time. Decoding it
+ * keeps the same promise: nothing is written unless all of a delta is valid, so it looks at each
+ * first; beside it stands a peer without the promise. Each delta of either is decoded and compared
+ * before anything is measured.
  */
 #include "bench/harness.h"
 #include <errno.h>
@@ -183,7 +186,9 @@ static size_t get_length(const uint8_t *p, size_t *ret)
 	return p[1] & 0x80 ? 0 : 2;
 }
 
-static int scalar_decode(uint8_t *page, const uint8_t *p, size_t n)
+/* Into page, or only looked at. */
+static inline __attribute__((always_inline)) int scalar_walk(uint8_t *page, const uint8_t *p,
+							     size_t n, bool write)
 {
 	size_t in = 0, out = 0, used, skip, copy;
 
@@ -202,12 +207,28 @@ static int scalar_decode(uint8_t *page, const uint8_t *p, size_t n)
 		if (copy > n - in || copy > PAGE - out) {
 			return -EBADMSG;
 		}
-		memcpy(page + out, p + in, copy);
+		if (write) {
+			memcpy(page + out, p + in, copy);
+		}
 		in += copy;
 		out += copy;
 	}
 	return 0;
 }
+
+static int scalar_decode_at_once(uint8_t *page, const uint8_t *p, size_t n, size_t page_bytes)
+{
+	(void)page_bytes;
+	return scalar_walk(page, p, n, true);
+}
+
+static int scalar_decode(uint8_t *page, const uint8_t *p, size_t n, size_t page_bytes)
+{
+	(void)page_bytes;
+	return scalar_walk(page, p, n, false) < 0 ? -EBADMSG : scalar_walk(page, p, n, true);
+}
+
+typedef int decode_fn(uint8_t *page, const uint8_t *p, size_t n, size_t page_bytes);
 
 /* Pages before and after, and deltas of them. */
 struct pages {
@@ -247,7 +268,7 @@ static double encode_s(struct pages *p, bool ours)
 }
 
 /* Into copies of the old pages; a delta that would be too long is none. */
-static double decode_s(struct pages *p, bool ours)
+static double decode_s(struct pages *p, decode_fn *decode)
 {
 	double begin;
 	int bad = 0;
@@ -258,8 +279,7 @@ static double decode_s(struct pages *p, bool ours)
 		uint8_t *page = p->got + i * PAGE;
 
 		if (p->bytes[i] >= 0) {
-			bad |= ours ? gr_xbzrle_decode(page, p->delta[i], (size_t)p->bytes[i], PAGE)
-				    : scalar_decode(page, p->delta[i], (size_t)p->bytes[i]);
+			bad |= decode(page, p->delta[i], (size_t)p->bytes[i], PAGE);
 		}
 	}
 	begin = bench_now_s() - begin;
@@ -275,36 +295,41 @@ static double decode_s(struct pages *p, bool ours)
 
 static void xbzrle(const struct bench_options *o, struct pages *p, unsigned percent, bool words)
 {
+	enum { ENCODE, DECODE, AT_ONCE, RESULTS };
+	static const char *const verbs[RESULTS] = { "encode", "decode", "decode" };
+	static const char *const peers[RESULTS] = { "scalar code", "scalar code, same promise",
+						    "scalar code, writes at once" };
 	const double gib = (double)PAGES * PAGE / GIB;
-	struct bench_result r[2] = { 0 };
-	char name[2][64];
+	struct bench_result r[RESULTS] = { 0 };
+	char name[RESULTS][64];
 
-	for (int i = 0; i < 2; i++) {
-		(void)snprintf(name[i], sizeof(name[i]), "codec.xbzrle_%s/%u%s",
-			       i ? "decode" : "encode", percent, words ? "" : "_bytes");
+	for (int i = 0; i < RESULTS; i++) {
+		(void)snprintf(name[i], sizeof(name[i]), "codec.xbzrle_%s/%u%s%s", verbs[i],
+			       percent, words ? "" : "_bytes", i == AT_ONCE ? "/at_once" : "");
 		r[i].name = name[i];
 		r[i].unit = "GiB/s";
-		r[i].peer_name = "scalar code";
+		r[i].peer_name = peers[i];
 		r[i].more_is_better = true;
 	}
-	if (!bench_wanted(o, name[0]) && !bench_wanted(o, name[1])) {
+	if (!bench_wanted(o, name[ENCODE]) && !bench_wanted(o, name[DECODE])) {
 		return;
 	}
 	change(p, percent, words);
 	for (int run = -1; run < o->runs; run++) {
-		double ours[2], peer[2];
+		double ours[RESULTS], peer[RESULTS];
 
-		peer[0] = encode_s(p, false);
-		(void)decode_s(p, true); /* what it wrote is right */
-		ours[0] = encode_s(p, true);
-		peer[1] = decode_s(p, false);
-		ours[1] = decode_s(p, true);
-		for (int i = 0; run >= 0 && i < 2; i++) {
+		peer[ENCODE] = encode_s(p, false);
+		(void)decode_s(p, gr_xbzrle_decode); /* what it wrote is right */
+		ours[ENCODE] = encode_s(p, true);
+		peer[DECODE] = decode_s(p, scalar_decode);
+		peer[AT_ONCE] = decode_s(p, scalar_decode_at_once);
+		ours[AT_ONCE] = ours[DECODE] = decode_s(p, gr_xbzrle_decode);
+		for (int i = 0; run >= 0 && i < RESULTS; i++) {
 			bench_add(&r[i], gib / ours[i], gib / peer[i]);
 		}
 	}
 	/* Nothing has changed: there is nothing to decode. */
-	for (int i = 0; i < (percent ? 2 : 1); i++) {
+	for (int i = 0; i < (percent ? RESULTS : 1); i++) {
 		if (bench_wanted(o, name[i])) {
 			bench_print(o, &r[i]);
 		}

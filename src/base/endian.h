@@ -30,6 +30,11 @@ static inline uint64_t gr_be64(uint64_t v)
 	return GR_SWAP_IF_LITTLE(64, v);
 }
 
+static inline uint32_t gr_le32(uint32_t v)
+{
+	return GR_SWAP_IF_BIG(32, v);
+}
+
 static inline uint64_t gr_le64(uint64_t v)
 {
 	return GR_SWAP_IF_BIG(64, v);

@@ -400,8 +400,9 @@ static int take_xbzrle(struct gr_receive *r, const struct gr_stream_record *rec,
 	rc = r->sink.ops->page_read(r->sink.opaque, block, offset, r->page, err);
 	leave_sink(r);
 	if (rc == 0) {
-		gr_xbzrle_apply(r->page, rec->xbzrle.payload, rec->xbzrle.payload_bytes,
-				r->page_bytes);
+		rc = gr_xbzrle_decode(r->page, rec->xbzrle.payload, rec->xbzrle.payload_bytes,
+				      r->page_bytes);
+		GR_ASSERT(rc == 0); /* the reader lets no other pass */
 		rc = place_pages(r, block, 1, &offset, r->page, &bad, err);
 	}
 	if (rc < 0) {

@@ -244,13 +244,4 @@ void gr_stream_reader_disable_staging(struct gr_stream_reader *r);
  */
 GR_MUST_CHECK int gr_xbzrle_check(const uint8_t *payload, size_t payload_bytes, size_t page_bytes);
 
-/**
- * Apply a delta that gr_xbzrle_check() has let pass, as those of records have been.
- * @param page          page_bytes bytes: the content that the sender's cache holds.
- * @param payload       The delta.
- * @param payload_bytes Bytes of it.
- * @param page_bytes    Bytes of the page.
- */
-void gr_xbzrle_apply(uint8_t *page, const uint8_t *payload, size_t payload_bytes, size_t page_bytes);
-
 #endif

@@ -3,33 +3,164 @@
  * XBZRLE: a page as the difference to the content that both ends already have. Pairs of
  * "skip so many bytes, overwrite so many"; lengths are ULEB128 of at most two bytes.
  * Svard et al., VEE 2011.
+ *
+ * Nothing is written unless all of a delta is valid, but its lengths are read once only: where one
+ * pair begins is known when the one before is understood, so that reading them is a chain that the
+ * processor waits for, while their bytes can then be put in any order. So the runs are written down
+ * first, and their places asked for; when all are known to be good, they are copied.
  */
+#include "base/endian.h"
 #include "stream/reader.h"
+#include "stream/xbzrle_decode.h"
 #include <errno.h>
+#include <string.h>
 
-/* A run's length at p: two bytes can be read. No branch: whether it has one or two cannot be guessed. */
-static inline size_t get_length(const uint8_t *p, size_t *ret)
+#if defined(__x86_64__)
+#	include <immintrin.h>
+#endif
+
+#define INLINE static inline __attribute__((always_inline))
+
+/* So many are known before the first is copied; of a longer delta the rest is only checked. */
+enum { RUNS_MAX = 512 };
+
+struct run {
+	uint32_t from, to, bytes; /* in the delta, in the page */
+};
+
+struct delta {
+	const uint8_t *payload;
+	size_t payload_bytes, page_bytes;
+	size_t in, out; /* everything before is known */
+};
+
+/* The next four bytes, as far as there are as many. */
+INLINE uint64_t get_some(const uint8_t *p, size_t n)
 {
-	size_t two = p[0] >> 7;
+	uint64_t w = 0;
+	uint32_t some;
 
-	*ret = (p[0] & 0x7fu) | ((size_t)p[1] << 7 & -two);
-	return 1 + two;
+	if (n >= sizeof(some)) {
+		memcpy(&some, p, sizeof(some));
+		return gr_le32(some);
+	}
+	while (n-- > 0) {
+		w = w << 8 | p[n];
+	}
+	return w;
+}
+
+/*
+ * The next pair. Whether a skip has one byte or two cannot be guessed, so no branch asks; that more
+ * than 127 bytes are new is rare. What is read beyond the delta is 0, which cannot be a number of
+ * new bytes.
+ */
+INLINE int get_run(struct delta *d, struct run *run)
+{
+	uint64_t w = get_some(d->payload + d->in, d->payload_bytes - d->in);
+	uint64_t two = w >> 7 & 1;
+	size_t skip = (w & 0x7f) | (w >> 1 & 0x3f80 & -two), n;
+
+	if ((w & 0x8080) == 0x8080 || (skip == 0 && d->in != 0)) {
+		return -EBADMSG;
+	}
+	w = w >> 8 >> (two << 3);
+	n = w & 0x7f;
+	d->in += 2 + two;
+	if (__builtin_expect((w & 0x80) != 0, 0)) {
+		n |= w >> 1 & 0x3f80;
+		d->in++;
+		if ((w & 0x8000) || d->in > d->payload_bytes) {
+			return -EBADMSG;
+		}
+	}
+	d->out += skip;
+	run->from = (uint32_t)d->in;
+	run->to = (uint32_t)d->out;
+	run->bytes = (uint32_t)n;
+	d->out += n;
+#ifndef GR_MUTANT_XBZRLE_LENGTH
+	if (d->out > d->page_bytes) {
+		return -EBADMSG;
+	}
+#endif
+	if (n == 0 || n > d->payload_bytes - d->in) {
+		return -EBADMSG;
+	}
+	d->in += n;
+	return 0;
+}
+
+/* As many as there are, and at most RUNS_MAX. */
+INLINE ssize_t get_runs(struct delta *d, struct run *runs, const uint8_t *page)
+{
+	ssize_t n = 0;
+
+	while (d->in < d->payload_bytes && n < RUNS_MAX) {
+		if (get_run(d, &runs[n]) < 0) {
+			return -EBADMSG;
+		}
+		__builtin_prefetch(page + runs[n].to, 1);
+		n++;
+	}
+	return n;
+}
+
+static int check_rest(struct delta d)
+{
+	struct run run;
+
+	while (d.in < d.payload_bytes) {
+		if (get_run(&d, &run) < 0) {
+			return -EBADMSG;
+		}
+	}
+	return 0;
+}
+
+int gr_xbzrle_check(const uint8_t *payload, size_t payload_bytes, size_t page_bytes)
+{
+	return check_rest((struct delta){ payload, payload_bytes, page_bytes, 0, 0 });
+}
+
+INLINE int decode(uint8_t *page, const uint8_t *payload, size_t payload_bytes, size_t page_bytes,
+		  void (*copy)(uint8_t *page, const struct delta *d, const struct run *run))
+{
+	struct delta d = { payload, payload_bytes, page_bytes, 0, 0 };
+	struct run runs[RUNS_MAX];
+	ssize_t n = get_runs(&d, runs, page);
+
+#ifndef GR_MUTANT_XBZRLE_REST
+	if (n == RUNS_MAX && check_rest(d) < 0) {
+		n = -EBADMSG;
+	}
+#endif
+	for (; n > 0; n = n < RUNS_MAX ? 0 : get_runs(&d, runs, page)) {
+		for (const struct run *run = runs; run < runs + n; run++) {
+			copy(page, &d, run);
+		}
+	}
+	return (int)n;
 }
 
 typedef uint8_t chunk __attribute__((vector_size(16)));
 enum { CHUNK = sizeof(chunk), SHORT = 2 * CHUNK };
 
-/* Nearly all runs are short, and none can be guessed: their bytes are put among what is there already. */
-static inline void copy(uint8_t *to, const uint8_t *from, size_t n, size_t room)
+/* Nearly all runs are short, and none can be guessed: their bytes are put among what is there
+ * already. */
+INLINE void copy_plain(uint8_t *page, const struct delta *d, const struct run *run)
 {
 	static const uint8_t masks[2 * SHORT] = {
 		0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
 		0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
 		0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff,
 	};
+	const uint8_t *from = d->payload + run->from;
+	uint8_t *to = page + run->to;
 
-	if (n > SHORT || room < SHORT) {
-		memcpy(to, from, n);
+	if (run->bytes > SHORT || d->payload_bytes - run->from < SHORT ||
+	    d->page_bytes - run->to < SHORT) {
+		memcpy(to, from, run->bytes);
 		return;
 	}
 	for (size_t i = 0; i < SHORT; i += CHUNK) {
@@ -37,65 +168,65 @@ static inline void copy(uint8_t *to, const uint8_t *from, size_t n, size_t room)
 
 		memcpy(&old, to + i, CHUNK);
 		memcpy(&new, from + i, CHUNK);
-		memcpy(&mask, masks + SHORT - n + i, CHUNK);
-		old = (old & ~mask) | (new & mask);
+		memcpy(&mask, masks + SHORT - run->bytes + i, CHUNK);
+		old = (old & ~mask) | (new &mask);
 		memcpy(to + i, &old, CHUNK);
 	}
 }
 
-/* What gr_xbzrle_check() has let pass. */
-void gr_xbzrle_apply(uint8_t *page, const uint8_t *payload, size_t payload_bytes, size_t page_bytes)
+static int decode_plain(uint8_t *page, const uint8_t *payload, size_t payload_bytes,
+			size_t page_bytes)
 {
-	size_t in = 0, out = 0, skip, n;
-
-	while (in < payload_bytes) {
-		in += get_length(payload + in, &skip);
-		in += get_length(payload + in, &n);
-		out += skip;
-		copy(page + out, payload + in, n, GR_MIN(payload_bytes - in, page_bytes - out));
-		in += n;
-		out += n;
-	}
+	return decode(page, payload, payload_bytes, page_bytes, copy_plain);
 }
 
-int gr_xbzrle_check(const uint8_t *payload, size_t payload_bytes, size_t page_bytes)
+#if defined(__x86_64__)
+#	define AVX512 __attribute__((target("avx512vl,avx512bw,bmi,bmi2")))
+
+/* Bytes that the mask leaves out are neither read nor written, and need not exist. */
+AVX512 INLINE void copy_avx512(uint8_t *page, const struct delta *d, const struct run *run)
 {
-	size_t in = 0, out = 0, skip, n;
+	const uint8_t *from = d->payload + run->from;
+	uint8_t *to = page + run->to;
+	uint64_t mask = _bzhi_u64(UINT64_MAX, run->bytes);
 
-	while (in < payload_bytes) {
-		bool first = in == 0;
-
-		/* Something always follows a length. */
-		if (payload_bytes - in < 2 || (payload[in] & payload[in + 1]) >> 7) {
-			return -EBADMSG;
-		}
-		in += get_length(payload + in, &skip);
-		if (payload_bytes - in < 2 || (payload[in] & payload[in + 1]) >> 7) {
-			return -EBADMSG;
-		}
-		in += get_length(payload + in, &n);
-#ifdef GR_MUTANT_XBZRLE_LENGTH
-		if (n == 0 || (skip == 0 && !first) || n > payload_bytes - in || n > page_bytes) {
-			return -EBADMSG;
-		}
-#else
-		if (n == 0 || (skip == 0 && !first) || n > payload_bytes - in ||
-		    skip > page_bytes - out || n > page_bytes - out - skip) {
-			return -EBADMSG;
-		}
-#endif
-		in += n;
-		out += skip + n;
+	if (__builtin_expect(run->bytes > 64, 0)) {
+		memcpy(to, from, run->bytes);
+		return;
 	}
-	return 0;
+	_mm256_mask_storeu_epi8(to, (__mmask32)mask,
+				_mm256_maskz_loadu_epi8((__mmask32)mask, from));
+	mask >>= 32;
+	_mm256_mask_storeu_epi8(to + 32, (__mmask32)mask,
+				_mm256_maskz_loadu_epi8((__mmask32)mask, from + 32));
+}
+
+AVX512 static int decode_avx512(uint8_t *page, const uint8_t *payload, size_t payload_bytes,
+				size_t page_bytes)
+{
+	return decode(page, payload, payload_bytes, page_bytes, copy_avx512);
+}
+#endif
+
+const struct gr_xbzrle_decoder *gr_xbzrle_decoder(unsigned int i)
+{
+	static const struct gr_xbzrle_decoder decoders[] = {
+#if defined(__x86_64__)
+		{ "avx512", decode_avx512 },
+#endif
+		{ "plain", decode_plain },
+	};
+
+#if defined(__x86_64__)
+	if (!__builtin_cpu_supports("avx512vl") || !__builtin_cpu_supports("avx512bw") ||
+	    !__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("bmi2")) {
+		i++;
+	}
+#endif
+	return i < GR_ARRAY_SIZE(decoders) ? &decoders[i] : NULL;
 }
 
 int gr_xbzrle_decode(uint8_t *page, const uint8_t *payload, size_t payload_bytes, size_t page_bytes)
 {
-	int code = gr_xbzrle_check(payload, payload_bytes, page_bytes);
-
-	if (code == 0) {
-		gr_xbzrle_apply(page, payload, payload_bytes, page_bytes);
-	}
-	return code;
+	return gr_xbzrle_decoder(0)->decode(page, payload, payload_bytes, page_bytes);
 }

@@ -24,8 +24,9 @@ enum {
 	LENGTH_MAX = 0x3fff, /* what two bytes of a number hold */
 	GAP_MAX = 3,	     /* unchanged bytes that are sent along rather than skipped */
 	BLOCK = 4096,
+	AHEAD = 1024, /* bytes that are asked for before they are compared */
 	EDGES_MAX = BLOCK / 2 + 2,
-	SHORT = 16,	     /* a run up to here is copied in one go, with what follows it */
+	SHORT = 16, /* a run up to here is copied in one go, with what follows it */
 };
 
 struct out {
@@ -54,7 +55,8 @@ INLINE bool put_pair(struct out *o, size_t begin, size_t end)
 		return false;
 	}
 	o->at = put_length(o->at, skip);
-	o->at = put_length(o->at, bytes); /* at most the first byte of what follows is overwritten */
+	o->at = put_length(o->at,
+			   bytes); /* at most the first byte of what follows is overwritten */
 	if (bytes <= SHORT && o->end - o->at >= SHORT && o->page_end - (o->page + begin) >= SHORT) {
 		memcpy(o->at, o->page + begin, SHORT);
 	} else {
@@ -90,15 +92,16 @@ INLINE uint64_t close_gaps(uint64_t m)
 	return m | wide;
 }
 
-/* Where runs begin and end, in turn: each bit of `edges` is one. Written by fours: what is too much is
- * overwritten. */
+/* Where runs begin and end, in turn: each bit of `edges` is one. Written by fours: what is too much
+ * is overwritten. */
 INLINE uint32_t *put_edges(uint32_t *to, uint64_t edges, size_t unit)
 {
 	uint32_t *end = to + __builtin_popcountll(edges);
 
 	for (; to < end; to += 4) {
 		for (int i = 0; i < 4; i++) {
-			to[i] = (uint32_t)unit + (uint32_t)__builtin_ctzll(edges | UINT64_C(1) << 63);
+			to[i] = (uint32_t)unit +
+				(uint32_t)__builtin_ctzll(edges | UINT64_C(1) << 63);
 			edges &= edges - 1;
 		}
 	}
@@ -124,6 +127,8 @@ INLINE ssize_t encode(const uint8_t *old, const uint8_t *page, size_t page_bytes
 		for (; unit < block_end; unit += UNIT) {
 			uint64_t m = differing(old + unit, page + unit);
 
+			__builtin_prefetch(old + unit + AHEAD);
+			__builtin_prefetch(page + unit + AHEAD);
 			if ((m | before) == 0) {
 				continue;
 			}
