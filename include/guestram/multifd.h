@@ -82,8 +82,8 @@ GR_EXPORT GR_MUST_CHECK int gr_multifd_connect(const char *uri, unsigned int cou
  * @param ret_channels Room for count; all set on success, none otherwise.
  * @param err          May be NULL.
  * @return 0 or a negative errno.
- * @errors -EINVAL the count, or a listener that gives one channel only; -ETIMEDOUT after the first
- *         one had come the others did not, or said nothing, for a minute; -EBADMSG what came
+ * @errors -EINVAL the count, or a listener that gives one channel only; -ETIMEDOUT after one
+ *         had come the others did not, or said nothing, for a minute; -EBADMSG what came
  *         is no channel of a move; as gr_channel_accept().
  * @context One thread. Sleeps; gr_channel_listener_shutdown() ends it.
  */

@@ -130,6 +130,19 @@ int gr_part_open(struct gr_part *p, const char *path, uint64_t keep_bytes, struc
 	return keep(p, keep_bytes, err);
 }
 
+/* By name, so only while that is ours: until it is given away we have its lock. */
+void gr_part_discard(struct gr_part *p)
+{
+#ifndef GR_MUTANT_IMAGE_DISCARDS_BY_NAME
+	if (p->named) {
+		return;
+	}
+#endif
+	if (p->fd >= 0) {
+		(void)unlink(p->part_path);
+	}
+}
+
 void gr_part_close(struct gr_part *p)
 {
 	if (p->fd >= 0) {
@@ -167,6 +180,7 @@ int gr_part_commit(struct gr_part *p, struct gr_error *err)
 				  p->path, strerror(errno));
 		goto out;
 	}
+	p->named = true;
 	/* EINVAL: a file system that has no such thing */
 	if (fsync(folder) < 0 && errno != EINVAL) {
 		rc = gr_error_set(err, -errno,

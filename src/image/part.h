@@ -7,11 +7,13 @@
 #define GR_IMAGE_PART_H
 
 #include <guestram/error.h>
+#include <stdbool.h>
 
 struct gr_part {
 	int fd;
 	char *path;
 	char *part_path; /* for messages */
+	bool named;	 /* the file has its name: path.part is nobody's, or another's */
 };
 
 /**
@@ -36,6 +38,9 @@ GR_MUST_CHECK int gr_part_open(struct gr_part *p, const char *path, uint64_t kee
  *         file has it, until the host crashes at least.
  */
 GR_MUST_CHECK int gr_part_commit(struct gr_part *p, struct gr_error *err);
+
+/** Delete path.part, unless the file has its name already. @param p Opened, or zeroed with fd -1. */
+void gr_part_discard(struct gr_part *p);
 
 /** Let go of it; deletes nothing. @param p Opened, or zeroed with fd -1. */
 void gr_part_close(struct gr_part *p);

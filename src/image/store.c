@@ -84,7 +84,7 @@ void gr_image_store_free(struct gr_image_store *s)
 void gr_image_store_discard(struct gr_image_store *s)
 {
 	if (s) {
-		(void)unlink(s->part.part_path); /* ours: we have its lock */
+		gr_part_discard(&s->part);
 	}
 	gr_image_store_free(s);
 }

@@ -58,7 +58,7 @@ bool gr_image_store_direct(const struct gr_image_store *s, char *why, size_t byt
 /** @param s May be NULL. Closes; deletes nothing. */
 void gr_image_store_free(struct gr_image_store *s);
 
-/** The same, and path.part goes. @param s May be NULL. Not finished. */
+/** The same, and path.part goes; an image that has its name stays. @param s May be NULL. */
 void gr_image_store_discard(struct gr_image_store *s);
 
 /**

@@ -121,17 +121,19 @@ GR_MUST_CHECK int gr_multifd_header_check(const struct gr_multifd_header *h, uin
 GR_MUST_CHECK int gr_multifd_check(const struct gr_multifd *params, struct gr_error *err);
 
 /**
- * As gr_multifd_accept(), with a time limit of one's own.
+ * As gr_multifd_accept(), with a time limit and a clock of one's own.
  * @param listener     Of a socket.
  * @param count        Further channels.
- * @param limit_ns     What the others may take once the first has come.
+ * @param limit_ns     What the next one may take once one has come.
+ * @param clock        Nanoseconds, for tests.
  * @param ret_main     The main channel.
  * @param ret_channels Room for count.
  * @param err          May be NULL.
  * @return As gr_multifd_accept().
  */
 GR_MUST_CHECK int gr_multifd_accept_within(struct gr_channel_listener *listener, unsigned int count,
-					   uint64_t limit_ns, struct gr_channel **ret_main,
+					   uint64_t limit_ns, uint64_t (*clock)(void),
+					   struct gr_channel **ret_main,
 					   struct gr_channel **ret_channels, struct gr_error *err);
 
 /**

@@ -7,7 +7,7 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-/* How long the further ones may take once the first has come. */
+/* How long the next one may take once one has come. */
 #define ACCEPT_NS (60 * GR_NS_PER_S)
 
 static void close_all(struct gr_channel **channels, unsigned int count)
@@ -70,20 +70,23 @@ int gr_multifd_connect(const char *uri, unsigned int count, struct gr_channel **
 	return 0;
 }
 
-static int timeout_ms(uint64_t until)
-{
-	uint64_t now = gr_clock_ns();
-
-	return until <= now ? 0 : (int)GR_MIN((until - now) / GR_NS_PER_MS + 1, (uint64_t)60000);
-}
-
 struct gathering {
 	struct gr_channel_listener *listener;
 	struct gr_channel *main;
 	struct gr_channel **channels;
 	unsigned int count, further; /* wanted, had */
 	uint64_t limit_ns, until;    /* 0: nobody of the move has come yet */
+	uint64_t (*clock_ns)(void);
 };
+
+static int timeout_ms(const struct gathering *g)
+{
+	uint64_t now = g->clock_ns();
+
+	return g->until <= now
+		       ? 0
+		       : (int)GR_MIN((g->until - now) / GR_NS_PER_MS + 1, (uint64_t)60000);
+}
 
 enum { PEER_HAS_GONE = 0x100 }; /* no byte */
 
@@ -110,7 +113,7 @@ static int first_byte(const struct gathering *g, struct gr_channel *ch, struct g
 	while ((rc = peek(ch)) == -EAGAIN) {
 		rc = gr_channel_poll(gr_channel_fd(ch), POLLIN,
 				     gr_channel_listener_wake_fd(g->listener),
-				     timeout_ms(g->until));
+				     timeout_ms(g));
 		if (rc < 0) {
 			break;
 		}
@@ -175,7 +178,7 @@ static int collect(struct gathering *g, struct gr_channel **come, unsigned int w
 
 	for (*ret_n = 0; *ret_n < wanted; (*ret_n)++) {
 		if (g->until != 0) {
-			rc = gr_channel_listener_wait(g->listener, timeout_ms(g->until), &late);
+			rc = gr_channel_listener_wait(g->listener, timeout_ms(g), &late);
 		}
 		if (rc == -ETIMEDOUT) {
 			if (all_have_gone(g, come, *ret_n)) {
@@ -195,9 +198,11 @@ static int collect(struct gathering *g, struct gr_channel **come, unsigned int w
 		if (rc < 0) {
 			return rc;
 		}
-		if (g->until == 0) {
-			g->until = gr_clock_ns() + g->limit_ns;
-		}
+		/* Whoever has come has all of it: the first may only have looked at the port. */
+#ifdef GR_MUTANT_MULTIFD_FIRST_HAS_THE_TIME
+		if (g->until == 0)
+#endif
+			g->until = g->clock_ns() + g->limit_ns;
 	}
 	return 0;
 }
@@ -228,21 +233,29 @@ static int gather(struct gathering *g, struct gr_error *err)
 	return rc;
 }
 
+static uint64_t clock_ns(void)
+{
+	return gr_clock_ns();
+}
+
 int gr_multifd_accept(struct gr_channel_listener *listener, unsigned int count,
 		      struct gr_channel **ret_main, struct gr_channel **ret_channels,
 		      struct gr_error *err)
 {
-	return gr_multifd_accept_within(listener, count, ACCEPT_NS, ret_main, ret_channels, err);
+	return gr_multifd_accept_within(listener, count, ACCEPT_NS, clock_ns, ret_main, ret_channels,
+					err);
 }
 
 int gr_multifd_accept_within(struct gr_channel_listener *listener, unsigned int count,
-			     uint64_t limit_ns, struct gr_channel **ret_main,
-			     struct gr_channel **ret_channels, struct gr_error *err)
+			     uint64_t limit_ns, uint64_t (*clock)(void),
+			     struct gr_channel **ret_main, struct gr_channel **ret_channels,
+			     struct gr_error *err)
 {
 	struct gathering g = { .listener = listener,
 			       .channels = ret_channels,
 			       .count = count,
-			       .limit_ns = limit_ns };
+			       .limit_ns = limit_ns,
+			       .clock_ns = clock };
 	int rc = check_count(count, err);
 
 	if (rc == 0 && gr_channel_listener_fd(listener) < 0) {

@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, RAM_BYTES = 17 << 20, ROM_BYTES = 3 * PAGE };
@@ -55,6 +56,18 @@ static struct gr_ram_block *add(struct gr_ram *ram, const char *id, uint64_t byt
 		FAIL("%s", err.msg);
 	}
 	return block;
+}
+
+/* In front of the C library's: a folder that cannot be brought to disk. */
+static int fsync_errno;
+
+int fsync(int fd)
+{
+	if (fsync_errno != 0) {
+		errno = fsync_errno;
+		return -1;
+	}
+	return (int)syscall(SYS_fsync, fd);
 }
 
 struct machine {
@@ -491,16 +504,27 @@ static void *store_some(void *opaque)
 	return NULL;
 }
 
+static int finish(struct gr_image_store *store, struct gr_error *err)
+{
+	struct gr_tail_builder tail;
+	const uint8_t *data;
+	size_t bytes;
+	int rc;
+
+	gr_tail_builder_init(&tail, PAGE);
+	ASSERT_EQ(gr_tail_builder_finish(&tail, &data, &bytes, NULL), 0);
+	rc = gr_image_store_finish(store, data, bytes, err);
+	gr_tail_builder_destroy(&tail);
+	return rc;
+}
+
 TEST(writers_of_neighbouring_pages_do_not_lose_each_others_marks)
 {
 	struct gr_image_place place = { .id = "ram", .used_bytes = STORE_PAGES * PAGE };
 	struct store_thread threads[STORE_THREADS];
 	struct gr_image_store *store;
 	struct gr_image_block block;
-	struct gr_tail_builder tail;
 	struct gr_image *image;
-	const uint8_t *data;
-	size_t bytes;
 
 	ASSERT_EQ(gr_image_store_create(in_folder("vm.ram"), &store, NULL), 0);
 	ASSERT_EQ(gr_image_store_machine(store, "m", PAGE, NULL), 0);
@@ -513,15 +537,37 @@ TEST(writers_of_neighbouring_pages_do_not_lose_each_others_marks)
 	for (unsigned i = 0; i < STORE_THREADS; i++) {
 		ASSERT_EQ(pthread_join(threads[i].thread, NULL), 0);
 	}
-	gr_tail_builder_init(&tail, PAGE);
-	ASSERT_EQ(gr_tail_builder_finish(&tail, &data, &bytes, NULL), 0);
-	ASSERT_EQ(gr_image_store_finish(store, data, bytes, NULL), 0);
-	gr_tail_builder_destroy(&tail);
+	ASSERT_EQ(finish(store, NULL), 0);
 	gr_image_store_free(store);
 	ASSERT_EQ(gr_image_open(in_folder("vm.ram"), &image, NULL), 0);
 	ASSERT_EQ(gr_image_block(image, 0, &block), 0);
 	ASSERT_EQ(block.present_pages, STORE_THREADS);
 	gr_image_close(image);
+	remove_folder();
+}
+
+/* The image has its name, the folder is not on disk: the next one's .part is not ours to delete. */
+TEST(a_discard_after_the_name_was_given_takes_nobodys_file)
+{
+	struct gr_image_place place = { .id = "ram", .used_bytes = STORE_PAGES * PAGE };
+	struct gr_image_store *store, *next;
+	struct gr_image *image;
+	struct gr_error err;
+
+	ASSERT_EQ(gr_image_store_create(in_folder("vm.ram"), &store, NULL), 0);
+	ASSERT_EQ(gr_image_store_machine(store, "m", PAGE, NULL), 0);
+	ASSERT_EQ(gr_image_store_blocks(store, 1, &place, 1, NULL), 0);
+	fsync_errno = EIO;
+	ASSERT_EQ(finish(store, &err), -EIO);
+	ASSERT_HAS(err.msg, "complete, but");
+	fsync_errno = 0;
+	ASSERT_EQ(gr_image_store_create(in_folder("vm.ram"), &next, NULL), 0);
+	gr_image_store_discard(store);
+	ASSERT_EQ(access(in_folder("vm.ram.part"), F_OK), 0);
+	ASSERT_EQ(gr_image_open(in_folder("vm.ram"), &image, NULL), 0);
+	gr_image_close(image);
+	gr_image_store_discard(next);
+	ASSERT_EQ(access(in_folder("vm.ram.part"), F_OK), -1);
 	remove_folder();
 }
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /* Further channels of a move: their bytes, their compression, how they are told apart. */
+#include "base/clock.h"
 #include "harness.h"
 #include "stream/channel.h"
 #include "stream/multifd.h"
@@ -236,10 +237,16 @@ struct door {
 	struct gr_channel *main, *further[4];
 	unsigned int count;
 	uint64_t limit_ns; /* 0: as gr_multifd_accept() has it */
+	uint64_t (*clock_ns)(void);
 	pthread_t thread;
 	int rc;
 	struct gr_error err;
 };
+
+static uint64_t real_ns(void)
+{
+	return gr_clock_ns();
+}
 
 static void *accept_all(void *opaque)
 {
@@ -247,7 +254,8 @@ static void *accept_all(void *opaque)
 
 	d->rc = d->limit_ns == 0
 			? gr_multifd_accept(d->listener, d->count, &d->main, d->further, &d->err)
-			: gr_multifd_accept_within(d->listener, d->count, d->limit_ns, &d->main,
+			: gr_multifd_accept_within(d->listener, d->count, d->limit_ns,
+						   d->clock_ns ? d->clock_ns : real_ns, &d->main,
 						   d->further, &d->err);
 	return NULL;
 }
@@ -402,6 +410,45 @@ TEST(a_look_at_the_port_does_not_begin_the_time_limit)
 	gr_channel_listener_close(d.listener);
 	(void)gr_channel_close(ch, NULL);
 	ASSERT_EQ(rmdir(folder), 0);
+}
+
+static uint64_t fake_now, fake_looks; /* (atomic) */
+
+static uint64_t fake_ns(void)
+{
+	__atomic_add_fetch(&fake_looks, 1, __ATOMIC_SEQ_CST);
+	return __atomic_load_n(&fake_now, __ATOMIC_SEQ_CST);
+}
+
+/* The time of the peers begins with them, however long before somebody looked at the port. */
+TEST(a_look_at_the_port_takes_no_time_from_the_peers)
+{
+	struct gr_channel *ch[4];
+	struct door d;
+
+	make_door(&d, "tcp:127.0.0.1:0", 2);
+	d.limit_ns = 60 * GR_NS_PER_S;
+	d.clock_ns = fake_ns;
+	ASSERT_EQ(pthread_create(&d.thread, NULL, accept_all, &d), 0);
+	for (int i = 0; i < 4; i++) {
+		ch[i] = knock(&d, i == 0 ? "" : i == 1 ? "QEVM" : "\x11");
+		if (i == 0) {
+			(void)gr_channel_close(ch[0], NULL);
+		}
+		wait_accepted(&d);
+		while (__atomic_load_n(&fake_looks, __ATOMIC_SEQ_CST) == 0) {
+			usleep(1000); /* the first one's time has not begun yet */
+		}
+		__atomic_add_fetch(&fake_now, 40 * GR_NS_PER_S, __ATOMIC_SEQ_CST);
+	}
+	pthread_join(d.thread, NULL);
+	if (d.rc < 0) {
+		FAIL("%s", d.err.msg);
+	}
+	close_door(&d);
+	for (int i = 1; i < 4; i++) {
+		(void)gr_channel_close(ch[i], NULL);
+	}
 }
 
 TEST(channels_that_do_not_come_in_time_are_told_of)
