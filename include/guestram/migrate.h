@@ -160,6 +160,10 @@ struct gr_source_params {
 	uint64_t xbzrle_cache_bytes;  /**< send differences (XBZRLE) of pages that change again and
 				       *   again, with a cache of so many bytes; 0: do not. QEMU's
 				       *   default is 64 MiB. Any destination takes them. */
+	/** Blocks of files and descriptors that are mapped shared are not sent: the destination has the same
+	 *  files mapped (QEMU's x-ignore-shared). Both ends must have it on. A QEMU takes the same blocks
+	 *  for shared from 8.1 on; an older one those of memory-backend-memfd too. */
+	bool ignore_shared;
 	enum gr_source_fault fault;   /**< for tests of checkers only */
 	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
 };
@@ -289,6 +293,10 @@ struct gr_destination_params {
 	bool plain;              /**< do not answer a guestram: behave as a QEMU does */
 	bool switchover_ack;     /**< tell the source when it may switch over: a QEMU from 8.1 on with
 				  *   the same capability. A guestram is told anyway. */
+	/** As in gr_source_params: blocks of shared files have their content already, and must be there
+	 *  under the same names before the move. A source that has it off, or does not take the same
+	 *  blocks for shared, is refused. */
+	bool ignore_shared;
 	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
 };
 

@@ -45,6 +45,7 @@ int gr_destination_create(struct gr_ram *ram, struct gr_channel *channel,
 		receive_params.allow_unterminated = params->allow_unterminated;
 		receive_params.plain = params->plain;
 		receive_params.uuid = params->uuid;
+		receive_params.ignore_shared = params->ignore_shared;
 		receive_params.switchover_ack = params->switchover_ack;
 		receive_params.switchover_ready = d->ops.switchover_ready;
 		receive_params.opaque = d->ops.opaque;
@@ -52,6 +53,7 @@ int gr_destination_create(struct gr_ram *ram, struct gr_channel *channel,
 	}
 	rc = gr_ram_sink_create(ram, ops, &d->sink, err);
 	if (rc == 0) {
+		gr_ram_sink_set_ignore_shared(d->sink, receive_params.ignore_shared);
 		sink.opaque = d->sink;
 		rc = gr_receive_create(channel, &sink, &receive_params, &d->receive, err);
 	}

@@ -23,7 +23,8 @@ struct sink_block {
 	uint64_t *present;	    /* (a) a bit per page: something may be in it */
 	gr_atomic_u64 placed_pages; /* (a) */
 	enum gr_place_how how;
-	bool mapped; /* a region shows it */
+	bool ignored;	/* x-ignore-shared: no page of it comes; no map, nothing placed */
+	bool announced; /* by one of ours, who said whether it is shared */
 	struct sink_block *next;
 };
 
@@ -35,6 +36,7 @@ struct gr_ram_sink {
 	struct gr_mutex zero_lock;     /* who clears pages: threads of further channels do it too */
 	struct gr_holes holes;	       /* (o), (zero_lock) */
 	uint8_t *page;		       /* (zero_lock) room for one */
+	bool ignore_shared;	       /* (c) */
 	struct sink_block *blocks;     /* (o) */
 	struct gr_section_watch watch; /* (o) */
 };
@@ -120,6 +122,13 @@ int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
 	return 0;
 }
 
+static void end_placing(struct gr_ram_sink *sink, struct sink_block *b)
+{
+	if (!b->ignored) {
+		gr_placer_end(&sink->placer, b->block, b->how);
+	}
+}
+
 static void let_go(struct gr_ram_sink *sink, struct sink_block *b)
 {
 	for (struct sink_block **at = &sink->blocks; *at; at = &(*at)->next) {
@@ -128,10 +137,15 @@ static void let_go(struct gr_ram_sink *sink, struct sink_block *b)
 			break;
 		}
 	}
-	gr_placer_end(&sink->placer, b->block, b->how);
+	end_placing(sink, b);
 	gr_ram_block_put(b->block);
 	free(b->present);
 	free(b);
+}
+
+void gr_ram_sink_set_ignore_shared(struct gr_ram_sink *sink, bool on)
+{
+	sink->ignore_shared = on;
 }
 
 void gr_ram_sink_end(struct gr_ram_sink *sink)
@@ -166,6 +180,9 @@ void gr_ram_sink_describe(const struct gr_ram_sink *sink, char *buf, size_t byte
 
 	buf[0] = '\0';
 	for (const struct sink_block *b = sink->blocks; b; b = b->next) {
+		if (b->ignored) {
+			continue;
+		}
 		n = snprintf(buf + at, bytes - at, "%s%s %llu of %llu", at == 0 ? "" : ", ",
 			     b->block->id, (unsigned long long)gr_load_relaxed(&b->placed_pages),
 			     (unsigned long long)(b->bytes / sink->page_bytes));
@@ -295,6 +312,56 @@ int gr_ram_sink_block(struct gr_ram *ram, const struct gr_destination_ops *ops,
 	return 0;
 }
 
+static bool is_ignored(const struct gr_ram_sink *sink, const struct gr_ram_block *block)
+{
+	return sink->ignore_shared && gr_ram_block_is_shared_file(block);
+}
+
+/* The region that the source has at this address shows this block's first byte, or none is there. */
+static bool is_at(struct gr_ram_sink *sink, const struct gr_ram_block *block, uint64_t gpa)
+{
+	struct gr_ram_region region;
+	bool same = true;
+
+	gr_section_enter(&sink->watch);
+	if (gpa != GR_STREAM_GPA_NONE && gr_ram_region_next_rcu(sink->ram, gr_gpa(gpa), &region) &&
+	    region.gpa.v == gpa) {
+		same = region.block == block && region.block_offset == 0;
+	}
+	gr_section_leave(&sink->watch);
+	return same;
+}
+
+/*
+ * What one side leaves where it is and the other one waits for would be missing. One of ours says which
+ * blocks those are; a QEMU does not, see finish_shared() and sent_although_shared().
+ */
+static int check_shared(struct gr_ram_sink *sink, const struct gr_ram_block *block,
+			const struct gr_stream_block *entry, struct gr_error *err)
+{
+	bool here = is_ignored(sink, block), there = (entry->flags & GR_RAM_SHARED) != 0;
+
+#ifdef GR_MUTANT_SINK_TRUSTS_SHARED
+	return 0;
+#endif
+	if (entry->incarnation == 0 || (!here && !there)) {
+		return 0;
+	}
+	if (here != there) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s' is shared memory %s: both must have it from the same file "
+				    "(x-ignore-shared)",
+				    entry->id,
+				    here ? "here and not at the source" : "at the source and not here");
+	}
+	if (!is_at(sink, block, entry->gpa)) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s' is at 0x%llx at the source; here another one is there",
+				    entry->id, (unsigned long long)entry->gpa);
+	}
+	return 0;
+}
+
 /* A new entry of the list. */
 static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struct gr_error *err)
 {
@@ -305,10 +372,17 @@ static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struc
 	if (rc < 0) {
 		return rc;
 	}
+	rc = check_shared(sink, block, entry, err);
+	if (rc < 0) {
+		gr_ram_block_put(block);
+		return rc;
+	}
 	b = calloc(1, sizeof(*b));
 	if (b) {
 		b->bytes = entry->used_bytes;
-		b->present = calloc(GR_DIV_ROUND_UP(b->bytes / sink->page_bytes, 64),
+		b->ignored = is_ignored(sink, block);
+		b->announced = entry->incarnation != 0;
+		b->present = calloc(b->ignored ? 1 : GR_DIV_ROUND_UP(b->bytes / sink->page_bytes, 64),
 				    sizeof(*b->present));
 	}
 	if (!b || !b->present) {
@@ -318,8 +392,10 @@ static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struc
 				    entry->id);
 	}
 	b->block = block;
-	b->how = gr_placer_begin(&sink->placer, block, sink->page_bytes);
-	look_for_content(sink, b);
+	if (!b->ignored) {
+		b->how = gr_placer_begin(&sink->placer, block, sink->page_bytes);
+		look_for_content(sink, b);
+	}
 	b->next = sink->blocks;
 	sink->blocks = b;
 	entry->user = b;
@@ -391,6 +467,13 @@ static int sink_blocks(void *opaque, struct gr_stream_reader *reader, struct gr_
 	return 0;
 }
 
+static int sent_although_shared(struct gr_error *err)
+{
+	return gr_error_set(err, -EINVAL,
+			    "the block is shared memory here, and its content was sent: the source does not "
+			    "share it (x-ignore-shared)");
+}
+
 /* Pages that follow each other, all present or all absent. */
 static void place_run(struct gr_ram_sink *sink, struct sink_block *b, uint64_t offset,
 		      const uint8_t *data, uint64_t pages, bool present)
@@ -416,7 +499,7 @@ static uint8_t *sink_page_memory(void *opaque, struct gr_stream_block *entry, ui
 
 #ifndef GR_MUTANT_SINK_MEMORY_BEYOND_END
 	/* The reader has checked it against the entry; pages() says what is wrong. */
-	if (offset >= b->bytes || b->bytes - offset < sink->page_bytes) {
+	if (b->ignored || offset >= b->bytes || b->bytes - offset < sink->page_bytes) {
 		return NULL;
 	}
 #endif
@@ -441,6 +524,10 @@ static int sink_pages(void *opaque, struct gr_stream_block *entry, uint32_t coun
 	struct sink_block *b = entry->user;
 	uint64_t size = sink->page_bytes;
 
+	if (b->ignored) {
+		*ret_bad = 0;
+		return sent_although_shared(err);
+	}
 	for (uint32_t i = 0, n; i < count; i += n) {
 		bool present;
 
@@ -514,6 +601,9 @@ static int sink_zero(void *opaque, struct gr_stream_block *entry, uint64_t offse
 	uint64_t page = offset / size;
 	uint64_t end;
 
+	if (b->ignored) {
+		return sent_although_shared(err);
+	}
 	if (offset > b->bytes || bytes > b->bytes - offset) {
 		return gr_error_set(err, -EBADMSG, "beyond the block's end");
 	}
@@ -537,6 +627,9 @@ static int sink_page_read(void *opaque, struct gr_stream_block *entry, uint64_t 
 	struct gr_ram_sink *sink = opaque;
 	struct sink_block *b = entry->user;
 
+	if (b->ignored) {
+		return sent_although_shared(err);
+	}
 	if (offset >= b->bytes) {
 		return gr_error_set(err, -EBADMSG, "beyond the block's end");
 	}
@@ -595,6 +688,26 @@ int gr_ram_sink_load_devices(const struct gr_destination_ops *ops, struct gr_tai
 	return rc;
 }
 
+/* All has come: what another process has stored is ours now, and what should have come is not missing. */
+static int finish_shared(const struct gr_ram_sink *sink, struct sink_block *b, struct gr_error *err)
+{
+	if (b->ignored) {
+		gr_ram_mark(b->block, 0, b->bytes); /* O1: consumers and trackers saw nothing of it */
+		return 0;
+	}
+#ifdef GR_MUTANT_SINK_TRUSTS_SHARED
+	return 0;
+#endif
+	/* Each page of each block that travels is named, were it only as zero. */
+	if (sink->ignore_shared && !b->announced && gr_load_relaxed(&b->placed_pages) == 0) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': nothing of it came: it is shared memory at the source and "
+				    "not here (x-ignore-shared)",
+				    b->block->id);
+	}
+	return 0;
+}
+
 static int sink_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
 {
 	struct gr_ram_sink *sink = opaque;
@@ -602,8 +715,14 @@ static int sink_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
 
 	/* Nothing of ours may be in the way of the machine, nor of what load() does. */
 	for (struct sink_block *b = sink->blocks; b; b = b->next) {
-		gr_placer_end(&sink->placer, b->block, b->how);
+		end_placing(sink, b);
 		b->how = GR_PLACE_STORE;
+	}
+	for (struct sink_block *b = sink->blocks; b; b = b->next) {
+		rc = finish_shared(sink, b, err);
+		if (rc < 0) {
+			return rc;
+		}
 	}
 	rc = gr_ram_sink_load_devices(&sink->ops, tail, err);
 	if (rc == 0 && sink->ops.complete) {

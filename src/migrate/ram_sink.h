@@ -30,6 +30,13 @@ GR_MUST_CHECK int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destina
 				     struct gr_ram_sink **ret_sink, struct gr_error *err);
 
 /**
+ * Leave blocks of shared files as they are: their content does not travel (x-ignore-shared).
+ * @param sink The sink, before it has blocks.
+ * @param on   Whether.
+ */
+void gr_ram_sink_set_ignore_shared(struct gr_ram_sink *sink, bool on);
+
+/**
  * Let go of all blocks: nothing of the sink is left in their way.
  * @param sink The sink.
  */

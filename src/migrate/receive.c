@@ -70,6 +70,9 @@ int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 		r->params.machine = r->machine;
 	}
 	rc = gr_stream_reader_create(&source, &r->reader, err);
+	if (rc == 0 && r->params.ignore_shared) {
+		gr_stream_reader_allow_ignore_shared(r->reader);
+	}
 	if (rc == 0 && r->params.multifd) {
 		gr_stream_reader_allow_flush(r->reader);
 		rc = gr_multifd_receive_create(r->params.multifd, sink, channel, &r->progress,
@@ -143,6 +146,14 @@ static int take_config(struct gr_receive *r, const struct gr_stream_record *rec,
 
 		return gr_error_set(err, -EINVAL, "the stream is of the machine with UUID %s, this is %s",
 				    uuid_text(rec->config.uuid, theirs), uuid_text(r->uuid, ours));
+	}
+#endif
+#ifndef GR_MUTANT_RECEIVE_SHARED_ON_ONE_SIDE
+	if (r->params.ignore_shared && !rec->config.ignore_shared) {
+		return gr_error_set(err, -EINVAL,
+				    "the capability '%s' is on here and not at the source: it would send "
+				    "what is shared",
+				    GR_CAPABILITY_IGNORE_SHARED);
 	}
 #endif
 	r->page_bytes = rec->config.page_bytes;

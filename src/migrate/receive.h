@@ -25,6 +25,7 @@ struct gr_receive_params {
 	const char *machine;	 /* expected machine name, copied; NULL: any */
 	const uint8_t *uuid;	 /* refuse another one, 16 bytes, copied; NULL: any */
 	bool allow_unterminated; /* accept a tail without its description */
+	bool ignore_shared;	 /* the source must have x-ignore-shared on */
 	bool switchover_ack;	 /* tell the source that it may switch over... */
 	bool (*switchover_ready)(void *opaque); /* ...when this says so; NULL: at once */
 	void *opaque;				/* for that */

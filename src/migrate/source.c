@@ -104,6 +104,7 @@ int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_chann
 	s->channel = channel;
 	s->page_bytes = gr_ram_page_bytes(ram);
 	s->stopped = !ops;
+	s->table.ignore_shared = params && params->ignore_shared;
 	if (ops) {
 		s->ops = *ops;
 	}
@@ -261,6 +262,9 @@ static int step_setup(struct gr_source *s, struct gr_error *err)
 		}
 	}
 	rc = gr_stream_write_config(s->writer, s->machine, (uint32_t)s->page_bytes, err);
+	if (rc == 0 && s->params.ignore_shared) {
+		rc = gr_stream_write_ignore_shared(s->writer, err);
+	}
 	if (rc == 0 && s->params.uuid) {
 		rc = gr_stream_write_uuid(s->writer, s->params.uuid, err);
 	}

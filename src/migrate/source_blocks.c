@@ -12,11 +12,11 @@ enum { FIRST_CAPACITY = 16, TRIES_MAX = 64 };
 void gr_source_blocks_destroy(struct gr_source_blocks *t)
 {
 	free(t->entries);
-	*t = (struct gr_source_blocks){ 0 };
+	*t = (struct gr_source_blocks){ .ignore_shared = t->ignore_shared };
 }
 
 static void copy_block(struct gr_source_block *e, const struct gr_ram_block *block, const char *id,
-		       uint64_t page_bytes, uint32_t wire_index)
+		       uint64_t page_bytes, uint32_t wire_index, bool ignored)
 {
 	e->first_page = block->offset.v / page_bytes;
 	e->used_bytes = gr_ram_block_used_bytes(block);
@@ -26,6 +26,8 @@ static void copy_block(struct gr_source_block *e, const struct gr_ram_block *blo
 	e->gpa = UINT64_MAX;
 	e->page_bytes = (uint32_t)block->page_bytes;
 	e->flags = gr_ram_block_flags(block) & (GR_RAM_READONLY | GR_RAM_NO_MIGRATE);
+	e->flags |= ignored ? (uint32_t)GR_RAM_SHARED : 0;
+	e->ignored = ignored;
 	e->wire_index = wire_index;
 	(void)snprintf(e->id, sizeof(e->id), "%s", id);
 }
@@ -38,7 +40,8 @@ static void take(struct gr_source_blocks *t, const struct gr_ram_block *block, c
 		return;
 	}
 	if (t->count < t->capacity) {
-		copy_block(&t->entries[t->count], block, id, page_bytes, t->count);
+		copy_block(&t->entries[t->count], block, id, page_bytes, t->count,
+			   t->ignore_shared && gr_ram_block_is_shared_file(block));
 	}
 	t->count++;
 }
@@ -199,7 +202,8 @@ static int check_lengths(const struct gr_source_blocks *told, const struct gr_so
 int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
 			  struct gr_section_watch *watch, struct gr_error *err)
 {
-	struct gr_source_blocks n = { .capacity = GR_MAX(t->count + 4, (uint32_t)FIRST_CAPACITY) };
+	struct gr_source_blocks n = { .ignore_shared = t->ignore_shared,
+				      .capacity = GR_MAX(t->count + 4, (uint32_t)FIRST_CAPACITY) };
 	int ret;
 
 	do {
@@ -218,7 +222,7 @@ int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
 		return ret;
 	}
 	for (uint32_t i = 0; i < n.count; i++) {
-		n.total_pages += n.entries[i].pages;
+		n.total_pages += n.entries[i].ignored ? 0 : n.entries[i].pages;
 	}
 	find_gpas(&n, ram, watch);
 	free(t->entries);

@@ -20,17 +20,19 @@ struct gr_source_block {
 	uint64_t gpa; /* UINT64_MAX: not mapped */
 	uint32_t page_bytes;
 	uint32_t flags;
+	bool ignored;	     /* x-ignore-shared: the destination has it; no page travels */
 	uint32_t wire_index; /* place in the order of the list: biggest first */
 	char id[GR_RAM_ID_BYTES_MAX + 1];
 };
 
 /* Zero-initialise. */
 struct gr_source_blocks {
+	bool ignore_shared; /* set by the owner */
 	struct gr_source_block *entries; /* by RAM address */
 	uint32_t count;
 	uint32_t capacity;
 	uint64_t version; /* gr_ram_version() before the walk */
-	uint64_t total_pages;
+	uint64_t total_pages; /* of those that travel */
 };
 
 /** @param t Zeroed or filled. */

@@ -111,6 +111,15 @@ int gr_source_follow_blocks(struct gr_source *s, struct gr_error *err)
 	return rc;
 }
 
+/* The destination has the very memory: x-ignore-shared. */
+static bool stays(const struct gr_source_block *e)
+{
+#ifdef GR_MUTANT_SOURCE_SENDS_SHARED
+	return e && false;
+#endif
+	return e->ignored;
+}
+
 void gr_source_trim_epoch(struct gr_source *s)
 {
 	uint64_t at = 0, first, pages;
@@ -128,6 +137,10 @@ void gr_source_trim_epoch(struct gr_source *s)
 			gr_dirty_epoch_done(s->consumer, first, e->first_page - first);
 		}
 		at = e->first_page + e->pages;
+		if (stays(e)) {
+			first = GR_MAX(first, e->first_page);
+			gr_dirty_epoch_done(s->consumer, first, GR_MIN(at, end) - first);
+		}
 	}
 }
 
@@ -554,10 +567,19 @@ int gr_source_send_batch(struct gr_source *s, struct gr_error *err)
 			return 0;
 		}
 		e = gr_source_blocks_at(&s->table, first);
-		if (!e || e->first_page >= first + pages) {
+		/* One that stays may have come in the middle of an epoch. */
+		if (e && e->first_page <= first && stays(e)) {
+			pages = GR_MIN(pages, e->first_page + e->pages - first);
+			e = NULL;
+		} else if (e && stays(e)) {
+			pages = GR_MIN(pages, e->first_page - first);
+			e = NULL;
+		} else if (e && e->first_page >= first + pages) {
+			e = NULL;
+		}
+		if (!e) {
 			gr_dirty_epoch_done(s->consumer, first, pages);
 			s->cursor = first + pages;
-			e = NULL;
 		}
 	} while (!e);
 	s->cursor = GR_MAX(first, e->first_page);

@@ -168,6 +168,16 @@ GR_MUST_CHECK int gr_ram_tables_forbid(struct gr_ram *ram, struct gr_error *err)
 void gr_ram_tables_allow(struct gr_ram *ram);
 
 /*
+ * Whether another process may have the block's very memory: a file or descriptor of the caller's that is
+ * mapped shared. Those x-ignore-shared leaves where they are. A memfd that was made here has no name.
+ */
+static inline bool gr_ram_block_is_shared_file(const struct gr_ram_block *block)
+{
+	return block->fd >= 0 && block->backing != GR_RAM_MEMFD &&
+	       !(gr_ram_block_flags(block) & (GR_RAM_PRIVATE | GR_RAM_HOST_READONLY));
+}
+
+/*
  * loading.c: from begin to end the machine may run, but who passes over untouched pages may not read
  * its memory: the check says -EBUSY, and why.
  */

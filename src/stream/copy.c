@@ -21,7 +21,9 @@ static int copy_blocks(struct gr_stream_copy *c, struct gr_error *err)
 	for (uint32_t i = 0; i < n; i++) {
 		const struct gr_stream_block *b = gr_stream_reader_block(c->reader, i);
 
-		list[i] = (struct gr_stream_block_desc){ .id = b->id, .used_bytes = b->used_bytes };
+		list[i] = (struct gr_stream_block_desc){
+			.id = b->id, .used_bytes = b->used_bytes, .gpa = b->gpa
+		};
 	}
 	rc = gr_stream_write_start(c->writer, gr_stream_reader_section_id(c->reader), list, n, err);
 	free(list);
@@ -114,6 +116,9 @@ int gr_stream_copy_record(struct gr_stream_copy *c, const struct gr_stream_recor
 	switch (rec->kind) {
 	case GR_STREAM_CONFIG:
 		gr_stream_writer_set_page_bytes(c->writer, rec->config.page_bytes);
+		if (rec->config.ignore_shared) {
+			gr_stream_writer_set_ignore_shared(c->writer);
+		}
 		return gr_stream_write_raw(c->writer, rec->config.raw, rec->config.raw_bytes, err);
 	case GR_STREAM_COMMAND:
 		return gr_stream_write_command(c->writer, rec->command.command, rec->command.data,

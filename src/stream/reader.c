@@ -48,6 +48,11 @@ void gr_stream_reader_free(struct gr_stream_reader *r)
 	}
 }
 
+void gr_stream_reader_allow_ignore_shared(struct gr_stream_reader *r)
+{
+	r->ignore_shared_allowed = true;
+}
+
 void gr_stream_reader_allow_flush(struct gr_stream_reader *r)
 {
 	r->flushes = true;

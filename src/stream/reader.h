@@ -50,7 +50,9 @@ struct gr_stream_block {
 	uint64_t used_bytes;  /* multiple of the stream's page size, never 0 */
 	uint64_t max_bytes;   /* == used_bytes unless announced */
 	uint64_t incarnation; /* never repeats, never 0; 0 = not announced yet */
-	uint64_t gpa;	      /* GR_STREAM_GPA_NONE */
+	/* GR_STREAM_GPA_NONE. With x-ignore-shared a QEMU says where the block is in whatever
+	 * contains it, which for main memory is the guest's address. */
+	uint64_t gpa;
 	uint32_t page_bytes;  /* of the sender's backing; 0 = not said */
 	uint32_t flags;	      /* the announcing peer's, passed through */
 	bool alive;
@@ -83,6 +85,7 @@ struct gr_stream_record {
 			/* "" if the sender left the section out */
 			char machine[GR_STREAM_MACHINE_BYTES_MAX + 1];
 			bool has_uuid;
+			bool ignore_shared;  /* the capability x-ignore-shared is in use */
 			uint8_t uuid[GR_STREAM_UUID_BYTES];
 			uint32_t page_bytes; /* of the target */
 			const uint8_t *raw;  /* header, configuration, subsections: verbatim */
@@ -175,6 +178,12 @@ GR_MUST_CHECK int gr_stream_next(struct gr_stream_reader *r, struct gr_stream_re
  * @param r The reader.
  */
 void gr_stream_reader_allow_extensions(struct gr_stream_reader *r);
+
+/**
+ * Accept the capability x-ignore-shared; without this it is refused by name.
+ * @param r The reader.
+ */
+void gr_stream_reader_allow_ignore_shared(struct gr_stream_reader *r);
 
 /**
  * Deliver FLUSH: the consumer has the further channels.

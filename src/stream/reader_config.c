@@ -11,7 +11,7 @@ enum { PREFIX_BYTES = sizeof(prefix) - 1, CAPABILITIES_MAX = 64 };
 
 struct config {
 	size_t n; /* bytes looked at, from r->pos on */
-	bool has_page_bits, has_capabilities, has_uuid;
+	bool has_page_bits, has_capabilities, has_uuid, ignore_shared;
 	uint8_t uuid[GR_STREAM_UUID_BYTES];
 };
 
@@ -34,11 +34,31 @@ static int target_page_bits(struct gr_stream_reader *r, struct config *c)
 	return 0;
 }
 
-/* Whatever is listed here changes the layout of what follows, so one name is one too many. */
-static int capabilities(struct gr_stream_reader *r, struct config *c)
+/* Whatever is listed here changes the layout of what follows: no name may be passed over. */
+static int capability(struct gr_stream_reader *r, struct config *c)
 {
 	char name[GR_STREAM_ID_BYTES_MAX + 1];
 	size_t n;
+	int code = reader_str8(r, c->n, "a capability's name", name, &n);
+
+	if (code < 0) {
+		return code;
+	}
+	if (strcmp(name, GR_CAPABILITY_IGNORE_SHARED) != 0 || !r->ignore_shared_allowed) {
+		return reader_fail(r, -EOPNOTSUPP, r->at + c->n,
+				   "the sender uses the capability '%s', which is not in use here",
+				   reader_printable(name).text);
+	}
+	if (c->ignore_shared) {
+		return reader_fail(r, -EBADMSG, r->at + c->n, "the capability '%s' comes twice", name);
+	}
+	c->ignore_shared = true;
+	c->n += n;
+	return 0;
+}
+
+static int capabilities(struct gr_stream_reader *r, struct config *c)
+{
 	uint32_t count;
 	int code = reader_need(r, c->n + 4, "the configuration");
 
@@ -51,14 +71,10 @@ static int capabilities(struct gr_stream_reader *r, struct config *c)
 				   CAPABILITIES_MAX);
 	}
 	c->n += 4;
-	if (count == 0) {
-		return 0;
+	while (code == 0 && count--) {
+		code = capability(r, c);
 	}
-	code = reader_str8(r, c->n, "a capability's name", name, &n);
-	return code < 0 ? code
-			: reader_fail(r, -EOPNOTSUPP, r->at + c->n,
-				      "the sender uses the capability '%s', which is not supported",
-				      reader_printable(name).text);
+	return code;
 }
 
 static int uuid(struct gr_stream_reader *r, struct config *c)
@@ -202,6 +218,7 @@ int reader_config(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	rec->kind = GR_STREAM_CONFIG;
 	rec->config.page_bytes = r->page_bytes;
 	rec->config.has_uuid = c.has_uuid;
+	rec->config.ignore_shared = r->ignore_shared = c.ignore_shared;
 	memcpy(rec->config.uuid, c.uuid, sizeof(c.uuid));
 	rec->config.raw = r->buf + r->pos;
 	rec->config.raw_bytes = c.n;

@@ -37,6 +37,8 @@ struct gr_stream_reader {
 	size_t pos, end;
 	bool source_ended;
 	bool extensions;
+	bool ignore_shared_allowed;
+	bool ignore_shared; /* said in the configuration: entries of the list have an address */
 	bool flushes; /* the consumer wants FLUSH ... */
 	bool eos_told; /* ... and knows of the EOS at pos */
 	bool staging;

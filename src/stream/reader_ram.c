@@ -270,7 +270,7 @@ static int next_blocks(struct gr_stream_reader *r, struct gr_stream_record *rec,
 	while (left) {
 		struct gr_stream_block *b;
 		uint64_t byte = r->at;
-		size_t n;
+		size_t n, fixed = r->ignore_shared ? 16 : 8;
 		int code;
 
 		if (r->blocks.pending_count == GR_STREAM_BLOCKS_MAX) {
@@ -284,14 +284,15 @@ static int next_blocks(struct gr_stream_reader *r, struct gr_stream_record *rec,
 		}
 		code = reader_str8(r, 0, "a block's id", b->id, &n);
 		if (code == 0) {
-			code = reader_need(r, n + 8, "the list of blocks");
+			code = reader_need(r, n + fixed, "the list of blocks");
 		}
 		if (code < 0) {
 			return code;
 		}
 		b->used_bytes = gr_get_be64(r->buf + r->pos + n);
 		b->max_bytes = b->used_bytes;
-		b->gpa = GR_STREAM_GPA_NONE;
+		b->gpa = r->ignore_shared ? gr_get_be64(r->buf + r->pos + n + 8)
+					  : GR_STREAM_GPA_NONE;
 		code = check_length(r, byte, b->id, b->used_bytes);
 		if (code < 0) {
 			return code;
@@ -303,7 +304,7 @@ static int next_blocks(struct gr_stream_reader *r, struct gr_stream_record *rec,
 				reader_printable(b->id).text, total);
 		}
 		left -= b->used_bytes;
-		reader_consume(r, n + 8);
+		reader_consume(r, n + fixed);
 	}
 	r->has_blocks = true;
 	rec->kind = GR_STREAM_BLOCKS;

@@ -30,6 +30,12 @@ enum gr_section {
 	GR_SECTION_FOOTER = 0x7e,
 };
 
+/*
+ * A capability that the configuration names when it is in use: blocks that both sides have mapped
+ * from one file do not travel, and each entry of the list of blocks has be64 address behind its length.
+ */
+#define GR_CAPABILITY_IGNORE_SHARED "x-ignore-shared"
+
 /* the 'ram' section: records begin with be64 offset | flags */
 #define GR_RAM_SECTION_NAME "ram"
 enum { GR_RAM_SECTION_VERSION = 4 };

@@ -17,6 +17,7 @@ struct gr_stream_writer {
 	uint32_t page_bytes;
 	uint32_t section_id;
 	bool in_section;
+	bool ignore_shared; /* the list of blocks has their addresses */
 	char last_id[GR_STREAM_ID_BYTES_MAX + 1]; /* what CONTINUE means; "" = nothing yet */
 	int failed;				  /* what the channel said */
 	struct gr_error failure;
@@ -158,21 +159,6 @@ int gr_stream_write_config(struct gr_stream_writer *w, const char *machine, uint
 	return put(w, out, bytes, err);
 }
 
-int gr_stream_write_uuid(struct gr_stream_writer *w, const uint8_t *uuid, struct gr_error *err)
-{
-	static const char name[] = "configuration/uuid";
-	uint8_t out[2 + sizeof(name) - 1 + 4 + GR_STREAM_UUID_BYTES];
-	size_t at = 2;
-
-	out[0] = GR_SECTION_SUBSECTION;
-	out[1] = sizeof(name) - 1;
-	memcpy(out + at, name, sizeof(name) - 1);
-	at += sizeof(name) - 1;
-	gr_put_be32(out + at, 1);
-	memcpy(out + at + 4, uuid, GR_STREAM_UUID_BYTES);
-	return put(w, out, sizeof(out), err);
-}
-
 /* A str8 at out; returns its bytes, 0 if the id cannot be sent. */
 static size_t put_id(uint8_t *out, const char *id)
 {
@@ -184,6 +170,45 @@ static size_t put_id(uint8_t *out, const char *id)
 	out[0] = (uint8_t)n;
 	memcpy(out + 1, id, n);
 	return 1 + n;
+}
+
+void gr_stream_writer_set_ignore_shared(struct gr_stream_writer *w)
+{
+	w->ignore_shared = true;
+}
+
+/* A subsection of the configuration up to its version, which is 1. */
+static size_t put_subsection(uint8_t *out, const char *name)
+{
+	size_t n = strlen(name);
+
+	out[0] = GR_SECTION_SUBSECTION;
+	out[1] = (uint8_t)n;
+	memcpy(out + 2, name, n);
+	gr_put_be32(out + 2 + n, 1);
+	return 2 + n + 4;
+}
+
+int gr_stream_write_ignore_shared(struct gr_stream_writer *w, struct gr_error *err)
+{
+	static const char name[] = "configuration/capabilities";
+	uint8_t out[2 + sizeof(name) + 4 + 4 + sizeof(GR_CAPABILITY_IGNORE_SHARED)];
+	size_t at = put_subsection(out, name);
+
+	gr_put_be32(out + at, 1);
+	at += 4 + put_id(out + at + 4, GR_CAPABILITY_IGNORE_SHARED);
+	w->ignore_shared = true;
+	return put(w, out, at, err);
+}
+
+int gr_stream_write_uuid(struct gr_stream_writer *w, const uint8_t *uuid, struct gr_error *err)
+{
+	static const char name[] = "configuration/uuid";
+	uint8_t out[2 + sizeof(name) + 4 + GR_STREAM_UUID_BYTES];
+	size_t at = put_subsection(out, name);
+
+	memcpy(out + at, uuid, GR_STREAM_UUID_BYTES);
+	return put(w, out, at + GR_STREAM_UUID_BYTES, err);
 }
 
 static int check_block(const struct gr_stream_writer *w, const struct gr_stream_block_desc *b,
@@ -257,7 +282,12 @@ int gr_stream_write_start(struct gr_stream_writer *w, uint32_t section_id,
 	for (size_t i = 0; i < n && code == 0; i++) {
 		at = put_id(out, blocks[i].id);
 		gr_put_be64(out + at, blocks[i].used_bytes);
-		code = put(w, out, at + 8, err);
+		at += 8;
+		if (w->ignore_shared) {
+			gr_put_be64(out + at, blocks[i].gpa == UINT64_MAX ? 0 : blocks[i].gpa);
+			at += 8;
+		}
+		code = put(w, out, at, err);
 	}
 	return code;
 }

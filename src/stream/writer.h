@@ -28,7 +28,7 @@
 
 struct gr_stream_writer;
 
-/* A block as START and ANNOUNCE list it. START uses id and used_bytes only. */
+/* A block as START and ANNOUNCE list it. START uses id and used_bytes, with x-ignore-shared also gpa. */
 struct gr_stream_block_desc {
 	const char *id;	      /* 1..255 bytes, unique in the list */
 	uint64_t used_bytes;  /* multiple of the page size, not 0 */
@@ -82,7 +82,23 @@ GR_MUST_CHECK int gr_stream_write_config(struct gr_stream_writer *w, const char 
 					 uint32_t page_bytes, struct gr_error *err);
 
 /**
- * The machine's UUID, a subsection of the configuration (QEMU's validate-uuid): right after it.
+ * The capability x-ignore-shared, a subsection of the configuration: right after it. From then on
+ * the list of blocks has their addresses.
+ * @param w   The writer.
+ * @param err May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_stream_write_ignore_shared(struct gr_stream_writer *w, struct gr_error *err);
+
+/**
+ * The list of blocks has their addresses: the configuration is passed through with
+ * gr_stream_write_raw() and names x-ignore-shared.
+ * @param w The writer.
+ */
+void gr_stream_writer_set_ignore_shared(struct gr_stream_writer *w);
+
+/**
+ * The machine's UUID, a subsection of the configuration (QEMU's validate-uuid): after the capabilities.
  * @param w    The writer.
  * @param uuid 16 bytes.
  * @param err  May be NULL.

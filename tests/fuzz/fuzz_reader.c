@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * The stream reader. The first byte says how: bit 0 own peers' records, bits 1..3 the size
- * of the pieces that the bytes come in, bit 4 further channels. The rest is the stream. It is parsed twice, once
+ * of the pieces that the bytes come in, bit 4 further channels, bit 5
+ * x-ignore-shared. The rest is the stream. It is parsed twice, once
  * through staged pages and once without, in different pieces: both must deliver the same
  * and end in the same way. What a record promises is checked by the kit.
  */
@@ -18,7 +19,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	if (n == 0) {
 		return 0;
 	}
-	flags = (data[0] & 1 ? KIT_EXTENSIONS : 0) | (data[0] & 16 ? KIT_FLUSH : 0);
+	flags = (data[0] & 1 ? KIT_EXTENSIONS : 0) | (data[0] & 16 ? KIT_FLUSH : 0) |
+		(data[0] & 32 ? KIT_SHARED : 0);
 	staged = (struct kit_source){ .data = data + 1, .n = n - 1 };
 	plain = staged;
 	staged.piece_max = pieces[data[0] >> 1 & 7];

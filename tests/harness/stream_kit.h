@@ -325,6 +325,7 @@ static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader
 				kit_check(b->id[0] && b->used_bytes && b->used_bytes % page == 0 &&
 					  b->used_bytes <= b->max_bytes);
 				kit_mix_page(t, 'B', b->id, b->used_bytes);
+				kit_mix(t, &b->gpa, sizeof(b->gpa));
 			}
 		}
 		t->announces += rec->kind == GR_STREAM_ANNOUNCE;
@@ -380,7 +381,7 @@ static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader
 	}
 }
 
-enum { KIT_EXTENSIONS = 1, KIT_NO_STAGING = 2, KIT_FLUSH = 4 };
+enum { KIT_EXTENSIONS = 1, KIT_NO_STAGING = 2, KIT_FLUSH = 4, KIT_SHARED = 8 };
 
 /* Reads a whole stream. The result is 0 only if the tail was complete, too. */
 static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
@@ -394,6 +395,9 @@ static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
 	kit_check(gr_stream_reader_create(&src, &r, NULL) == 0);
 	if (flags & KIT_EXTENSIONS) {
 		gr_stream_reader_allow_extensions(r);
+	}
+	if (flags & KIT_SHARED) {
+		gr_stream_reader_allow_ignore_shared(r);
 	}
 	if (flags & KIT_FLUSH) {
 		gr_stream_reader_allow_flush(r);

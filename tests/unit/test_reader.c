@@ -377,6 +377,81 @@ TEST(hostile_headers_and_configurations_are_refused)
 	check_hostile(nothing, cases, GR_ARRAY_SIZE(cases), 0);
 }
 
+/* The configuration with x-ignore-shared in it, and START up to the list. */
+static void shared_start(struct kit_bytes *b)
+{
+	static const char subsection[] = "\5\32configuration/capabilities\0\0\0\1\0\0\0\1\17x-ignore-shared";
+
+	kit_config(b);
+	kit_raw(b, subsection, sizeof(subsection) - 1);
+	kit_start(b);
+}
+
+TEST(with_x_ignore_shared_each_block_of_the_list_has_an_address)
+{
+	struct gr_stream_source src;
+	struct gr_stream_reader *r;
+	struct gr_stream_record rec;
+	struct kit_bytes b = { 0 };
+	struct kit_source s;
+
+	shared_start(&b);
+	kit_be64(&b, 0x18000 | 4);
+	kit_str8(&b, "a");
+	kit_be64(&b, 0x10000);
+	kit_be64(&b, 0x100000);
+	kit_str8(&b, "bb");
+	kit_be64(&b, 0x8000);
+	kit_be64(&b, 0);
+	kit_eos(&b);
+	kit_part(&b, 3);
+	kit_zero(&b, "bb", 0x7000, 0);
+	kit_eos(&b);
+	kit_tail(&b);
+	s = (struct kit_source){ .data = b.p, .n = b.n };
+	src = (struct gr_stream_source){ kit_readv, &s };
+	ASSERT_EQ(gr_stream_reader_create(&src, &r, NULL), 0);
+	gr_stream_reader_allow_ignore_shared(r);
+	ASSERT_EQ(gr_stream_next(r, &rec, NULL), 1);
+	ASSERT(rec.kind == GR_STREAM_CONFIG && rec.config.ignore_shared);
+	ASSERT_EQ(gr_stream_next(r, &rec, NULL), 1);
+	ASSERT_EQ(gr_stream_next(r, &rec, NULL), 1);
+	ASSERT(rec.kind == GR_STREAM_BLOCKS);
+	ASSERT_EQ(gr_stream_reader_block(r, 0)->gpa, 0x100000u);
+	ASSERT_EQ(gr_stream_reader_block(r, 1)->gpa, 0u);
+	ASSERT_EQ(gr_stream_reader_block(r, 1)->used_bytes, 0x8000u);
+	gr_stream_reader_free(r);
+	for (size_t n = 0; n <= b.n; n++) {
+		struct kit_source cut = { .data = b.p, .n = n };
+		struct kit_trace t = kit_trace(&cut, KIT_SHARED);
+
+		ASSERT_EQ(t.rc, n == b.n ? 0 : -EPIPE);
+	}
+	kit_free(&b);
+}
+
+TEST(hostile_capabilities_and_addresses_are_refused)
+{
+	static const struct hostile configs[] = {
+		HOSTILE("QEVM\0\0\0\3\7\0\0\0\1p\5\32configuration/capabilities\0\0\0\1"
+			"\0\0\0\2\17x-ignore-shared\17x-ignore-shared",
+			-EBADMSG, "comes twice"),
+		HOSTILE("QEVM\0\0\0\3\7\0\0\0\1p\5\32configuration/capabilities\0\0\0\1"
+			"\0\0\0\2\17x-ignore-shared\12mapped-ram",
+			-EOPNOTSUPP, "'mapped-ram', which is not in use"),
+	};
+	static const struct hostile lists[] = {
+		/* what one without addresses would send: the next id is read as one */
+		HOSTILE("\0\0\0\0\0\0\x20\4\1a\0\0\0\0\0\0\x10\0\2bb\0\0\0\0\0\0\x10\0",
+			-EBADMSG, "a block's id"),
+		HOSTILE("\0\0\0\0\0\0\x10\4\1a\0\0\0\0\0\0\x20\0\0\0\0\0\0\0\0\0", -EBADMSG,
+			"exceed the list's total"),
+	};
+
+	check_hostile(nothing, configs, GR_ARRAY_SIZE(configs), KIT_SHARED);
+	check_hostile(shared_start, lists, GR_ARRAY_SIZE(lists), KIT_SHARED);
+}
+
 TEST(hostile_sections_are_refused_by_name)
 {
 	static const struct hostile cases[] = {

@@ -71,6 +71,27 @@ TEST(the_layout_is_qemus_byte_for_byte)
 	end(&t);
 }
 
+TEST(with_x_ignore_shared_the_blocks_have_addresses)
+{
+	static const uint8_t expected[] =
+		"QEVM\0\0\0\3\7\0\0\0\1m\5\32configuration/capabilities\0\0\0\1\0\0\0\1"
+		"\17x-ignore-shared\5\22configuration/uuid\0\0\0\1" "0123456789abcdef"
+		"\1\0\0\0\2\3ram\0\0\0\0\0\0\0\4\0\0\0\0\0\0\x30\4"
+		"\1a\0\0\0\0\0\0\x20\0\0\0\0\1\0\0\0\0\1b\0\0\0\0\0\0\x10\0\0\0\0\0\0\0\0\0";
+	static const struct gr_stream_block_desc blocks[] = {
+		{ .id = "a", .used_bytes = 0x2000, .gpa = 0x100000000 },
+		{ .id = "b", .used_bytes = 0x1000, .gpa = UINT64_MAX },
+	};
+	struct written t = begin(NULL);
+
+	ASSERT_EQ(gr_stream_write_config(t.w, "m", 4096, NULL), 0);
+	ASSERT_EQ(gr_stream_write_ignore_shared(t.w, NULL), 0);
+	ASSERT_EQ(gr_stream_write_uuid(t.w, (const uint8_t *)"0123456789abcdef", NULL), 0);
+	ASSERT_EQ(gr_stream_write_start(t.w, 2, blocks, 2, NULL), 0);
+	wrote(&t, expected, sizeof(expected) - 1);
+	end(&t);
+}
+
 TEST(commands_have_qemus_layout)
 {
 	static const uint8_t expected[] = "\10\0\1\0\0\10\0\2\0\4\x47\x52\0\1";

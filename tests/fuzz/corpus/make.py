@@ -64,7 +64,13 @@ OWN = device(1, "cpu", struct.pack(">I", 5) + b"state") + description(
 XBZRLE = be64(0x1060) + b"\x01" + struct.pack(">H", 7) + b"\x05\x02ab\x81\x01\x01"[:7]
 BEGIN = CONFIG + START + LIST + EOS
 
+SHARED = CONFIG + b"\x05" + str8("configuration/capabilities") + struct.pack(">II", 1, 1) + \
+    str8("x-ignore-shared")
+
 READER = {
+    "shared": b"\x20" + SHARED + START + be64(0x18004) + str8("a") + be64(0x10000) + be64(0) +
+              str8("bb") + be64(0x8000) + be64(0xfffc0000) + EOS + PART + zero(0, "bb") + EOS + END +
+              EOS + TAIL,
     "plain": b"\0" + BEGIN + PART + zero(0, "a") + zero(0x1000) + page(0, 7, "bb") + EOS + END +
              EOS + TAIL,
     "run": b"\x0e" + BEGIN + PART + page(0, 1, "a") + page(0x3000, 2) + page(0x2000, 3) +

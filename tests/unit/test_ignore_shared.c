@@ -1,0 +1,206 @@
+/* SPDX-License-Identifier: MIT */
+/* x-ignore-shared: memory that both machines have mapped from one file stays where it is. */
+#include "move.h"
+#include <guestram/dirty.h>
+
+enum { SHARED_PAGES = 256, OWN_PAGES = 32, OWN_AT = 1 << 24 };
+
+static char path[64];
+
+static void make_file(void)
+{
+	int fd;
+
+	(void)snprintf(path, sizeof(path), "/tmp/guestram-shared-XXXXXX");
+	fd = mkstemp(path);
+	ASSERT(fd >= 0);
+	ASSERT_EQ(ftruncate(fd, SHARED_PAGES * MOVE_PAGE), 0);
+	(void)close(fd);
+}
+
+static struct gr_ram_block *add_file(struct gr_ram *ram, uint64_t gpa, unsigned int flags)
+{
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "shared",
+					  .used_bytes = SHARED_PAGES * MOVE_PAGE,
+					  .backing = GR_RAM_FILE,
+					  .path = path,
+					  .flags = flags,
+					  .mapped = true,
+					  .gpa = gr_gpa(gpa),
+					  .fd = -1 };
+	struct gr_ram_block *block;
+	struct gr_error err;
+
+	if (gr_ram_block_add(ram, &desc, &block, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	return block;
+}
+
+/* What is in a machine beside the block "own": "shared" as a file, or as memory of its own. */
+enum with { A_FILE, A_PRIVATE_FILE, A_MEMFD, A_FILE_ELSEWHERE, NOTHING };
+
+static struct gr_ram_block *make(struct gr_ram **ram, enum with with)
+{
+	struct gr_ram_block *block = NULL;
+
+	*ram = move_ram();
+	if (with == A_MEMFD) {
+		block = move_add(*ram, "shared", SHARED_PAGES * MOVE_PAGE, 0, GR_RAM_MEMFD);
+	} else if (with != NOTHING) {
+		block = add_file(*ram, with == A_FILE_ELSEWHERE ? 2 * OWN_AT : 0,
+				 with == A_PRIVATE_FILE ? GR_RAM_PRIVATE : 0);
+	}
+	if (with == A_FILE_ELSEWHERE) {
+		(void)move_add(*ram, "other", MOVE_PAGE, 0, GR_RAM_MEMFD);
+	}
+	(void)move_add(*ram, "own", OWN_PAGES * MOVE_PAGE, OWN_AT, GR_RAM_MEMFD);
+	return block;
+}
+
+static struct gr_ram_block *find(struct gr_ram *ram, const char *id)
+{
+	struct gr_ram_block *block;
+
+	gr_rcu_read_lock();
+	block = gr_ram_block_by_id_rcu(ram, id);
+	gr_rcu_read_unlock();
+	ASSERT(block);
+	return block;
+}
+
+static void end(struct move *m)
+{
+	gr_ram_free(m->from);
+	gr_ram_free(m->to);
+	ASSERT_EQ(unlink(path), 0);
+}
+
+static void nothing_of_it_travels(bool plain)
+{
+	struct move m = { .params = { .ignore_shared = true, .plain = plain },
+			  .to_params = { .ignore_shared = true, .plain = plain } };
+	struct gr_ram_block *from;
+
+	make_file();
+	from = make(&m.from, A_FILE);
+	(void)make(&m.to, A_FILE);
+	move_fill(from, test_seed(), 3);
+	move_fill(find(m.from, "own"), test_seed(), 3);
+	move_must_succeed(&m);
+	ASSERT_EQ(m.stats.normal_pages + m.stats.zero_pages, OWN_PAGES);
+	ASSERT_EQ(m.stats.total_bytes, OWN_PAGES * MOVE_PAGE);
+	ASSERT_EQ(m.to_stats.normal_pages + m.to_stats.zero_pages, OWN_PAGES);
+	ASSERT_EQ(move_compare(m.from, m.to), 0);
+	end(&m);
+}
+
+TEST(what_is_shared_does_not_travel_and_the_rest_does)
+{
+	nothing_of_it_travels(false);
+}
+
+TEST(in_qemus_dialect_it_does_not_travel_either)
+{
+	nothing_of_it_travels(true);
+}
+
+TEST(a_writing_guest_moves_and_its_shared_memory_stays)
+{
+	struct move m = { .params.ignore_shared = true, .to_params.ignore_shared = true };
+	struct gr_source_ops ops;
+	struct move_guest g = { .bytes = SHARED_PAGES * MOVE_PAGE, .writers = 2, .pause_us = 50,
+				.hot_gpa = OWN_AT, .hot_step = MOVE_PAGE, .hot_slots = OWN_PAGES };
+
+	make_file();
+	(void)make(&m.from, A_FILE);
+	(void)make(&m.to, A_FILE);
+	g.ram = m.from;
+	g.seed = test_seed();
+	ops = move_guest_ops(&g);
+	m.ops = &ops;
+	move_guest_start(&g);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0);
+	move_guest_stop(&g);
+	end(&m);
+}
+
+/* A backup at the destination that has looked before must look again: nobody stored to it here. */
+TEST(the_destinations_consumers_hear_of_what_is_shared)
+{
+	struct move m = { .params.ignore_shared = true, .to_params.ignore_shared = true };
+	struct gr_dirty_consumer *consumer;
+	struct gr_error err;
+
+	make_file();
+	(void)make(&m.from, A_FILE);
+	(void)make(&m.to, A_FILE);
+	ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(m.to), "backup", 0, &consumer, &err), 0);
+	move_must_succeed(&m);
+	ASSERT_EQ(gr_dirty_epoch_begin(consumer, NULL, &err), 0);
+	ASSERT_GE(gr_dirty_epoch_pages(consumer), (uint64_t)SHARED_PAGES);
+	(void)gr_dirty_epoch_commit(consumer);
+	gr_dirty_consumer_del(consumer);
+	end(&m);
+}
+
+/* Neither side's machine is what the other one takes it for: the words that the destination says. */
+static void refused(enum with source, bool source_on, enum with destination, bool destination_on,
+		    bool plain, const char *words)
+{
+	struct move m = { .params = { .ignore_shared = source_on, .plain = plain },
+			  .to_params = { .ignore_shared = destination_on, .plain = plain } };
+
+	make_file();
+	(void)make(&m.from, source);
+	(void)make(&m.to, destination);
+	move_run(&m);
+	ASSERT_LT(m.to_rc, 0);
+	ASSERT_HAS(m.to_err.msg, words);
+	ASSERT_HAS(m.to_err.msg, "x-ignore-shared");
+	if (!plain) {
+		ASSERT_LT(m.rc, 0);
+	}
+	end(&m);
+}
+
+TEST(a_capability_on_one_side_only_is_refused)
+{
+	for (int plain = 0; plain < 2; plain++) {
+		refused(A_FILE, true, A_FILE, false, plain, "not in use here");
+		refused(A_FILE, false, A_FILE, true, plain, "not at the source");
+	}
+}
+
+TEST(memory_that_one_side_only_shares_is_refused)
+{
+	refused(A_FILE, true, A_MEMFD, true, false, "'shared' is shared memory at the source and not");
+	refused(A_FILE, true, NOTHING, true, false, "'shared' is shared memory at the source and not");
+	refused(A_FILE, true, A_PRIVATE_FILE, true, false, "'shared' is shared memory at the source");
+	refused(A_MEMFD, true, A_FILE, true, false, "'shared' is shared memory here and not");
+}
+
+/* A QEMU does not say what it shares: it is seen from what comes. */
+TEST(memory_that_one_side_only_shares_is_refused_in_qemus_dialect)
+{
+	refused(A_FILE, true, A_MEMFD, true, true, "'shared': nothing of it came");
+	refused(A_FILE, true, NOTHING, true, true, "'shared': nothing of it came");
+	refused(A_MEMFD, true, A_FILE, true, true, "its content was sent");
+}
+
+TEST(shared_memory_at_another_address_is_refused)
+{
+	struct move m = { .params.ignore_shared = true, .to_params.ignore_shared = true };
+
+	make_file();
+	(void)make(&m.from, A_FILE);
+	(void)make(&m.to, A_FILE_ELSEWHERE);
+	move_run(&m);
+	ASSERT_EQ(m.to_rc, -EINVAL);
+	ASSERT_HAS(m.to_err.msg, "block 'shared' is at 0x0 at the source");
+	end(&m);
+}
+
+TEST_MAIN()
