@@ -226,6 +226,9 @@ static int pass_all(struct relay *r, struct gr_error *err)
 	struct gr_stream_source source = gr_stream_source_channel(r->from);
 	int rc = gr_stream_reader_create(&source, &r->copy.reader, err);
 
+	if (rc == 0) {
+		gr_stream_reader_allow_ignore_shared(r->copy.reader); /* for the destination to judge */
+	}
 	rc = rc < 0 ? rc : gr_stream_writer_create(r->to, &r->copy.writer, err);
 	rc = rc < 0 ? rc : pass_stream(r, err);
 	if (r->answers) {

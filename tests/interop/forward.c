@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * forward FROM TO ROUNDS CACHE_MIB [ack] [UUID]: a migration that comes in is sent on by a source of our own while it comes
- * in: what arrives marks pages, and the marks are the source's dirty pages. So a guest in a QEMU writes,
+ * forward FROM TO ROUNDS CACHE_MIB [ack] [shared=FILE] [UUID]: a migration that comes in is sent on by a
+ * source of our own while it comes in: what arrives marks pages, and the marks are the source's dirty pages. So a guest in a QEMU writes,
  * and another QEMU is served by our source: rounds, differences, the switch-over. Prints what it
  * did, one "key value" a line; "round N" at once.
  */
@@ -14,6 +14,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 enum { PAGES_PER_ROUND = 2048 };
@@ -268,6 +269,21 @@ static int forward(struct forward *f, const char *to, struct gr_source_params *p
 	return rc < 0 ? rc : close_rc;
 }
 
+/* The QEMUs' main memory, which they have mapped from the same file. */
+static int add_shared(struct gr_ram *ram, const char *path, struct gr_error *err)
+{
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "pc.ram", .backing = GR_RAM_FILE, .path = path, .fd = -1
+	};
+	struct stat st;
+
+	if (stat(path, &st) < 0) {
+		return gr_error_set(err, -errno, "%s: %s", path, strerror(errno));
+	}
+	desc.used_bytes = (uint64_t)st.st_size;
+	return gr_ram_block_add(ram, &desc, NULL, err);
+}
+
 int main(int argc, char **argv)
 {
 	static const struct gr_sink_ops sink_ops = {
@@ -282,6 +298,8 @@ int main(int argc, char **argv)
 			     .changed = PTHREAD_COND_INITIALIZER };
 	struct gr_sink sink = { .ops = &sink_ops, .opaque = &f };
 	struct gr_source_params params = { .size = sizeof(params), .downtime_ns_max = 1 };
+	struct gr_receive_params receive_params = { 0 };
+	const char *shared = NULL;
 	uint8_t uuid[GR_STREAM_UUID_BYTES];
 	struct gr_channel *in;
 	struct gr_error err;
@@ -289,12 +307,14 @@ int main(int argc, char **argv)
 	int rc;
 
 	if (argc < 5) {
-		(void)fprintf(stderr, "usage: forward FROM TO ROUNDS CACHE_MIB [ack] [UUID]\n");
+		(void)fprintf(stderr, "usage: forward FROM TO ROUNDS CACHE_MIB [ack] [shared=FILE] [UUID]\n");
 		return 2;
 	}
 	for (int i = 5; i < argc; i++) {
 		if (strcmp(argv[i], "ack") == 0) {
 			params.switchover_ack = true;
+		} else if (strncmp(argv[i], "shared=", 7) == 0) {
+			shared = argv[i] + 7;
 		} else {
 			read_uuid(argv[i], uuid);
 			params.uuid = uuid;
@@ -302,12 +322,15 @@ int main(int argc, char **argv)
 	}
 	params.rounds_max = strtoull(argv[3], NULL, 10);
 	params.xbzrle_cache_bytes = strtoull(argv[4], NULL, 10) << 20;
+	params.ignore_shared = receive_params.ignore_shared = shared != NULL;
 	in = accept_one(argv[1]);
 	if (gr_ram_create(NULL, &f.ram, &err) < 0 ||
+	    (shared && add_shared(f.ram, shared, &err) < 0) ||
 	    gr_ram_sink_create(f.ram, NULL, &f.sink, &err) < 0 ||
-	    gr_receive_create(in, &sink, NULL, &f.receive, &err) < 0) {
+	    gr_receive_create(in, &sink, &receive_params, &f.receive, &err) < 0) {
 		die("receive", &err);
 	}
+	gr_ram_sink_set_ignore_shared(f.sink, shared != NULL);
 	if (pthread_create(&thread, NULL, receive_main, &f) != 0) {
 		return 1;
 	}

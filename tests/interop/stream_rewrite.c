@@ -70,6 +70,7 @@ int main(int argc, char **argv)
 	check(gr_channel_connect(argv[2], &out, &err), "create");
 	source = gr_stream_source_channel(in);
 	check(gr_stream_reader_create(&source, &copy.reader, &err), "reader");
+	gr_stream_reader_allow_ignore_shared(copy.reader);
 	check(gr_stream_writer_create(out, &copy.writer, &err), "writer");
 	gr_tail_init(&tail, 0);
 	while ((rc = gr_stream_next(copy.reader, &rec, &err)) > 0) {

@@ -126,5 +126,47 @@ def a_machine_with_another_uuid_is_refused(tmp):
             equal(forward.process.wait(qemu.TIMEOUT), 1, "ours")
 
 
+def shared_ram(tmp):
+    """QEMU's main memory in a file that all map."""
+    path = os.path.join(tmp, "shared")
+    with open(path, "ab") as f:
+        f.truncate(RAM)
+    return ["-object", f"memory-backend-file,id=pc.ram,size={RAM},share=on,mem-path={path}",
+            "-machine", "memory-backend=pc.ram"]
+
+
+@test
+def shared_memory_stays_where_it_is_while_the_guest_moves(tmp):
+    """x-ignore-shared: QEMU, ours and QEMU have one file for pc.ram; the rest travels."""
+    with running(tmp, "source", *shared_ram(tmp)) as source, \
+            running(tmp, "destination", "-S", *shared_ram(tmp), "-incoming", "defer") as destination:
+        for q in source, destination:
+            q.capability("x-ignore-shared")
+        destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
+        with Forward(tmp, f"unix:{tmp}/to", 0, f"shared={tmp}/shared") as forward:
+            wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+            source.migrate(forward.uri)
+            source.wait_migrated()
+            result = forward.result()
+        runs_on(tmp, destination, source.memory(0, RAM))
+    assert result["bytes"] < RAM // 8, result
+
+
+@test
+def shared_memory_on_one_side_only_is_refused_by_name(tmp):
+    with running(tmp, "source", *shared_ram(tmp)) as source, \
+            running(tmp, "destination", "-S", *shared_ram(tmp), "-incoming", f"unix:{tmp}/to"):
+        wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+        for on, args in (True, []), (False, [f"shared={tmp}/shared"]):
+            source.capability("x-ignore-shared", on)
+            source.capability("return-path")
+            with Forward(tmp, f"unix:{tmp}/to", 0, *args) as forward:
+                source.migrate(forward.uri)
+                equal(forward.process.wait(qemu.TIMEOUT), 1, "ours")
+                assert "x-ignore-shared" in forward.text(".err"), forward.text(".err")
+            wait_for(lambda: source.migration()["status"] == "failed", "failure")
+            wait_for(lambda: source.cmd("query-status")["running"], "source running")
+
+
 if __name__ == "__main__":
     main()
