@@ -3,7 +3,8 @@
 """Sum meson's logs (testlog.json): skips by reason, failures with what they printed, and last
 `N passed, N failed, N skipped`.
 
-Before those the cases of tests/cases.tsv, each with what its tests did (`--cases FILE`).
+Before those the cases of tests/cases.tsv, each with what its tests did (`--cases FILE`), and the tables that tests
+print (`# matrix: `), once if they are the same in each log.
 
 A program that prints TAP counts by its lines, any other as one test. A mutant that died is
 a test that passed. Failures come last, and short: often the end of a log is all one sees.
@@ -109,6 +110,7 @@ def main():
         table = arguments[1]
         arguments = arguments[2:]
     verdicts = collections.defaultdict(list)
+    tables = {}
     total = collections.Counter()
     skips = collections.Counter()
     unsteady = []
@@ -121,6 +123,7 @@ def main():
             if may_be_repeated(test) and test["name"] in again:
                 unsteady += [f"unsteady: {kind}: {test['name']}"] + words_of(test)
                 test = again[test["name"]]
+            tables.setdefault("".join(re.findall(r"^# (matrix: .*\n)", test.get("stdout", ""), re.M)))
             failed = []
             for verdict, name, reason in count(test):
                 total[verdict] += 1
@@ -134,6 +137,7 @@ def main():
                 failures += failed + words_of(test)
     for line in cases(table, verdicts) if table else []:
         print(line)
+    print("".join(tables), end="")
     for what, times in skips.items():
         print(f"skipped {times}: {what}")
     for line in unsteady + failures:

@@ -1,36 +1,53 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * forward FROM TO ROUNDS CACHE_MIB [ack] [shared=FILE] [UUID]: a migration that comes in is sent on by a
- * source of our own while it comes in: what arrives marks pages, and the marks are the source's dirty pages. So a guest in a QEMU writes,
- * and another QEMU is served by our source: rounds, differences, the switch-over. Prints what it
- * did, one "key value" a line; "round N" at once.
+ * forward FROM TO [OPTION...]: a migration that comes in is sent on by a source of our own while it
+ * comes in: what arrives marks pages, and the marks are the source's dirty pages. So a guest in a
+ * QEMU writes, and another QEMU is served by our source: rounds, differences, further channels, the
+ * switch-over. Prints what it did, one "key value" a line; "round N", "throttle N" and
+ * "pre-switchover" at once.
+ *
+ *   TO is a URI, save:PATH or snapshot:PATH: an image of the machine as it came
+ *   rounds=N         switch over after so many (8)
+ *   pages=N          that each is to bring, at least, as long as any come (512)
+ *   cache=MIB        differences, with a cache of this size
+ *   multifd=N        further channels at both ends, with
+ *   compression=NAME none, zlib, zstd
+ *   uuid=32 digits   of the machine; with
+ *   validate=1       the stream says it, and both ends compare
+ *   shared=FILE      is the machine's main memory, which all have mapped (x-ignore-shared)
+ *   ack=1            the destinations' word is waited for
+ *   pause=1          stops before the switch-over until a line comes on standard input
+ *   converge=1       slows the source's machine down, that is: what comes in
+ *   plain=1          nobody answers at TO
  */
-#include "migrate/ram_sink.h"
-#include "migrate/receive.h"
+#include "forward.h"
+#include "base/clock.h"
 #include "migrate/source.h"
 #include "migrate/state_writer.h"
 #include <errno.h>
+#include <guestram/image.h>
+#include <guestram/snapshot.h>
 #include <inttypes.h>
-#include <pthread.h>
+#include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <sys/stat.h>
+#include <string.h>
 #include <unistd.h>
 
-enum { PAGES_PER_ROUND = 2048 };
+enum { SCRIBBLE_STEP = 4096, SCRIBBLE_FIRST = 2 << 20 /* the writer's region */ };
+
+#define PERIOD_NS_MIN (GR_NS_PER_S + GR_NS_PER_S / 10)
 
 struct forward {
-	struct gr_ram *ram;
-	struct gr_receive *receive;
-	struct gr_ram_sink *sink;
-	pthread_mutex_t lock;
-	pthread_cond_t changed;
-	bool has_blocks, ended; /* (lock) */
-	int rc;			/* (lock) */
-	struct gr_error err;	/* (lock) */
-	char machine[GR_STREAM_MACHINE_BYTES_MAX + 1];
-	uint8_t *tail;
-	size_t tail_bytes, sections_bytes;
+	struct incoming in;
+	struct gr_receive_params receive;
+	struct gr_source_params source;
+	struct gr_multifd multifd; /* to the destination */
+	uint8_t uuid[GR_STREAM_UUID_BYTES];
+	uint64_t pages_per_round;
+	uint64_t round, round_ns;
+	pthread_t scribbler;
+	bool scribbles;
 };
 
 static _Noreturn void die(const char *what, const struct gr_error *err)
@@ -39,115 +56,18 @@ static _Noreturn void die(const char *what, const struct gr_error *err)
 	exit(1);
 }
 
-static int on_config(void *opaque, const struct gr_stream_record *rec, struct gr_error *err)
+static void say(const char *what, uint64_t value)
 {
-	struct forward *f = opaque;
-
-	(void)snprintf(f->machine, sizeof(f->machine), "%s", rec->config.machine);
-	return gr_ram_sink_ops.config(f->sink, rec, err);
-}
-
-static int on_blocks(void *opaque, struct gr_stream_reader *reader, struct gr_error *err)
-{
-	struct forward *f = opaque;
-	int rc = gr_ram_sink_ops.blocks(f->sink, reader, err);
-
-	(void)pthread_mutex_lock(&f->lock);
-	f->has_blocks = true;
-	(void)pthread_cond_signal(&f->changed);
-	(void)pthread_mutex_unlock(&f->lock);
-	return rc;
-}
-
-static int on_pages(void *opaque, struct gr_stream_block *block, uint32_t count,
-		    const uint64_t *offsets, const uint8_t *data, uint32_t *ret_bad,
-		    struct gr_error *err)
-{
-	struct forward *f = opaque;
-
-	return gr_ram_sink_ops.pages(f->sink, block, count, offsets, data, ret_bad, err);
-}
-
-static int on_zero(void *opaque, struct gr_stream_block *block, uint64_t offset, uint64_t bytes,
-		   struct gr_error *err)
-{
-	struct forward *f = opaque;
-
-	return gr_ram_sink_ops.zero(f->sink, block, offset, bytes, err);
-}
-
-static int on_page_read(void *opaque, struct gr_stream_block *block, uint64_t offset, uint8_t *page,
-			struct gr_error *err)
-{
-	struct forward *f = opaque;
-
-	return gr_ram_sink_ops.page_read(f->sink, block, offset, page, err);
-}
-
-static int on_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
-{
-	struct forward *f = opaque;
-
-	f->tail = malloc(tail->bytes);
-	if (!f->tail) {
-		return gr_error_set(err, -ENOMEM, "no memory for the devices");
-	}
-	memcpy(f->tail, tail->data, tail->bytes);
-	f->tail_bytes = tail->bytes;
-	f->sections_bytes = gr_tail_sections_bytes(tail);
-	return 0;
-}
-
-static void *receive_main(void *opaque)
-{
-	struct forward *f = opaque;
-	struct gr_error err;
-	int rc;
-
-	do {
-		rc = gr_receive_step(f->receive, &err);
-	} while (rc > 0);
-	(void)pthread_mutex_lock(&f->lock);
-	f->ended = true;
-	f->rc = rc;
-	f->err = err;
-	(void)pthread_cond_signal(&f->changed);
-	(void)pthread_mutex_unlock(&f->lock);
-	return NULL;
-}
-
-static int await_blocks(struct forward *f, struct gr_error *err)
-{
-	int rc;
-
-	(void)pthread_mutex_lock(&f->lock);
-	while (!f->has_blocks && !f->ended) {
-		(void)pthread_cond_wait(&f->changed, &f->lock);
-	}
-	rc = f->ended ? f->rc : 0;
-	if (rc < 0) {
-		*err = f->err;
-	}
-	(void)pthread_mutex_unlock(&f->lock);
-	return rc;
+	printf("%s %" PRIu64 "\n", what, value);
+	(void)fflush(stdout);
 }
 
 /* The guest stands still when all of it has come. */
 static int on_pause(void *opaque, struct gr_error *err)
 {
 	struct forward *f = opaque;
-	int rc;
 
-	(void)pthread_mutex_lock(&f->lock);
-	while (!f->ended) {
-		(void)pthread_cond_wait(&f->changed, &f->lock);
-	}
-	rc = f->rc;
-	if (rc < 0) {
-		*err = f->err;
-	}
-	(void)pthread_mutex_unlock(&f->lock);
-	return rc;
+	return incoming_await_end(&f->in, err);
 }
 
 static void on_resume(void *opaque)
@@ -159,62 +79,36 @@ static int on_save(void *opaque, struct gr_state_writer *writer, struct gr_error
 {
 	struct forward *f = opaque;
 
-	(void)err;
-	gr_tail_builder_pass(writer->tail, f->tail, f->tail_bytes, f->sections_bytes);
-	return 0;
+	return incoming_save(&f->in, writer, err);
 }
 
-static uint64_t pages_that_came(struct forward *f)
+static void on_throttle(void *opaque, unsigned int percent)
 {
-	struct gr_migrate_stats stats;
+	struct forward *f = opaque;
 
-	gr_receive_stats(f->receive, &stats);
-	return stats.normal_pages;
+	/* A number by itself; no order with anything. */
+	gr_store_relaxed(&f->in.throttle_percent, percent);
+	say("throttle", percent);
 }
 
-static bool has_ended(struct forward *f)
-{
-	bool ended;
-
-	(void)pthread_mutex_lock(&f->lock);
-	ended = f->ended;
-	(void)pthread_mutex_unlock(&f->lock);
-	return ended;
-}
-
+/* A round that found nothing would be the last one: more has to come before the next. */
 static void on_progress(void *opaque, const struct gr_migrate_stats *stats)
 {
-	static uint64_t round;
 	struct forward *f = opaque;
-	uint64_t before = pages_that_came(f);
+	uint64_t before = incoming_pages(&f->in);
 
-	if (stats->rounds == round) {
+	if (stats->rounds == f->round) {
 		return;
 	}
-	round = stats->rounds;
-	printf("round %" PRIu64 "\n", round);
-	(void)fflush(stdout);
-	/* A round that found nothing would be the last one: more has to come before the next. */
-	while (!has_ended(f) && pages_that_came(f) < before + PAGES_PER_ROUND) {
+	f->round = stats->rounds;
+	say("round", f->round);
+	while (!incoming_has_ended(&f->in) &&
+	       (incoming_pages(&f->in) < before + f->pages_per_round ||
+		/* how fast a guest dirties is judged once a second */
+		(f->source.auto_converge && gr_clock_ns() - f->round_ns < PERIOD_NS_MIN))) {
 		(void)usleep(1000);
 	}
-}
-
-static struct gr_channel *accept_one(const char *uri)
-{
-	struct gr_channel_listener *listener;
-	struct gr_channel *channel;
-	struct gr_error err;
-
-	if (gr_channel_listen(uri, &listener, &err) < 0) {
-		die("listen", &err);
-	}
-	(void)fprintf(stderr, "listening on %s\n", gr_channel_listener_uri(listener));
-	if (gr_channel_accept(listener, &channel, &err) < 0) {
-		die("accept", &err);
-	}
-	gr_channel_listener_close(listener);
-	return channel;
+	f->round_ns = gr_clock_ns();
 }
 
 static void report(const struct gr_migrate_stats *stats)
@@ -227,7 +121,186 @@ static void report(const struct gr_migrate_stats *stats)
 	       stats->transferred_bytes, stats->rounds);
 }
 
-/* 32 digits. */
+static void report_incoming(struct incoming *in)
+{
+	struct gr_migrate_stats stats;
+
+	gr_receive_stats(in->receive, &stats);
+	printf("in_normal %" PRIu64 "\nin_zero %" PRIu64 "\nin_xbzrle %" PRIu64 "\n",
+	       stats.normal_pages, stats.zero_pages, stats.xbzrle_pages);
+}
+
+/* Where it waits before the switch-over, until it is told to go on. */
+static int go_on_when_told(struct gr_source *source, bool *told, struct gr_error *err)
+{
+	struct pollfd input = { .fd = STDIN_FILENO, .events = POLLIN };
+	struct gr_migrate_stats stats;
+
+	gr_source_stats(source, &stats);
+	if (stats.state != GR_MIGRATE_PRE_SWITCHOVER) {
+		return 1;
+	}
+	if (!*told) {
+		*told = true;
+		say("pre-switchover", stats.rounds);
+	}
+	return poll(&input, 1, 0) > 0 && gr_source_continue(source, err) < 0 ? err->code : 1;
+}
+
+static int run(struct forward *f, struct gr_source *source, struct gr_error *err)
+{
+	bool told = false;
+	int rc;
+
+	do {
+		rc = gr_source_step(source, err);
+		if (rc > 0 && f->source.pause_before_switchover) {
+			rc = go_on_when_told(source, &told, err);
+		}
+	} while (rc > 0);
+	return rc;
+}
+
+static int send_on(struct forward *f, const char *to, struct gr_error *err)
+{
+	struct gr_source_ops ops = { .pause = on_pause,
+				     .resume = on_resume,
+				     .save = on_save,
+				     .progress = on_progress,
+				     .throttle = on_throttle,
+				     .opaque = f };
+	struct gr_channel *out = NULL, *further[FURTHER_MAX];
+	struct gr_source *source = NULL;
+	struct gr_migrate_stats stats;
+	int close_rc, rc;
+
+	if (f->multifd.count) {
+		rc = gr_multifd_connect(to, f->multifd.count, &out, further, err);
+		f->multifd.channels = further;
+		f->source.multifd = &f->multifd;
+	} else {
+		rc = gr_channel_connect(to, &out, err);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	f->source.machine = f->in.machine;
+	rc = gr_source_create(f->in.ram, NULL, out, &f->source, &ops, &source, err);
+	if (rc == 0) {
+		rc = run(f, source, err);
+	}
+	if (rc == 0) {
+		gr_source_stats(source, &stats);
+		report(&stats);
+	}
+	gr_source_free(source);
+	for (unsigned int i = 0; i < f->multifd.count; i++) {
+		(void)gr_channel_close(further[i], NULL);
+	}
+	close_rc = gr_channel_close(out, rc == 0 ? err : NULL);
+	return rc < 0 ? rc : close_rc;
+}
+
+static int save(struct forward *f, const char *path, struct gr_error *err)
+{
+	struct gr_image_save_params params = {
+		.size = sizeof(params),
+		.machine = f->in.machine,
+		.save = on_save,
+		.threads = 2,
+		.opaque = f,
+	};
+	int rc = incoming_await_end(&f->in, err);
+
+	return rc < 0 ? rc : gr_image_save(f->in.ram, path, &params, NULL, err);
+}
+
+static void scribble(struct forward *f, uint64_t from, uint64_t to)
+{
+	struct gr_ram_block *block;
+
+	gr_rcu_read_lock();
+	block = gr_ram_block_by_id_rcu(f->in.ram, "pc.ram");
+	gr_ram_block_get(block);
+	gr_rcu_read_unlock();
+	for (; from < to && from < gr_ram_block_used_bytes(block); from += SCRIBBLE_STEP) {
+		memset(block->host + from, 0xa5, SCRIBBLE_STEP);
+	}
+	gr_ram_block_put(block);
+}
+
+static void *scribble_main(void *opaque)
+{
+	scribble(opaque, 0, UINT64_MAX);
+	return NULL;
+}
+
+/*
+ * A guest that writes to all of its memory once the moment is over, and to some before anything can
+ * have been saved: nothing of it may be in the image.
+ */
+static void on_moment_over(void *opaque)
+{
+	struct forward *f = opaque;
+
+	scribble(f, SCRIBBLE_FIRST, SCRIBBLE_FIRST + 16 * SCRIBBLE_STEP);
+	f->scribbles = pthread_create(&f->scribbler, NULL, scribble_main, f) == 0;
+}
+
+static int snapshot(struct forward *f, const char *path, struct gr_error *err)
+{
+	struct gr_source_ops ops = {
+		.pause = on_pause, .resume = on_moment_over, .save = on_save, .opaque = f
+	};
+	struct gr_snapshot_params params = {
+		.size = sizeof(params),
+		.machine = f->in.machine,
+		.writers = GR_WRITERS_STORES,
+		.buffer_bytes = 1 << 20,
+	};
+	struct gr_snapshot_stats stats;
+	struct gr_snapshot *s = NULL;
+	int rc = incoming_await_end(&f->in, err);
+
+	if (rc == 0) {
+		rc = gr_snapshot_create(f->in.ram, path, &params, &ops, &s, err);
+	}
+	if (rc < 0) {
+		return rc;
+	}
+	rc = gr_snapshot_run(s, err);
+	gr_snapshot_stats(s, &stats);
+	printf("copied %" PRIu64 "\n", stats.copied_pages);
+	gr_snapshot_free(s); /* if it failed, stores go on only now */
+	if (f->scribbles) {
+		(void)pthread_join(f->scribbler, NULL);
+	}
+	return rc;
+}
+
+static const char *after(const char *text, const char *prefix)
+{
+	size_t n = strlen(prefix);
+
+	return strncmp(text, prefix, n) == 0 ? text + n : NULL;
+}
+
+static int forward(struct forward *f, const char *to, struct gr_error *err)
+{
+	int rc = incoming_await_blocks(&f->in, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	if (after(to, "save:")) {
+		return save(f, after(to, "save:"), err);
+	}
+	if (after(to, "snapshot:")) {
+		return snapshot(f, after(to, "snapshot:"), err);
+	}
+	return send_on(f, to, err);
+}
+
 static void read_uuid(const char *text, uint8_t *uuid)
 {
 	for (int i = 0; i < GR_STREAM_UUID_BYTES; i++) {
@@ -237,113 +310,91 @@ static void read_uuid(const char *text, uint8_t *uuid)
 	}
 }
 
-static int forward(struct forward *f, const char *to, struct gr_source_params *params,
-		   struct gr_error *err)
+static bool read_compression(struct forward *f, const char *text)
 {
-	struct gr_source_ops ops = { .pause = on_pause,
-				     .resume = on_resume,
-				     .save = on_save,
-				     .progress = on_progress,
-				     .opaque = f };
-	struct gr_channel *out = NULL;
-	struct gr_source *source = NULL;
-	struct gr_migrate_stats stats;
-	int close_rc, rc = await_blocks(f, err);
+	static const enum gr_multifd_compression all[] = { GR_MULTIFD_NONE, GR_MULTIFD_ZLIB,
+							   GR_MULTIFD_ZSTD };
 
-	if (rc == 0) {
-		params->machine = f->machine;
-		rc = gr_channel_connect(to, &out, err);
+	for (size_t i = 0; i < GR_ARRAY_SIZE(all); i++) {
+		if (strcmp(text, gr_multifd_compression_name(all[i])) == 0) {
+			f->in.multifd.compression = f->multifd.compression = all[i];
+			return true;
+		}
 	}
-	if (rc == 0) {
-		rc = gr_source_create(f->ram, NULL, out, params, &ops, &source, err);
-	}
-	if (rc == 0) {
-		rc = gr_source_run(source, err);
-	}
-	if (rc == 0) {
-		gr_source_stats(source, &stats);
-		report(&stats);
-	}
-	gr_source_free(source);
-	close_rc = out ? gr_channel_close(out, rc == 0 ? err : NULL) : 0;
-	return rc < 0 ? rc : close_rc;
+	return false;
 }
 
-/* The QEMUs' main memory, which they have mapped from the same file. */
-static int add_shared(struct gr_ram *ram, const char *path, struct gr_error *err)
+static bool read_option(struct forward *f, const char *text)
 {
-	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = "pc.ram", .backing = GR_RAM_FILE, .path = path, .fd = -1
-	};
-	struct stat st;
+	const char *value = strchr(text, '=');
+	size_t n = value ? (size_t)(value++ - text) : 0;
+	char key[16];
 
-	if (stat(path, &st) < 0) {
-		return gr_error_set(err, -errno, "%s: %s", path, strerror(errno));
+	if (n == 0 || n >= sizeof(key)) {
+		return false;
 	}
-	desc.used_bytes = (uint64_t)st.st_size;
-	return gr_ram_block_add(ram, &desc, NULL, err);
+	memcpy(key, text, n);
+	key[n] = '\0';
+	if (strcmp(key, "rounds") == 0) {
+		f->source.rounds_max = strtoull(value, NULL, 10);
+	} else if (strcmp(key, "pages") == 0) {
+		f->pages_per_round = strtoull(value, NULL, 10);
+	} else if (strcmp(key, "cache") == 0) {
+		f->source.xbzrle_cache_bytes = strtoull(value, NULL, 10) << 20;
+	} else if (strcmp(key, "multifd") == 0) {
+		f->multifd.count = (unsigned int)strtoul(value, NULL, 10) % (FURTHER_MAX + 1);
+		f->in.multifd.count = f->multifd.count;
+	} else if (strcmp(key, "compression") == 0) {
+		return read_compression(f, value);
+	} else if (strcmp(key, "uuid") == 0 && strlen(value) == 2 * sizeof(f->uuid)) {
+		read_uuid(value, f->uuid);
+		f->in.multifd.uuid = f->multifd.uuid = f->uuid;
+	} else if (strcmp(key, "validate") == 0) {
+		f->source.uuid = f->receive.uuid = f->uuid;
+	} else if (strcmp(key, "shared") == 0) {
+		f->in.shared = value;
+		f->source.ignore_shared = f->receive.ignore_shared = true;
+	} else if (strcmp(key, "ack") == 0) {
+		f->source.switchover_ack = f->receive.switchover_ack = true;
+	} else if (strcmp(key, "pause") == 0) {
+		f->source.pause_before_switchover = true;
+	} else if (strcmp(key, "converge") == 0) {
+		f->source.auto_converge = true;
+		f->source.throttle_trigger_percent = 20;
+	} else if (strcmp(key, "plain") == 0) {
+		f->source.plain = true;
+	} else {
+		return false;
+	}
+	return true;
 }
 
 int main(int argc, char **argv)
 {
-	static const struct gr_sink_ops sink_ops = {
-		.config = on_config,
-		.blocks = on_blocks,
-		.pages = on_pages,
-		.zero = on_zero,
-		.page_read = on_page_read,
-		.finish = on_finish,
+	struct forward f = {
+		.pages_per_round = 512,
+		.source = { .size = sizeof(f.source), .downtime_ns_max = 1, .rounds_max = 8 }
 	};
-	struct forward f = { .lock = PTHREAD_MUTEX_INITIALIZER,
-			     .changed = PTHREAD_COND_INITIALIZER };
-	struct gr_sink sink = { .ops = &sink_ops, .opaque = &f };
-	struct gr_source_params params = { .size = sizeof(params), .downtime_ns_max = 1 };
-	struct gr_receive_params receive_params = { 0 };
-	const char *shared = NULL;
-	uint8_t uuid[GR_STREAM_UUID_BYTES];
-	struct gr_channel *in;
 	struct gr_error err;
-	pthread_t thread;
 	int rc;
 
-	if (argc < 5) {
-		(void)fprintf(stderr, "usage: forward FROM TO ROUNDS CACHE_MIB [ack] [shared=FILE] [UUID]\n");
-		return 2;
-	}
-	for (int i = 5; i < argc; i++) {
-		if (strcmp(argv[i], "ack") == 0) {
-			params.switchover_ack = true;
-		} else if (strncmp(argv[i], "shared=", 7) == 0) {
-			shared = argv[i] + 7;
-		} else {
-			read_uuid(argv[i], uuid);
-			params.uuid = uuid;
+	for (int i = 3; i < argc; i++) {
+		if (!read_option(&f, argv[i])) {
+			argc = 0;
 		}
 	}
-	params.rounds_max = strtoull(argv[3], NULL, 10);
-	params.xbzrle_cache_bytes = strtoull(argv[4], NULL, 10) << 20;
-	params.ignore_shared = receive_params.ignore_shared = shared != NULL;
-	in = accept_one(argv[1]);
-	if (gr_ram_create(NULL, &f.ram, &err) < 0 ||
-	    (shared && add_shared(f.ram, shared, &err) < 0) ||
-	    gr_ram_sink_create(f.ram, NULL, &f.sink, &err) < 0 ||
-	    gr_receive_create(in, &sink, &receive_params, &f.receive, &err) < 0) {
+	if (argc < 3) {
+		(void)fprintf(stderr, "usage: forward FROM TO [OPTION=VALUE]...\n");
+		return 2;
+	}
+	if (incoming_start(&f.in, argv[1], &f.receive, &err) < 0) {
 		die("receive", &err);
 	}
-	gr_ram_sink_set_ignore_shared(f.sink, shared != NULL);
-	if (pthread_create(&thread, NULL, receive_main, &f) != 0) {
-		return 1;
+	rc = forward(&f, argv[2], &err);
+	if (rc == 0) {
+		report_incoming(&f.in);
 	}
-	rc = forward(&f, argv[2], &params, &err);
-	if (rc < 0) {
-		gr_receive_cancel(f.receive);
-	}
-	(void)pthread_join(thread, NULL);
-	gr_receive_free(f.receive);
-	gr_ram_sink_free(f.sink);
-	gr_ram_free(f.ram);
-	(void)gr_channel_close(in, NULL);
-	free(f.tail);
+	incoming_end(&f.in);
 	if (rc < 0) {
 		die("forward", &err);
 	}

@@ -39,15 +39,14 @@ def extract(image, block):
 
 
 class Listener:
-    """The tool in the background; .uri is where it listens. What it says goes to path.std*."""
+    """A program in the background; .uri is where it listens. What it says goes to path.std*."""
 
-    def __init__(self, path, *args):
+    def __init__(self, path, command):
         self.stderr_path = path + ".stderr"
         self.stdout_path = path + ".stdout"
         with open(self.stderr_path, "wb") as err, open(self.stdout_path, "wb") as out:
-            self.process = subprocess.Popen([TOOL, *args, "--json"],
-                                            stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        self.uri = wait_for(self._listening, "listening " + args[0])
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=err)
+        self.uri = wait_for(self._listening, f"listening of {command}")
 
     def __enter__(self):
         return self
@@ -56,6 +55,11 @@ class Listener:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGKILL)
         self.process.wait()
+        self.process.stdin.close()
+
+    def stdout(self):
+        with open(self.stdout_path, encoding="utf-8", errors="replace") as f:
+            return f.read()
 
     def stderr(self):
         with open(self.stderr_path, encoding="utf-8", errors="replace") as f:
@@ -66,23 +70,26 @@ class Listener:
         found = re.search(r"^listening on (.*)$", self.stderr(), re.M)
         return found.group(1) if found else None
 
-    def result(self):
-        """Wait for the end; what it printed with --json."""
+    def wait(self):
+        """For a good end."""
         status = self.process.wait(TIMEOUT)
         assert status == 0, f"exit status {status}: {self.stderr()}"
-        with open(self.stdout_path, encoding="utf-8") as f:
-            return json.load(f)
+
+    def result(self):
+        """Wait for the end; what it printed as JSON."""
+        self.wait()
+        return json.loads(self.stdout())
 
 
 class Receiver(Listener):
     """`guestram receive`"""
 
     def __init__(self, uri, image, *options):
-        super().__init__(image, "receive", uri, "--output", image, *options)
+        super().__init__(image, [TOOL, "receive", uri, "--output", image, *options, "--json"])
 
 
 class Relay(Listener):
     """`guestram relay`; the destination must wait already."""
 
     def __init__(self, folder, uri, to):
-        super().__init__(os.path.join(folder, "relay"), "relay", uri, to)
+        super().__init__(os.path.join(folder, "relay"), [TOOL, "relay", uri, to, "--json"])

@@ -10,9 +10,9 @@ import time
 from tap import Skip
 
 # With GR_TEST_QEMU10 the newer one that scripts/qemu10.sh unpacks.
+OLDER = os.environ.get("GR_QEMU", "qemu-system-x86_64")
 NEWER = os.environ.get("GR_QEMU10", "")
-BINARY = (NEWER if os.environ.get("GR_TEST_QEMU10")
-          else os.environ.get("GR_QEMU", "qemu-system-x86_64"))
+BINARY = NEWER if os.environ.get("GR_TEST_QEMU10") else OLDER
 TIMEOUT = 120  # seconds; generous, machines that run tests are slow
 
 
@@ -20,6 +20,14 @@ def firmware(binary):
     """Where the newer one, which is not installed, has its own."""
     data = os.environ.get("GR_QEMU10_DATA")
     return ["-L", data] if binary == NEWER and data else []
+
+
+def version_of(binary):
+    """(major, minor); None where there is none."""
+    if not binary or not shutil.which(binary):
+        return None
+    said = subprocess.run([binary, "--version"], capture_output=True, check=True).stdout.decode()
+    return tuple(map(int, said.split("version ")[1].split()[0].split(".")[:2]))
 
 
 class QemuError(Exception):

@@ -10,12 +10,14 @@ ZERO_FLAG, MEM_SIZE, PAGE_FLAG, EOS, CONTINUE = 0x2, 0x4, 0x8, 0x10, 0x20
 
 
 class Stream:
-    """.blocks: {id: bytearray}, .machine, .tail_at, .sections: [(code, byte)]"""
+    """.blocks: {id: bytearray}, .machine, .tail_at, .sections: [(code, byte)], .named: {id: {offset: byte}},
+    where the bytes of a page came last; None: as zero"""
 
     def __init__(self, data):
         self.data = data
         self.at = 0
         self.blocks = {}
+        self.named = {}
         self.sections = []
         self.pages = self.zeros = 0
         self._last = None
@@ -25,6 +27,11 @@ class Stream:
         while self._section():
             pass
         self.tail_at = self.at
+
+    def unnamed(self):
+        """Pages that no record was for."""
+        return [(name, offset) for name, block in self.blocks.items()
+                for offset in range(0, len(block), PAGE) if offset not in self.named[name]]
 
     def _take(self, n):
         assert self.at + n <= len(self.data), "cut off"
@@ -64,6 +71,7 @@ class Stream:
             while sum(map(len, self.blocks.values())) < offset:
                 name = self._str8()
                 self.blocks[name] = bytearray(self._be(8))
+                self.named[name] = {}
             return True
         if not flags & CONTINUE:
             self._last = self._str8()
@@ -71,9 +79,11 @@ class Stream:
         if flags & ~CONTINUE == ZERO_FLAG:
             assert self._take(1) == b"\0"
             block[offset:offset + PAGE] = bytes(PAGE)
+            self.named[self._last][offset] = None
             self.zeros += 1
         else:
             assert flags & ~CONTINUE == PAGE_FLAG, f"flags {flags:#x}"
+            self.named[self._last][offset] = self.at
             block[offset:offset + PAGE] = self._take(PAGE)
             self.pages += 1
         return True

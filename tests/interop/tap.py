@@ -9,9 +9,11 @@
 A test fails by raising, skips by raising Skip(reason). Arguments select tests by name.
 """
 import os
+import queue
 import shutil
 import sys
 import tempfile
+import threading
 import time
 import traceback
 
@@ -42,26 +44,55 @@ def same_bytes(a, b, what):
                          f"{a[at:at + 8].hex()} against {b[at:at + 8].hex()}")
 
 
-def main():
-    chosen = [t for t in TESTS if len(sys.argv) < 2 or t.__name__ in sys.argv[1:]]
-    failed = 0
-    print(f"1..{len(chosen)}", flush=True)
-    for n, fn in enumerate(chosen, 1):
-        tmp = tempfile.mkdtemp(prefix="gr-")
-        began = time.monotonic()
-        try:
-            fn(tmp)
-            line = f"ok {n} - {fn.__name__}"
-        except Skip as reason:
-            line = f"ok {n} - {fn.__name__} # SKIP {reason}"
-        except Exception:  # pylint: disable=broad-except
-            failed += 1
-            for text in traceback.format_exc().rstrip().split("\n"):
-                print(f"# {text}")
-            line = f"not ok {n} - {fn.__name__}"
-        finally:
-            shutil.rmtree(tmp, ignore_errors=True)
-        print(f"{line}", flush=True)
-        print(f"# {time.monotonic() - began:.1f} s", flush=True)
+def run(fn):
+    """One test: the verdict ("" for a failure, "ok", or a skip's reason) and what there is to say."""
+    tmp = tempfile.mkdtemp(prefix="gr-")
+    began = time.monotonic()
+    said = []
+    try:
+        fn(tmp)
+        verdict = "ok"
+    except Skip as reason:
+        verdict = str(reason)
+    except Exception:  # pylint: disable=broad-except
+        verdict = ""
+        said = traceback.format_exc().rstrip().split("\n")
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+    return verdict, said, time.monotonic() - began
+
+
+def main(lanes=None, end=lambda results: []):
+    """Run what the arguments choose; several lanes side by side, the tests of each in turn. The lines that
+    end({name: verdict}) returns are printed behind them."""
+    lanes = [[t for t in lane if len(sys.argv) < 2 or t.__name__ in sys.argv[1:]]
+             for lane in lanes or [TESTS]]
+    todo, printing, results = queue.SimpleQueue(), threading.Lock(), {}
+    for lane in lanes:
+        todo.put(lane)
+
+    def work():
+        while True:
+            try:
+                lane = todo.get_nowait()
+            except queue.Empty:
+                return
+            for fn in lane:
+                verdict, said, seconds = run(fn)
+                with printing:
+                    results[fn.__name__] = verdict
+                    line = f"{'ok' if verdict else 'not ok'} {len(results)} - {fn.__name__}"
+                    line += f" # SKIP {verdict}" if verdict not in ("", "ok") else ""
+                    print("".join(f"# {text}\n" for text in said) + f"{line}\n# {seconds:.1f} s",
+                          flush=True)
+
+    print(f"1..{sum(map(len, lanes))}", flush=True)
+    threads = [threading.Thread(target=work) for _ in range(min(len(lanes), os.cpu_count() or 1))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for text in end(results):
+        print(f"# {text}")
     sys.stdout.flush()
-    os._exit(1 if failed else 0)
+    os._exit(1 if "" in results.values() else 0)

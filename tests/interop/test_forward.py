@@ -1,155 +1,139 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""A QEMU's writing guest moves to another QEMU, which our own source serves: its rounds, its
-differences (XBZRLE), its switch-over. The guest's writes and its numbers go on over there."""
+"""A QEMU's writing guest moves to another QEMU, which our own source serves. Each mode of it is a row of
+test_matrix.py; here are the limits, and what is refused."""
 import os
-import re
-import subprocess
 
+import guestram
 import qemu
-from qemu import wait_for
-from running import MIB, RAM, dots, running, runs_on
-from tap import Skip, equal, main, test
+from forward import Forward
+from qemu import Qemu, wait_for
+from running import MIB, RAM, dots, running, runs_on, shared_ram
+from stream import Stream
+from tap import equal, main, same_bytes, test
 
-FORWARD = os.environ.get("GR_FORWARD", "build/tests/interop/forward")
-ROUNDS = 8
-
-
-class Forward:
-    """tests/interop/forward.c in the background."""
-
-    def __init__(self, folder, to, cache_mib, *args):
-        self.path = os.path.join(folder, "forward")
-        with open(self.path + ".err", "wb") as err, open(self.path + ".out", "wb") as out:
-            self.process = subprocess.Popen(
-                [FORWARD, f"unix:{folder}/from", to, str(ROUNDS), str(cache_mib),
-                 *args],
-                stdin=subprocess.DEVNULL, stdout=out, stderr=err)
-        self.uri = wait_for(lambda: re.search("^listening on (.*)$", self.text(".err"), re.M),
-                            "listening").group(1)
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-
-    def text(self, suffix):
-        with open(self.path + suffix, encoding="utf-8", errors="replace") as f:
-            return f.read()
-
-    def round(self):
-        assert self.process.poll() in (None, 0), self.text(".err")
-        rounds = re.findall(r"^round (\d+)$", self.text(".out"), re.M)
-        return int(rounds[-1]) if rounds else 0
-
-    def result(self):
-        equal(self.process.wait(qemu.TIMEOUT), 0, self.text(".err"))
-        return {k: int(v) for k, v in re.findall(r"^(\w+) (\d+)$", self.text(".out"), re.M)}
+ROM_AT, EMPTY_FROM, ROM_END = 0xfffc0000, 192 << 10, 256 << 10
+UUID = "12345678-9abc-def0-1234-56789abcdef0"
 
 
-def moves(tmp, cache_mib, capabilities=(), to=None, args=(), options=()):
+def moves(tmp, *options, capabilities=(), tcp=False):
+    """Live; what was counted."""
     with running(tmp, "source") as source, \
-            running(tmp, "destination", "-S", *options, "-incoming", "defer") as destination:
+            running(tmp, "destination", "-S", "-incoming", "defer") as destination:
         for name in capabilities:
-            if name not in [c["capability"] for c in
-                            destination.cmd("query-migrate-capabilities")]:
-                raise Skip(f"{qemu.BINARY} has no capability {name}")
             destination.capability(name)
-        destination.cmd("migrate-incoming", uri=to or f"unix:{tmp}/to")
         uri = f"unix:{tmp}/to"
-        if to:
+        destination.cmd("migrate-incoming", uri="tcp:127.0.0.1:0" if tcp else uri)
+        if tcp:
             uri = f"tcp:127.0.0.1:{destination.migration()['socket-address'][0]['port']}"
-        with Forward(tmp, uri, cache_mib, *args) as forward:
-            wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
-            source.cmd("migrate-set-parameters", max_bandwidth=64 * MIB, downtime_limit=1)
-            source.migrate(forward.uri)
-            # The source may not end before ours has sent a few rounds of it.
-            wait_for(lambda: forward.round() >= ROUNDS, "rounds of ours")
-            source.cmd("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=60000)
-            source.wait_migrated()
+        with Forward(tmp, uri, *options) as forward:
+            sends(tmp, source, forward)
             result = forward.result()
         runs_on(tmp, destination, source.memory(0, RAM))
     return result
 
 
-@test
-def a_writing_guest_moves_as_pages(tmp):
-    result = moves(tmp, 0)
-    equal(result["xbzrle"], 0, "differences")
+def sends(tmp, source, forward, rounds=7):
+    """The source may not end before ours has sent a few rounds of it."""
+    wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+    source.cmd("migrate-set-parameters", max_bandwidth=64 * MIB, downtime_limit=1)
+    source.migrate(forward.uri)
+    forward.wait_told("round", rounds)
+    source.cmd("migrate-set-parameters", max_bandwidth=1 << 40, downtime_limit=60000)
+    source.wait_migrated()
 
 
 @test
-def a_writing_guest_moves_as_differences(tmp):
+def differences_with_a_return_path_over_tcp(tmp):
     """The writer changes twelve bytes of each page: a difference is a few bytes."""
-    result = moves(tmp, 32)
+    result = moves(tmp, "cache=32", "pages=2048", capabilities=["return-path", "xbzrle"], tcp=True)
     assert result["xbzrle"] > 4096, result
     assert result["xbzrle_bytes"] < 64 * result["xbzrle"], result
 
 
 @test
-def differences_with_a_return_path_over_tcp(tmp):
-    result = moves(tmp, 32, ["return-path", "xbzrle"], "tcp:127.0.0.1:0")
-    assert result["xbzrle"] > 4096, result
-
-
-@test
 def a_cache_that_is_much_too_small_does_no_harm(tmp):
-    result = moves(tmp, 1)
+    result = moves(tmp, "cache=1", "pages=2048")
     assert result["misses"] > result["xbzrle"] > 0, result
-
-
-@test
-def the_guest_is_stopped_after_the_destinations_word(tmp):
-    """switchover-ack: a QEMU from 8.1 on says that it is ready, and ours waits for that."""
-    moves(tmp, 0, ["return-path", "switchover-ack"], args=["ack"])
-
-
-@test
-def a_machine_with_the_same_uuid_is_taken(tmp):
-    uuid = "12345678-9abc-def0-1234-56789abcdef0"
-    moves(tmp, 0, ["validate-uuid"], args=[uuid.replace("-", "")], options=["-uuid", uuid])
 
 
 @test
 def a_machine_with_another_uuid_is_refused(tmp):
     with running(tmp, "source") as source, \
-            running(tmp, "destination", "-S", "-uuid", "12345678-9abc-def0-1234-56789abcdef1",
+            running(tmp, "destination", "-S", "-uuid", UUID[:-1] + "1",
                     "-incoming", "defer") as destination:
         destination.capability("validate-uuid")
         destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
-        with Forward(tmp, f"unix:{tmp}/to", 0, "123456789abcdef0123456789abcdef0") as forward:
+        with Forward(tmp, f"unix:{tmp}/to", f"uuid={UUID.replace('-', '')}", "validate=1") as forward:
             wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
             source.migrate(forward.uri)
             equal(forward.process.wait(qemu.TIMEOUT), 1, "ours")
 
 
-def shared_ram(tmp):
-    """QEMU's main memory in a file that all map."""
-    path = os.path.join(tmp, "shared")
-    with open(path, "ab") as f:
-        f.truncate(RAM)
-    return ["-object", f"memory-backend-file,id=pc.ram,size={RAM},share=on,mem-path={path}",
-            "-machine", "memory-backend=pc.ram"]
+@test
+def our_source_names_every_page_of_every_block(tmp):
+    """As a QEMU does, which relies on it: ROMs, and pages that nobody ever touched; by a parser of the
+    tests' own."""
+    sent = os.path.join(tmp, "sent")
+    with running(tmp, "source") as source:
+        with Forward(tmp, f"file:{sent}", "plain=1") as forward:
+            sends(tmp, source, forward)
+            forward.result()
+        blocks, ram = source.ram_blocks(), source.memory(0, RAM)
+    with open(sent, "rb") as f:
+        stream = Stream(f.read())
+    equal({name: len(block) for name, block in stream.blocks.items()}, blocks, "blocks")
+    equal(stream.unnamed(), [], "pages that were not named")
+    same_bytes(bytes(stream.blocks["pc.ram"][0x100000:]), ram[0x100000:], "RAM above 1 MiB")
+    with running(tmp, "destination", "-S", "-incoming", f"exec:cat {sent}") as destination:
+        runs_on(tmp, destination, ram)
+
+
+def with_empty_rom(tmp):
+    """A stream whose pc.bios ends with zeroes, where each fresh QEMU has bytes."""
+    capture, empty = os.path.join(tmp, "capture"), os.path.join(tmp, "empty")
+    with Qemu(tmp, "source", "-m", "8", "-S") as q:
+        q.migrate(f"exec:cat > {capture}")
+        q.wait_migrated()
+        assert any(q.memory(ROM_AT + EMPTY_FROM, ROM_END - EMPTY_FROM)), "an empty ROM"
+    with open(capture, "rb") as f:
+        stream = Stream(f.read())
+    data = bytearray(stream.data)
+    for offset in range(EMPTY_FROM, ROM_END, 4096):
+        at = stream.named["pc.bios"][offset]
+        if at is not None:
+            data[at:at + 4096] = bytes(4096)
+    with open(empty, "wb") as f:
+        f.write(data)
+    return empty
+
+
+def has_empty_rom(q):
+    q.wait_migrated()
+    rom = q.memory(ROM_AT, ROM_END)
+    same_bytes(rom[EMPTY_FROM:], bytes(ROM_END - EMPTY_FROM), "the end of pc.bios")
+    assert any(rom[:EMPTY_FROM]), "nothing of pc.bios"
 
 
 @test
-def shared_memory_stays_where_it_is_while_the_guest_moves(tmp):
-    """x-ignore-shared: QEMU, ours and QEMU have one file for pc.ram; the rest travels."""
-    with running(tmp, "source", *shared_ram(tmp)) as source, \
-            running(tmp, "destination", "-S", *shared_ram(tmp), "-incoming", "defer") as destination:
-        for q in source, destination:
-            q.capability("x-ignore-shared")
-        destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
-        with Forward(tmp, f"unix:{tmp}/to", 0, f"shared={tmp}/shared") as forward:
-            wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
-            source.migrate(forward.uri)
-            source.wait_migrated()
-            result = forward.result()
-        runs_on(tmp, destination, source.memory(0, RAM))
-    assert result["bytes"] < RAM // 8, result
+def a_rom_that_differs_from_the_destinations_own_arrives(tmp):
+    """Its zero pages, too: live, as a stream of an image, and as an image."""
+    empty, image = with_empty_rom(tmp), os.path.join(tmp, "vm.ram")
+    uri = f"unix:{tmp}/to"
+    guestram.run("receive", f"file:{empty}", "--output", image)
+    with Qemu(tmp, "live", "-m", "8", "-S", "-incoming", uri) as q:
+        with Forward(tmp, uri) as forward:
+            guestram.run("relay", f"file:{empty}", forward.uri)
+            forward.result()
+        has_empty_rom(q)
+    with Qemu(tmp, "sent", "-m", "8", "-S", "-incoming", uri) as q:
+        guestram.run("send", image, uri)
+        has_empty_rom(q)
+    if (qemu.version_of(qemu.BINARY) or (0, 0)) >= (9, 0):
+        with Qemu(tmp, "loads", "-m", "8", "-S", "-incoming", "defer") as q:
+            q.capability("mapped-ram")
+            q.cmd("migrate-incoming", uri=f"file:{image}")
+            has_empty_rom(q)
 
 
 @test
@@ -157,13 +141,13 @@ def shared_memory_on_one_side_only_is_refused_by_name(tmp):
     with running(tmp, "source", *shared_ram(tmp)) as source, \
             running(tmp, "destination", "-S", *shared_ram(tmp), "-incoming", f"unix:{tmp}/to"):
         wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
-        for on, args in (True, []), (False, [f"shared={tmp}/shared"]):
+        for on, options in (True, []), (False, [f"shared={tmp}/shared"]):
             source.capability("x-ignore-shared", on)
             source.capability("return-path")
-            with Forward(tmp, f"unix:{tmp}/to", 0, *args) as forward:
+            with Forward(tmp, f"unix:{tmp}/to", *options) as forward:
                 source.migrate(forward.uri)
                 equal(forward.process.wait(qemu.TIMEOUT), 1, "ours")
-                assert "x-ignore-shared" in forward.text(".err"), forward.text(".err")
+                assert "x-ignore-shared" in forward.stderr(), forward.stderr()
             wait_for(lambda: source.migration()["status"] == "failed", "failure")
             wait_for(lambda: source.cmd("query-status")["running"], "source running")
 

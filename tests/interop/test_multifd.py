@@ -9,9 +9,10 @@ import os
 import guestram
 import writer_guest
 from qemu import NEWER, BINARY, Qemu, QemuError, wait_for
-from running import PAGES, dots, migrate_while_writing, runs_on
+from running import PAGES, RAM, dots, migrate_while_writing, runs_on
 from tap import Skip, equal, main, same_bytes, test
 
+LIVE = os.environ.get("GR_LIVE", "build/tests/interop/live_destination")
 MACHINES = ["pc", "pc-i440fx-7.2"] if BINARY == NEWER else ["pc"]
 
 
@@ -36,7 +37,10 @@ def options(channels, compression):
 
 
 def compare_ram(image, ram):
-    got = guestram.extract(image, "pc.ram")
+    return compare_bytes(guestram.extract(image, "pc.ram"), ram)
+
+
+def compare_bytes(got, ram):
     # 0xa0000..0xfffff is not plain RAM to the monitor (VGA hole, shadowed firmware)
     same_bytes(got[:0xa0000], ram[:0xa0000], "low RAM")
     same_bytes(got[0x100000:], ram[0x100000:], "RAM above 1 MiB")
@@ -55,7 +59,7 @@ def receive(tmp, channels, compression, machine, uri=None, capabilities=()):
             # what compresses well is soon done, whatever the limits
             migrate_while_writing(q, tmp, receiver.uri, 5 if compression == "none" else 2)
             result = receiver.result()
-        ram = q.memory(0, 32 << 20)
+        ram = q.memory(0, RAM)
     compare_ram(image, ram)
     assert result["pages_normal"] > PAGES, result
     return image, result, ram
@@ -75,12 +79,9 @@ def named(name, function):
     test(function)
 
 
-for n in 1, 2, 8:
-    named(f"qemu_to_image_over_{n}_channels", from_qemu(n))
-named("qemu_to_image_over_tcp", from_qemu(4, uri="tcp:127.0.0.1:0"))
-named("qemu_to_image_with_a_return_path", from_qemu(2, capabilities=["return-path"]))
-for method in "zlib", "zstd":
-    named(f"qemu_to_image_with_{method}", from_qemu(3, method))
+named("qemu_to_image_over_8_channels", from_qemu(8))
+named("qemu_to_image_over_tcp_with_a_return_path",
+      from_qemu(4, uri="tcp:127.0.0.1:0", capabilities=["return-path"]))
 
 
 def round_trip(channels, compression="none"):
@@ -100,10 +101,42 @@ def round_trip(channels, compression="none"):
     return run
 
 
-for n in 1, 2, 8:
-    named(f"image_runs_on_in_qemu_over_{n}_channels", round_trip(n))
+named("image_runs_on_in_qemu_over_2_channels", round_trip(2))
 for method in "zlib", "zstd":
-    named(f"image_runs_on_in_qemu_with_{method}", round_trip(2, method))
+    named(f"image_runs_on_in_qemu_with_{method}", round_trip(3, method))
+
+
+def to_a_live_machine(channels, compression="none", zero_pages=None, machines=("pc",)):
+    """Into a gr_destination, whose memory is full of other bytes: zero pages count, too."""
+    def run(tmp):
+        for number, machine in enumerate(machines):
+            sub = os.path.join(tmp, str(number))
+            os.mkdir(sub)
+            with running(sub, "source", machine) as q:
+                set_up(q, channels, compression)
+                if zero_pages:
+                    try:
+                        q.cmd("migrate-set-parameters", zero_page_detection=zero_pages)
+                    except QemuError as error:
+                        raise Skip(f"{BINARY} has zero pages on the main channel only: {error}") from None
+                with guestram.Listener(f"{sub}/live", [LIVE, f"unix:{sub}/to", str(channels), compression,
+                                                       str(RAM), f"{sub}/ram"]) as destination:
+                    migrate_while_writing(q, sub, destination.uri, 2)
+                    result = destination.result()
+                ram = q.memory(0, RAM)
+            with open(f"{sub}/ram", "rb") as f:
+                compare_bytes(f.read(), ram)
+            equal(result["state"], "completed", "state")
+            assert min(result["normal"], 2 * result["zero"]) > PAGES, result
+    return run
+
+
+named("qemu_to_a_live_machine", to_a_live_machine(2, machines=MACHINES))
+named("qemu_to_a_live_machine_over_8_channels", to_a_live_machine(8))
+for method in "zlib", "zstd":
+    named(f"qemu_to_a_live_machine_with_{method}", to_a_live_machine(2, method))
+for where in "multifd", "legacy":
+    named(f"qemu_to_a_live_machine_zero_pages_{where}", to_a_live_machine(4, zero_pages=where))
 
 
 @test
@@ -118,7 +151,7 @@ def the_tool_has_a_qemu_send_over_further_channels(tmp):
                                            *options(2, "zlib"), "--json", receiver.uri))
             equal(said["status"], "completed", "status")
             receiver.result()
-        compare_ram(image, q.memory(0, 32 << 20))
+        compare_ram(image, q.memory(0, RAM))
 
 
 @test

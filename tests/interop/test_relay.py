@@ -29,11 +29,6 @@ def moves(tmp, uri, to, capabilities=()):
 
 
 @test
-def a_writing_guest_moves_through_unix_sockets(tmp):
-    moves(tmp, f"unix:{tmp}/from", f"unix:{tmp}/to")
-
-
-@test
 def a_writing_guest_moves_through_tcp_and_the_answers_come_back(tmp):
     moves(tmp, "tcp:127.0.0.1:0", "tcp:127.0.0.1:0", ["return-path"])
 

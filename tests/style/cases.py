@@ -120,6 +120,12 @@ with tempfile.TemporaryDirectory() as folder:
                          stdout=subprocess.PIPE, text=True, check=False).stdout
     printed = [line.split(": ", 2)[2] for line in out.splitlines() if line.startswith("case ")]
     right = printed == ["passed", "skipped", "failed", "not run", "later: this"]
-    print("ok" if right else "not ok", 2 + len(WRONG), "- each case is printed with what its test did")
+    with open(log, "a", encoding="utf-8") as f:  # of two builds one, the other the same
+        f.write(2 * (json.dumps({"name": "g:interop / m", "result": "OK",
+                                 "stdout": "ok 1 - a_to_b\n# matrix: x\n# matrix: y z\n"}) + "\n"))
+    out = subprocess.run([sys.executable, os.path.join(ROOT, "scripts/count-tests.py"), log],
+                         stdout=subprocess.PIPE, text=True, check=False).stdout
+    right = right and out.startswith("matrix: x\nmatrix: y z\nskipped") and out.count("matrix") == 2
+    print("ok" if right else "not ok", 2 + len(WRONG), "- each case is printed with what its test did, a table once")
     bad += [] if right else [printed]
 sys.exit(1 if bad else 0)
