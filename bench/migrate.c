@@ -9,11 +9,14 @@
  *   migrate.precopy_present_unix, _tcp   into memory that is present, against a bare socket copy of
  *                                        the same bytes into present memory
  *   migrate.untouched                    RAM that nobody ever touched
- *   migrate.multifd_random_unix, _tcp    over two further channels, fresh memory
- *   migrate.multifd_present_unix         the same into memory that is present
+ *   migrate.mostly_untouched             eight times the size, of which 5 % were touched; less
+ * where the machine has no memory for what QEMU allocates migrate.receive_from_qemu            QEMU
+ * is the source of both, fresh memory migrate.multifd_random_unix, _tcp    over two further
+ * channels, fresh memory migrate.multifd_present_unix         the same into memory that is present
  *
  * Each case prints throughput and CPU seconds per GiB (both sides, "/cpu"; one of them, "/dst_cpu"
- * and "/src_cpu"); the present ones also ours against QEMU with preallocated memory ("/qemu") and
+ * and "/src_cpu"); the untouched ones how much memory each side's process had at most ("/dst_peak",
+ * "/src_peak"); the present ones also ours against QEMU with preallocated memory ("/qemu") and
  * that against the bare copy ("/qemu_to_bare"). GR_QEMU10 and GR_QEMU10_DATA name another QEMU than
  * the installed one, which then is measured beside it ("/installed"). The source's memory is in its
  * page table in all of them, as that of a guest which has run, but for the untouched one.
@@ -34,8 +37,10 @@
 
 static char tmp_dir[] = "/dev/shm/guestram-bench-XXXXXX";
 
-/* A memory file as the source's RAM; random content, or never touched. */
-static void make_source_file(const char *path, uint64_t bytes, bool random)
+enum { TOUCHED_BYTES = 2 << 20, TOUCHED_STEP = 20 * TOUCHED_BYTES };
+
+/* A memory file as the source's RAM; random content in all of it, in 5 %, or never touched. */
+static void make_source_file(const char *path, uint64_t bytes, bool random, bool touched)
 {
 	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
 	void *p;
@@ -43,12 +48,15 @@ static void make_source_file(const char *path, uint64_t bytes, bool random)
 	if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0) {
 		bench_die("cannot make %s: %s", path, strerror(errno));
 	}
-	if (random) {
+	if (random || touched) {
 		p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
 		if (p == MAP_FAILED) {
 			bench_die("cannot map %s: %s", path, strerror(errno));
 		}
-		bench_fill_random(p, bytes, 1);
+		for (uint64_t at = 0; at < bytes; at += random ? bytes : (uint64_t)TOUCHED_STEP) {
+			bench_fill_random((uint8_t *)p + at, random ? bytes : TOUCHED_BYTES,
+					  1 + at);
+		}
 		munmap(p, bytes);
 	}
 	close(fd);
@@ -80,7 +88,7 @@ static void next_uri(char uri[URI_BYTES], bool tcp)
 
 struct kind {
 	const char *name;
-	bool tcp, untouched, present;
+	bool tcp, untouched, mostly, present, from_qemu;
 	unsigned int channels;
 };
 
@@ -92,6 +100,8 @@ enum quantity {
 	SRC_CPU,   /* "/src_cpu" */
 	QEMU,	   /* "/qemu": throughput against QEMU's where WALL has a bare copy */
 	QEMU_BARE, /* "/qemu_to_bare": QEMU's throughput against the bare copy's */
+	SRC_PEAK,  /* "/src_peak": memory of the source's process */
+	DST_PEAK,
 	INSTALLED, /* "/installed": throughput against that of the QEMU of the system */
 	QUANTITIES,
 };
@@ -106,18 +116,20 @@ static char qemu_name[64], installed_name[64];
 static void results_init(struct results *r, const struct kind *k)
 {
 	static const char *const suffix[QUANTITIES] = {
-		"", "/cpu", "/dst_cpu", "/src_cpu", "/qemu", "/qemu_to_bare", "/installed",
+		"",	     "/cpu",	  "/dst_cpu",	"/src_cpu", "/qemu", "/qemu_to_bare",
+		"/src_peak", "/dst_peak", "/installed",
 	};
 
 	memset(r, 0, sizeof(*r));
 	for (int i = 0; i < QUANTITIES; i++) {
 		bool cpu = i == CPU || i == DST_CPU || i == SRC_CPU;
+		bool peak = i == SRC_PEAK || i == DST_PEAK;
 
 		(void)snprintf(r->names[i], sizeof(r->names[i]), "%s%s", k->name, suffix[i]);
 		r->of[i].name = r->names[i];
 		r->of[i].peer_name = qemu_name;
-		r->of[i].unit = cpu ? "s/GiB" : "GiB/s";
-		r->of[i].more_is_better = !cpu;
+		r->of[i].unit = cpu ? "s/GiB" : peak ? "MiB" : "GiB/s";
+		r->of[i].more_is_better = !cpu && !peak;
 	}
 	r->of[INSTALLED].peer_name = installed_name;
 	r->of[QEMU_BARE].peer_name = "bare socket copy, present memory";
@@ -134,9 +146,13 @@ static void run_once(const struct kind *k, struct bench_machine *m, char uri[URI
 	struct bench_move ours, qemu;
 
 	next_uri(uri, k->tcp);
-	ours = bench_our_move(m);
+	ours = k->from_qemu ? bench_move_from_qemu(m) : bench_our_move(m);
 	next_uri(uri, k->tcp);
 	qemu = bench_qemu_move(m);
+	if (k->untouched) {
+		bench_add(&r->of[SRC_PEAK], ours.src_peak_mib, qemu.src_peak_mib);
+		bench_add(&r->of[DST_PEAK], ours.dst_peak_mib, qemu.dst_peak_mib);
+	}
 	bench_add(&r->of[CPU], (ours.src_cpu_s + ours.dst_cpu_s) / gib,
 		  (qemu.src_cpu_s + qemu.dst_cpu_s) / gib);
 	bench_add(&r->of[DST_CPU], ours.dst_cpu_s / gib, qemu.dst_cpu_s / gib);
@@ -150,13 +166,42 @@ static void run_once(const struct kind *k, struct bench_machine *m, char uri[URI
 	} else {
 		bench_add(&r->of[WALL], gib / ours.wall_s, gib / qemu.wall_s);
 	}
-	if (installed_name[0] && !k->untouched && !k->present && k->channels == 0) {
+	if (installed_name[0] && !k->untouched && !k->from_qemu && !k->present &&
+	    k->channels == 0) {
 		m->installed = true;
 		next_uri(uri, k->tcp);
 		qemu = bench_qemu_move(m);
 		m->installed = false;
 		bench_add(&r->of[INSTALLED], gib / ours.wall_s, gib / qemu.wall_s);
 	}
+}
+
+/* Both memories of QEMU's machines are allocated whole. */
+static uint64_t mostly_untouched_bytes(const struct bench_options *o)
+{
+	uint64_t bytes = o->size_mib << 23, room = 0;
+	FILE *f = fopen("/proc/meminfo", "re");
+	char line[128];
+
+	while (f && room == 0 && fgets(line, sizeof(line), f)) {
+		unsigned long long kib;
+
+		if (sscanf(line, "MemAvailable: %llu", &kib) == 1) {
+			room = kib << 10;
+		}
+	}
+	if (f) {
+		(void)fclose(f);
+	}
+	while (bytes > (uint64_t)TOUCHED_STEP && bytes * 2 + (UINT64_C(2) << 30) > room) {
+		bytes /= 2;
+	}
+	if (bytes < o->size_mib << 23) {
+		(void)fprintf(stderr,
+			      "migrate.mostly_untouched: %llu MiB, there is no memory for more\n",
+			      (unsigned long long)(bytes >> 20));
+	}
+	return bytes;
 }
 
 static void run_case(const struct bench_options *o, const struct kind *k)
@@ -168,20 +213,24 @@ static void run_case(const struct bench_options *o, const struct kind *k)
 				   .bytes = o->size_mib << 20,
 				   .channels = k->channels,
 				   .present = k->present,
-				   .untouched = k->untouched };
+				   .untouched = k->untouched,
+				   .from_qemu = k->from_qemu };
 	struct results r;
 
 	if (!bench_wanted(o, k->name)) {
 		return;
 	}
+	if (k->mostly) {
+		m.bytes = mostly_untouched_bytes(o);
+	}
 	results_init(&r, k);
 	(void)snprintf(file, sizeof(file), "%s/ram", tmp_dir);
-	make_source_file(file, m.bytes, !k->untouched);
+	make_source_file(file, m.bytes, !k->untouched, k->mostly);
 	for (int i = 0; i < o->runs; i++) {
 		run_once(k, &m, uri, &r);
 		if (k->untouched) {
 			/* QEMU has just read its source's RAM, and so allocated it. */
-			make_source_file(file, m.bytes, false);
+			make_source_file(file, m.bytes, false, k->mostly);
 		}
 	}
 	for (int i = 0; i < QUANTITIES; i++) {
@@ -206,6 +255,8 @@ static const struct kind kinds[] = {
 	{ .name = "migrate.precopy_present_unix", .present = true },
 	{ .name = "migrate.precopy_present_tcp", .tcp = true, .present = true },
 	{ .name = "migrate.untouched", .untouched = true },
+	{ .name = "migrate.mostly_untouched", .untouched = true, .mostly = true },
+	{ .name = "migrate.receive_from_qemu", .from_qemu = true },
 	{ .name = "migrate.multifd_random_unix", .channels = 2 },
 	{ .name = "migrate.multifd_random_tcp", .tcp = true, .channels = 2 },
 	{ .name = "migrate.multifd_present_unix", .present = true, .channels = 2 },

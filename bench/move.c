@@ -25,8 +25,22 @@ static uint8_t *map_file(const char *path, uint64_t bytes, int *ret_fd)
 struct report {
 	bool source;
 	double cpu_s;
-	double wall_s; /* the source's */
+	double wall_s; /* the source's; the destination's: when it was done */
+	double peak_mib;
 };
+
+static struct gr_ram_block *block_of(struct gr_ram *ram)
+{
+	struct gr_ram_block *block;
+
+	gr_rcu_read_lock();
+	block = gr_ram_block_by_id_rcu(ram, "ram"); /* nobody removes it */
+	gr_rcu_read_unlock();
+	if (!block) {
+		bench_die("no block 'ram' has come");
+	}
+	return block;
+}
 
 /* The page table is there already, as in a machine whose guest has run. */
 static void populate(uint8_t *host, uint64_t bytes)
@@ -89,7 +103,7 @@ static void our_destination(const struct bench_machine *m, int ready, int done)
 	struct gr_error err;
 	struct gr_ram *ram;
 	double before;
-	int fd;
+	int fd, rc;
 
 	desc.used_bytes = m->bytes;
 	desc.mapped = true;
@@ -107,37 +121,108 @@ static void our_destination(const struct bench_machine *m, int ready, int done)
 	params.multifd = m->channels ? &multifd : NULL;
 	if ((m->channels ? gr_multifd_accept(listener, m->channels, &channel, further, &err)
 			 : gr_channel_accept(listener, &channel, &err)) < 0 ||
-	    gr_destination_create(ram, channel, &params, NULL, &destination, &err) < 0 ||
-	    gr_destination_run(destination, &err) < 0) {
+	    gr_destination_create(ram, channel, &params, NULL, &destination, &err) < 0) {
 		bench_die("destination: %s", err.msg);
 	}
+	rc = gr_destination_run(destination, &err);
+	/* All RAM has come, and then a QEMU's devices, for which there is no machine here. */
+	if (rc < 0 && !(m->from_qemu && rc == -EOPNOTSUPP)) {
+		bench_die("destination: %s", err.msg);
+	}
+	report.wall_s = bench_now_s();
 	report.cpu_s = bench_cpu_s(0) - before;
+	report.peak_mib = bench_peak_mib(0);
 	(void)!write(done, &report, sizeof(report));
-	gr_rcu_read_lock();
-	block = gr_ram_block_by_id_rcu(ram, "ram");
-	if (!block || memcmp(block->host, map_file(m->src_file, m->bytes, &fd), m->bytes) != 0) {
+	fd = open(m->src_file, O_RDONLY | O_CLOEXEC);
+	if (!bench_same_bytes(block_of(ram)->fd, fd, m->bytes)) {
 		bench_die("our destination has other RAM than its source");
 	}
-	gr_rcu_read_unlock();
+}
+
+/* Returns when it listens; it will report to `done`. */
+static pid_t start_destination(const struct bench_machine *m, int done)
+{
+	int ready[2];
+	pid_t pid;
+	char c;
+
+	if (pipe(ready) != 0) {
+		bench_die("pipe: %s", strerror(errno));
+	}
+	pid = fork();
+	if (pid == 0) {
+		our_destination(m, ready[1], done);
+		_exit(0);
+	}
+	close(ready[1]);
+	(void)!read(ready[0], &c, 1);
+	close(ready[0]);
+	return pid;
+}
+
+static void join(pid_t pid, const char *who)
+{
+	int status;
+
+	if (waitpid(pid, &status, 0) != pid || status != 0) {
+		bench_die("our %s failed", who);
+	}
+}
+
+static void add_report(struct bench_move *move, const struct report *report)
+{
+	if (report->source) {
+		move->wall_s = report->wall_s;
+		move->src_cpu_s = report->cpu_s;
+		move->src_peak_mib = report->peak_mib;
+	} else {
+		move->dst_cpu_s = report->cpu_s;
+		move->dst_peak_mib = report->peak_mib;
+	}
+}
+
+static struct report read_report(int done)
+{
+	struct report report;
+
+	if (read(done, &report, sizeof(report)) != sizeof(report)) {
+		bench_die("a process of ours did not report");
+	}
+	return report;
+}
+
+struct bench_move bench_move_from_qemu(const struct bench_machine *m)
+{
+	struct bench_move move;
+	struct report report;
+	int done[2];
+	pid_t dst;
+
+	if (pipe(done) != 0) {
+		bench_die("pipe: %s", strerror(errno));
+	}
+	dst = start_destination(m, done[1]);
+	move = bench_qemu_send(m);
+	join(dst, "destination");
+	report = read_report(done[0]);
+	move.wall_s = report.wall_s - move.wall_s;
+	add_report(&move, &report);
+	close(done[0]);
+	close(done[1]);
+	return move;
 }
 
 struct bench_move bench_our_move(const struct bench_machine *m)
 {
 	struct report report = { .source = true };
 	struct bench_move move = { 0 };
-	int ready[2], done[2], status;
 	pid_t dst, src;
-	char c;
+	int done[2];
 
-	if (pipe(ready) != 0 || pipe(done) != 0) {
+	if (pipe(done) != 0) {
 		bench_die("pipe: %s", strerror(errno));
 	}
-	dst = fork();
-	if (dst == 0) {
-		our_destination(m, ready[1], done[1]);
-		_exit(0);
-	}
-	(void)!read(ready[0], &c, 1);
+	dst = start_destination(m, done[1]);
 	src = fork();
 	if (src == 0) {
 		struct gr_ram *ram = source_ram(m);
@@ -147,30 +232,18 @@ struct bench_move bench_our_move(const struct bench_machine *m)
 		our_source(m, ram);
 		report.wall_s += bench_now_s();
 		report.cpu_s += bench_cpu_s(0);
+		report.peak_mib = bench_peak_mib(0);
 		(void)!write(done[1], &report, sizeof(report));
 		_exit(0);
 	}
+	join(src, "source");
+	join(dst, "destination");
 	for (int i = 0; i < 2; i++) {
-		waitpid(i ? dst : src, &status, 0);
-		if (status != 0) {
-			bench_die("our %s failed", i ? "destination" : "source");
-		}
+		report = read_report(done[0]);
+		add_report(&move, &report);
 	}
-	for (int i = 0; i < 2; i++) {
-		if (read(done[0], &report, sizeof(report)) != sizeof(report)) {
-			bench_die("a process of ours did not report");
-		}
-		if (report.source) {
-			move.wall_s = report.wall_s;
-			move.src_cpu_s = report.cpu_s;
-		} else {
-			move.dst_cpu_s = report.cpu_s;
-		}
-	}
-	for (int i = 0; i < 2; i++) {
-		close(ready[i]);
-		close(done[i]);
-	}
+	close(done[0]);
+	close(done[1]);
 	return move;
 }
 
@@ -242,4 +315,3 @@ double bench_bare_copy_s(const struct bench_machine *m)
 	gr_channel_listener_close(listener);
 	return start;
 }
-

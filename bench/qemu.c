@@ -7,7 +7,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -174,19 +173,82 @@ static void qemu_end(struct qemu *q)
 	waitpid(q->pid, NULL, 0);
 }
 
+bool bench_same_bytes(int a, int b, uint64_t bytes)
+{
+	enum { AT_ONCE = 1 << 20 };
+	static char from_a[AT_ONCE], from_b[AT_ONCE];
+	ssize_t n;
+
+	for (uint64_t at = 0; at < bytes; at += (uint64_t)n) {
+		n = pread(a, from_a, AT_ONCE, (off_t)at);
+		if (n <= 0 || pread(b, from_b, (size_t)n, (off_t)at) != n ||
+		    memcmp(from_a, from_b, (size_t)n) != 0) {
+			return false;
+		}
+	}
+	return true;
+}
+
+double bench_peak_mib(pid_t pid)
+{
+	char path[64], line[256];
+	double kib = -1;
+	FILE *f;
+
+	(void)snprintf(path, sizeof(path), "/proc/%d/status", pid ? (int)pid : (int)getpid());
+	f = fopen(path, "re");
+	while (f && kib < 0 && fgets(line, sizeof(line), f)) {
+		if (sscanf(line, "VmHWM: %lf", &kib) != 1) {
+			kib = -1;
+		}
+	}
+	if (kib < 0) {
+		bench_die("%s says nothing about memory", path);
+	}
+	(void)fclose(f);
+	return kib / 1024;
+}
+
 static void compare_files(const char *a, const char *b, uint64_t bytes)
 {
 	int fa = open(a, O_RDONLY | O_CLOEXEC), fb = open(b, O_RDONLY | O_CLOEXEC);
-	const void *ma = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fa, 0);
-	const void *mb = mmap(NULL, bytes, PROT_READ, MAP_SHARED, fb, 0);
 
-	if (ma == MAP_FAILED || mb == MAP_FAILED || memcmp(ma, mb, bytes) != 0) {
+	if (!bench_same_bytes(fa, fb, bytes)) {
 		bench_die("QEMU's destination has other RAM than its source");
 	}
-	munmap((void *)(uintptr_t)ma, bytes);
-	munmap((void *)(uintptr_t)mb, bytes);
 	close(fa);
 	close(fb);
+}
+
+static void migrate_to(struct qemu *q, const char *uri)
+{
+	char command[512];
+
+	(void)snprintf(command, sizeof(command),
+		       "{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"%s\"}}\n", uri);
+	(void)!write(q->fd, command, strlen(command));
+}
+
+static void wait_completed(struct qemu *q)
+{
+	(void)qmp_wait(q, "\"status\": \"completed\"", "\"status\":\"completed\"");
+}
+
+struct bench_move bench_qemu_send(const struct bench_machine *m)
+{
+	struct bench_move move = { 0 };
+	struct qemu q;
+
+	qemu_start(&q, m, "src", m->src_file, !m->untouched, false);
+	qemu_multifd(&q, m->channels);
+	move.src_cpu_s = -bench_cpu_s(q.pid);
+	move.wall_s = bench_now_s();
+	migrate_to(&q, m->uri);
+	wait_completed(&q);
+	move.src_cpu_s += bench_cpu_s(q.pid);
+	move.src_peak_mib = bench_peak_mib(q.pid);
+	qemu_end(&q);
+	return move;
 }
 
 struct bench_move bench_qemu_move(const struct bench_machine *m)
@@ -206,19 +268,18 @@ struct bench_move bench_qemu_move(const struct bench_machine *m)
 	(void)snprintf(command, sizeof(command),
 		       "{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"%s\"}}", m->uri);
 	qmp(&dst, command);
-	(void)snprintf(command, sizeof(command),
-		       "{\"execute\":\"migrate\",\"arguments\":{\"uri\":\"%s\"}}\n", m->uri);
-
 	move.src_cpu_s = -bench_cpu_s(src.pid);
 	move.dst_cpu_s = -bench_cpu_s(dst.pid);
 	start = bench_now_s();
-	(void)!write(src.fd, command, strlen(command));
-	(void)qmp_wait(&src, "\"status\": \"completed\"", "\"status\":\"completed\"");
+	migrate_to(&src, m->uri);
+	wait_completed(&src);
 	/* The source says so before the destination has loaded; wait for that too. */
-	(void)qmp_wait(&dst, "\"status\": \"completed\"", "\"status\":\"completed\"");
+	wait_completed(&dst);
 	move.wall_s = bench_now_s() - start;
 	move.src_cpu_s += bench_cpu_s(src.pid);
 	move.dst_cpu_s += bench_cpu_s(dst.pid);
+	move.src_peak_mib = bench_peak_mib(src.pid);
+	move.dst_peak_mib = bench_peak_mib(dst.pid);
 	qemu_end(&src);
 	qemu_end(&dst);
 	compare_files(m->src_file, dst_file, m->bytes);
@@ -243,7 +304,7 @@ static void timed(struct qemu *q, const char *verb, const char *image, double *w
 	*cpu_s = -bench_cpu_s(q->pid);
 	*wall_s = -bench_now_s();
 	(void)!write(q->fd, command, strlen(command));
-	(void)qmp_wait(q, "\"status\": \"completed\"", "\"status\":\"completed\"");
+	wait_completed(q);
 	*wall_s += bench_now_s();
 	*cpu_s += bench_cpu_s(q->pid);
 }

@@ -5,11 +5,13 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 struct bench_move {
-	double wall_s;	  /* from `migrate` to `completed` */
-	double src_cpu_s; /* CPU seconds of the source process meanwhile */
-	double dst_cpu_s; /* the same of the destination */
+	double wall_s;			   /* from `migrate` to `completed` */
+	double src_cpu_s;		   /* CPU seconds of the source process meanwhile */
+	double dst_cpu_s;		   /* the same of the destination */
+	double src_peak_mib, dst_peak_mib; /* memory that was resident in each process at once */
 };
 
 /* What to move and how. */
@@ -21,6 +23,7 @@ struct bench_machine {
 	unsigned channels;    /* further ones (multifd); 0: none */
 	bool present;	      /* the destination's memory is allocated before the clock starts */
 	bool untouched;	      /* nobody ever touched the source's: it must not be mapped before */
+	bool from_qemu;	      /* the source is a QEMU, also of ours */
 	bool installed;	      /* the QEMU of the system, even if $GR_QEMU10 names another one */
 };
 
@@ -31,6 +34,14 @@ const char *bench_qemu_version(void);
 const char *bench_qemu_installed(void);
 /* Moves once and compares both memories; exits if anything fails or differs. */
 struct bench_move bench_qemu_move(const struct bench_machine *m);
+
+/* From a QEMU to whoever listens at m->uri; nothing is compared. Only the source's figures, and in
+ * wall_s when it began. */
+struct bench_move bench_qemu_send(const struct bench_machine *m);
+/* Whether two memory files are the same; what neither has stays so. */
+bool bench_same_bytes(int a, int b, uint64_t bytes);
+/* VmHWM of a process, 0: of this one. */
+double bench_peak_mib(pid_t pid);
 
 /* A machine into a file in the mapped-ram layout, and back into fresh memory; compares. */
 struct bench_image_cost {
