@@ -11,7 +11,8 @@ struct bench_move bench_our_move(const struct bench_machine *m);
 /* From a QEMU to a process of ours. */
 struct bench_move bench_move_from_qemu(const struct bench_machine *m);
 
-/* The same bytes through the same kind of socket into present memory, 1 MiB at a time, no format. */
+/* The same bytes through the same kind of socket into present memory, 1 MiB at a time, no format.
+ */
 double bench_bare_copy_s(const struct bench_machine *m);
 
 #endif
