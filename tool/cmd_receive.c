@@ -12,6 +12,8 @@ struct receive_options {
 	const char *output;
 	bool allow_unterminated;
 	bool json;
+	bool has_uuid;
+	uint8_t uuid[GR_MULTIFD_UUID_BYTES];
 	struct tool_multifd multifd;
 };
 
@@ -23,6 +25,7 @@ static int parse_options(int argc, char **argv, struct receive_options *o)
 		{ "json", no_argument, NULL, 'j' },
 		{ "multifd", required_argument, NULL, 'm' },
 		{ "multifd-compression", required_argument, NULL, 'c' },
+		{ "uuid", required_argument, NULL, 'U' },
 		{ NULL, 0, NULL, 0 },
 	};
 	int c;
@@ -38,6 +41,12 @@ static int parse_options(int argc, char **argv, struct receive_options *o)
 			break;
 		case 'j':
 			o->json = true;
+			break;
+		case 'U':
+			if (tool_parse_uuid(optarg, o->uuid) < 0) {
+				return tool_usage_error(&verb_receive, "not a UUID: '%s'", optarg);
+			}
+			o->has_uuid = true;
 			break;
 		case 'm':
 		case 'c':
@@ -140,6 +149,7 @@ static int run(int argc, char **argv)
 	params.allow_unterminated = o.allow_unterminated;
 	params.offset = name.offset;
 	params.opaque = &progress;
+	params.uuid = o.multifd.params.uuid = o.has_uuid ? o.uuid : NULL;
 	params.multifd = tool_multifd_params(&o.multifd);
 	rc = gr_image_receive(o.multifd.main, name.path, &params, &stats, &err);
 	progress_end(&progress);
@@ -160,7 +170,7 @@ const struct verb verb_receive = {
 	.name = "receive",
 	.help = "receive a QEMU machine's migration into an image",
 	.usage = "Usage: guestram receive URI --output FILE [--allow-unterminated] [--multifd N]\n"
-		 "                        [--multifd-compression none|zlib|zstd] [--json]\n"
+		 "                        [--multifd-compression none|zlib|zstd] [--uuid UUID] [--json]\n"
 		 "\n"
 		 "Waits at URI for what QEMU sends with `migrate URI` and stores RAM and device\n"
 		 "state in FILE. Until all has come and is on disk it is called FILE.part; only\n"
@@ -176,6 +186,8 @@ const struct verb verb_receive = {
 		 "  --multifd N            the source has capability multifd and multifd-channels N\n"
 		 "  --multifd-compression METHOD\n"
 		 "                         its multifd-compression: none, zlib or zstd\n"
+		 "  --uuid UUID            refuse the machine with another one: what the source says\n"
+		 "                         with capability validate-uuid, and on further channels\n"
 		 "  --json                 the result as one JSON object\n",
 	.fn = run,
 };

@@ -25,19 +25,46 @@ static int parse_number(const char *text, unsigned int max, unsigned int *ret)
 	return 0;
 }
 
-static int parse_options(int argc, char **argv, struct vmm_monitor_params *params)
+/* What the parameters point to. */
+struct run_options {
+	struct tool_image_name image;
+	uint8_t uuid[GR_MULTIFD_UUID_BYTES];
+};
+
+/* Those that say where the machine comes from. */
+static int check_origin(const struct vmm_monitor_params *params)
+{
+	const struct vmm_resume_params *image = &params->image;
+
+	if (image->path && params->incoming) {
+		return tool_usage_error(&verb_run, "--image and --incoming exclude each other");
+	}
+	if ((image->lazy && !image->path) || (image->bandwidth_bytes_per_s_max && !image->lazy)) {
+		return tool_usage_error(&verb_run, "--lazy needs --image, --lazy-rate needs --lazy");
+	}
+	return TOOL_OK;
+}
+
+static int parse_options(int argc, char **argv, struct vmm_monitor_params *params,
+			 struct run_options *o)
 {
 	static const struct option options[] = {
 		{ "accel", required_argument, NULL, 'a' },
 		{ "flat", required_argument, NULL, 'f' },
+		{ "image", required_argument, NULL, 'I' },
 		{ "incoming", required_argument, NULL, 'i' },
+		{ "lazy", no_argument, NULL, 'l' },
+		{ "lazy-rate", required_argument, NULL, 'L' },
 		{ "memory", required_argument, NULL, 'm' },
+		{ "memory-file", required_argument, NULL, 'M' },
 		{ "paused", no_argument, NULL, 'S' },
 		{ "qmp", required_argument, NULL, 'q' },
 		{ "rate", required_argument, NULL, 'r' },
+		{ "uuid", required_argument, NULL, 'U' },
 		{ "vcpus", required_argument, NULL, 'c' },
 		{ NULL, 0, NULL, 0 },
 	};
+	struct gr_error err;
 	int c;
 
 	while ((c = getopt_long(argc, argv, "m:S", options, NULL)) != -1) {
@@ -55,6 +82,30 @@ static int parse_options(int argc, char **argv, struct vmm_monitor_params *param
 			if (tool_parse_size(optarg, &params->machine.memory_bytes) < 0) {
 				return tool_usage_error(&verb_run, "not a size: '%s'", optarg);
 			}
+			break;
+		case 'I':
+			if (tool_image_name(optarg, &o->image, &err) < 0) {
+				return tool_usage_error(&verb_run, "%s", err.msg);
+			}
+			params->image.path = o->image.path;
+			params->image.offset = o->image.offset;
+			break;
+		case 'l':
+			params->image.lazy = true;
+			break;
+		case 'L':
+			if (tool_parse_size(optarg, &params->image.bandwidth_bytes_per_s_max) < 0) {
+				return tool_usage_error(&verb_run, "not a rate: '%s'", optarg);
+			}
+			break;
+		case 'M':
+			params->machine.memory_file = optarg;
+			break;
+		case 'U':
+			if (tool_parse_uuid(optarg, o->uuid) < 0) {
+				return tool_usage_error(&verb_run, "not a UUID: '%s'", optarg);
+			}
+			params->machine.uuid = o->uuid;
 			break;
 		case 'S':
 			params->paused = true;
@@ -81,7 +132,7 @@ static int parse_options(int argc, char **argv, struct vmm_monitor_params *param
 	if (optind < argc) {
 		return tool_usage_error(&verb_run, "unexpected argument '%s'", argv[optind]);
 	}
-	return TOOL_OK;
+	return check_origin(params);
 }
 
 static void say(void *opaque, const char *line)
@@ -99,8 +150,9 @@ static int run(int argc, char **argv)
 			     .debug_fd = STDOUT_FILENO },
 		.say = say,
 	};
+	struct run_options o;
 	struct gr_error err;
-	int status = parse_options(argc, argv, &params);
+	int status = parse_options(argc, argv, &params, &o);
 
 	if (status != TOOL_OK) {
 		return status;
@@ -128,7 +180,16 @@ const struct verb verb_run = {
 		"                        standard output\n"
 		"  --qmp unix:PATH       serve QMP there: query-commands lists what it knows\n"
 		"  --incoming URI        receive the machine from there before it runs; the other\n"
-		"                        options must be those of the source\n"
+		"                        options must be those of the source; defer: from where\n"
+		"                        the monitor's `migrate-incoming` says\n"
+		"  --image FILE          bring the machine from an image, of `guestram snapshot` or\n"
+		"                        `guestram receive`; the other options as for --incoming\n"
+		"  --lazy                with --image: it runs at once, its memory comes while it\n"
+		"                        does (needs userfaultfd)\n"
+		"  --lazy-rate SIZE      so many bytes a second ahead of what it asks for, at most\n"
+		"  --memory-file FILE    its RAM is this file, which others may map too; with\n"
+		"                        capability x-ignore-shared it does not travel\n"
+		"  --uuid UUID           the machine's; told with capability validate-uuid\n"
 		"  -S, --paused          do not run before the monitor's `cont`\n"
 		"  --rate SIZE           the workload dirties so many bytes a second (default "
 		"16M)\n"

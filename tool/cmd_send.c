@@ -66,17 +66,24 @@ static int run(int argc, char **argv)
 		{ "json", no_argument, NULL, 'j' },
 		{ "multifd", required_argument, NULL, 'm' },
 		{ "multifd-compression", required_argument, NULL, 'c' },
+		{ "uuid", required_argument, NULL, 'U' },
 		{ NULL, 0, NULL, 0 },
 	};
 	struct tool_multifd multifd = { 0 };
 	struct gr_image *image;
 	struct gr_error err;
 	bool as_json = false;
+	uint8_t uuid[GR_MULTIFD_UUID_BYTES];
 	int c, status;
 
 	while ((c = getopt_long(argc, argv, "", options, NULL)) != -1) {
 		if (c == 'j') {
 			as_json = true;
+		} else if (c == 'U') {
+			if (tool_parse_uuid(optarg, uuid) < 0) {
+				return tool_usage_error(&verb_send, "not a UUID: '%s'", optarg);
+			}
+			multifd.params.uuid = uuid;
 		} else if (!tool_multifd_option(&multifd, &verb_send, c, optarg)) {
 			return TOOL_ERROR;
 		}
@@ -99,7 +106,7 @@ const struct verb verb_send = {
 	.name = "send",
 	.help = "send an image to a QEMU that waits for a migration",
 	.usage = "Usage: guestram send FILE URI [--multifd N]\n"
-		 "                     [--multifd-compression none|zlib|zstd] [--json]\n"
+		 "                     [--multifd-compression none|zlib|zstd] [--uuid UUID] [--json]\n"
 		 "\n"
 		 "Sends the image FILE as a migration stream to URI, where a QEMU of the same\n"
 		 "version and with the same machine and devices waits (-incoming URI). Device\n"
@@ -111,6 +118,7 @@ const struct verb verb_send = {
 		 "                         and multifd-channels N (tcp: and unix: only)\n"
 		 "  --multifd-compression METHOD\n"
 		 "                         its multifd-compression: none, zlib or zstd\n"
+		 "  --uuid UUID            with --multifd: the QEMU's -uuid, which it looks for on them\n"
 		 "  --json                 the result as one JSON object\n",
 	.fn = run,
 };

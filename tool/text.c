@@ -88,3 +88,36 @@ const char *tool_format_size(uint64_t bytes, char *buf, size_t n)
 	}
 	return buf;
 }
+
+static int hex_digit(char c)
+{
+	return c >= '0' && c <= '9'   ? c - '0'
+	       : c >= 'a' && c <= 'f' ? c - 'a' + 10
+	       : c >= 'A' && c <= 'F' ? c - 'A' + 10
+				      : -1;
+}
+
+int tool_parse_uuid(const char *text, uint8_t *ret_uuid)
+{
+	uint8_t uuid[GR_MULTIFD_UUID_BYTES];
+
+	for (int i = 0; i < GR_MULTIFD_UUID_BYTES; i++) {
+		int high, low;
+
+		if ((i == 4 || i == 6 || i == 8 || i == 10) && *text++ != '-') {
+			return -EINVAL;
+		}
+		high = hex_digit(text[0]);
+		low = high < 0 ? -1 : hex_digit(text[1]);
+		if (low < 0) {
+			return -EINVAL;
+		}
+		uuid[i] = (uint8_t)(16 * high + low);
+		text += 2;
+	}
+	if (*text != '\0') {
+		return -EINVAL;
+	}
+	memcpy(ret_uuid, uuid, sizeof(uuid));
+	return 0;
+}

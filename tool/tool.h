@@ -152,6 +152,14 @@ const struct gr_multifd *tool_multifd_params(const struct tool_multifd *m);
 int tool_parse_size(const char *text, uint64_t *ret_bytes);
 
 /**
+ * Read a UUID: 32 hexadecimal digits, grouped 8-4-4-4-12 by dashes.
+ * @param text     What was typed.
+ * @param ret_uuid 16 bytes, set on success only.
+ * @return 0, or -EINVAL.
+ */
+int tool_parse_uuid(const char *text, uint8_t *ret_uuid);
+
+/**
  * Write a size for people: "4 KiB", "63.9 MiB".
  * @param bytes How many.
  * @param buf   Where to.

@@ -75,6 +75,8 @@ static int make_main_ram(struct vmm_machine *machine, struct gr_error *err)
 		.used_bytes = machine->params.memory_bytes,
 		.mapped = true,
 		.gpa = gr_gpa(0),
+		.backing = machine->params.memory_file ? GR_RAM_FILE : GR_RAM_MEMFD,
+		.path = machine->params.memory_file,
 		.fd = -1,
 	};
 
@@ -217,6 +219,11 @@ void vmm_machine_free(struct vmm_machine *machine)
 struct gr_ram *vmm_machine_ram(struct vmm_machine *machine)
 {
 	return machine->ram;
+}
+
+const uint8_t *vmm_machine_uuid(struct vmm_machine *machine)
+{
+	return machine->params.uuid;
 }
 
 struct gr_track *vmm_machine_track(struct vmm_machine *machine)

@@ -31,6 +31,8 @@ struct vmm_machine_params {
 	uint64_t memory_bytes;
 	unsigned int vcpus;	   /* default 1 */
 	const char *accel;	   /* "kvm", "threads"; NULL: kvm where it works */
+	const char *memory_file;   /* its RAM is this file, mapped shared; NULL: memory of its own */
+	const uint8_t *uuid;	   /* GR_MULTIFD_UUID_BYTES, borrowed; NULL: none */
 	const char *flat;	   /* run this flat image instead of the workload; needs KVM */
 	bool software_tracker;	   /* marks only: for tests */
 	bool incoming;		   /* will be filled by a move */
@@ -55,6 +57,8 @@ void vmm_machine_throttle(struct vmm_machine *machine, unsigned int percent);
 struct vmm_pacer *vmm_machine_pacer(struct vmm_machine *machine);
 const struct vmm_workload *vmm_machine_workload(struct vmm_machine *machine); /* or NULL */
 const char *vmm_machine_accel_name(struct vmm_machine *machine);
+/* 16 bytes, or NULL: it has none. */
+const uint8_t *vmm_machine_uuid(struct vmm_machine *machine);
 unsigned int vmm_machine_vcpus(struct vmm_machine *machine);
 /* Who writes its memory, for gr_source_params. */
 unsigned int vmm_machine_writers(struct vmm_machine *machine);

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "machine_move.h"
+#include "channels.h"
 #include <errno.h>
 #include <pthread.h>
 #include <stdlib.h>
@@ -108,7 +109,8 @@ static int drive(struct vmm_move *move, struct gr_source *source, struct gr_erro
 	return rc;
 }
 
-static int send_machine(struct vmm_move *move, struct gr_channel *channel, struct gr_error *err)
+static int send_machine(struct vmm_move *move, const struct vmm_channels *channels,
+			struct gr_error *err)
 {
 	struct vmm_machine *machine = move->machine;
 	const struct gr_source_params params = {
@@ -125,6 +127,9 @@ static int send_machine(struct vmm_move *move, struct gr_channel *channel, struc
 		.throttle_max_percent = move->params.throttle_max_percent,
 		.pause_before_switchover = move->params.pause_before_switchover,
 		.switchover_ack = move->params.switchover_ack,
+		.ignore_shared = move->params.ignore_shared,
+		.uuid = move->params.validate_uuid ? vmm_machine_uuid(machine) : NULL,
+		.multifd = vmm_channels_multifd(channels),
 		.fault = move->params.fault,
 	};
 	const struct gr_source_ops ops = {
@@ -136,8 +141,8 @@ static int send_machine(struct vmm_move *move, struct gr_channel *channel, struc
 	};
 	struct gr_migrate_stats stats;
 	struct gr_source *source;
-	int rc = gr_source_create(vmm_machine_ram(machine), vmm_machine_track(machine), channel,
-				  &params, &ops, &source, err);
+	int rc = gr_source_create(vmm_machine_ram(machine), vmm_machine_track(machine),
+				  channels->main, &params, &ops, &source, err);
 
 	if (rc < 0) {
 		return rc;
@@ -178,16 +183,24 @@ static void end(struct vmm_move *move, int rc, const struct gr_error *err)
 	}
 }
 
+static void init_channels(const struct vmm_move *move, struct vmm_channels *channels)
+{
+	vmm_channels_init(channels, move->params.multifd_channels, move->params.multifd_compression,
+			  vmm_machine_uuid(move->machine));
+}
+
 static void *out_main(void *opaque)
 {
 	struct vmm_move *move = opaque;
 	struct gr_error err = { .msg = "" };
-	struct gr_channel *channel = NULL;
-	int rc = gr_channel_connect(move->uri, &channel, &err);
+	struct vmm_channels channels = { 0 };
+	int rc;
 
+	init_channels(move, &channels);
+	rc = vmm_channels_connect(&channels, move->uri, &err);
 	if (rc == 0) {
-		rc = send_machine(move, channel, &err);
-		if (gr_channel_close(channel, rc == 0 ? &err : NULL) < 0 && rc == 0) {
+		rc = send_machine(move, &channels, &err);
+		if (vmm_channels_close(&channels, rc == 0 ? &err : NULL) < 0 && rc == 0) {
 			/* the peer has all: only a command behind exec: can still say no */
 			rc = err.code;
 			vmm_machine_switch_back(move->machine);
@@ -228,8 +241,15 @@ static void on_progress(void *opaque, const struct gr_migrate_stats *stats)
 	}
 }
 
-static int receive_machine(struct vmm_move *move, struct gr_channel *channel, struct gr_error *err)
+static int receive_machine(struct vmm_move *move, const struct vmm_channels *channels,
+			   struct gr_error *err)
 {
+	const struct gr_destination_params params = {
+		.size = sizeof(params),
+		.uuid = vmm_machine_uuid(move->machine),
+		.ignore_shared = move->params.ignore_shared,
+		.multifd = vmm_channels_multifd(channels),
+	};
 	const struct gr_destination_ops ops = { .load = on_load,
 						.complete = on_complete,
 						.progress = on_progress,
@@ -237,8 +257,8 @@ static int receive_machine(struct vmm_move *move, struct gr_channel *channel, st
 	struct gr_migrate_stats stats;
 	struct gr_destination *destination;
 	bool ran = false;
-	int rc = gr_destination_create(vmm_machine_ram(move->machine), channel, NULL, &ops,
-				       &destination, err);
+	int rc = gr_destination_create(vmm_machine_ram(move->machine), channels->main, &params,
+				       &ops, &destination, err);
 
 	if (rc < 0) {
 		return rc;
@@ -266,12 +286,14 @@ static void *in_main(void *opaque)
 {
 	struct vmm_move *move = opaque;
 	struct gr_error err = { .msg = "" };
-	struct gr_channel *channel = NULL;
-	int rc = gr_channel_accept(move->listener, &channel, &err);
+	struct vmm_channels channels = { 0 };
+	int rc;
 
+	init_channels(move, &channels);
+	rc = vmm_channels_accept(&channels, move->listener, &err);
 	if (rc == 0) {
-		rc = receive_machine(move, channel, &err);
-		(void)gr_channel_close(channel, NULL);
+		rc = receive_machine(move, &channels, &err);
+		(void)vmm_channels_close(&channels, NULL);
 	}
 	end(move, rc, &err);
 	return NULL;

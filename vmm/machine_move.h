@@ -22,6 +22,10 @@ struct vmm_move_params {
 	unsigned int throttle_increment_percent, throttle_max_percent;
 	bool pause_before_switchover; /* wait for vmm_move_continue() */
 	bool switchover_ack;
+	bool ignore_shared;	      /* x-ignore-shared; also incoming */
+	bool validate_uuid;	      /* send the machine's; an incoming one is always looked at */
+	unsigned int multifd_channels; /* further channels; also incoming; 0: none */
+	enum gr_multifd_compression multifd_compression;
 	enum gr_source_fault fault;	    /* for tests of the checker */
 	/* Called between two steps of the source, from its thread; may sleep. May be NULL. */
 	void (*between)(void *opaque, const struct gr_migrate_stats *stats);
@@ -40,8 +44,8 @@ int vmm_move_out(struct vmm_machine *machine, const char *uri, const struct vmm_
 /*
  * Begin to listen for a machine, made with .incoming; it is received in a thread of its own.
  * When all is here the machine is paused (vmm_move_source_ran() tells whether it ran); when
- * not, it stays VMM_INMIGRATE for ever and cannot run. Only .changed and .opaque of the
- * params are used.
+ * not, it stays VMM_INMIGRATE for ever and cannot run. Of the params only .changed,
+ * .opaque and those that say so are used.
  */
 int vmm_move_in(struct vmm_machine *machine, const char *uri, const struct vmm_move_params *params,
 		struct vmm_move **ret_move, struct gr_error *err);

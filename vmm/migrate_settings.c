@@ -10,8 +10,12 @@ static const struct {
 	size_t at; /* of a bool in the settings */
 } capabilities[] = {
 	{ "auto-converge", offsetof(struct vmm_migrate_settings, auto_converge) },
+	{ "background-snapshot", offsetof(struct vmm_migrate_settings, background_snapshot) },
+	{ "multifd", offsetof(struct vmm_migrate_settings, multifd) },
 	{ "pause-before-switchover", offsetof(struct vmm_migrate_settings, pause_before_switchover) },
 	{ "switchover-ack", offsetof(struct vmm_migrate_settings, switchover_ack) },
+	{ "validate-uuid", offsetof(struct vmm_migrate_settings, validate_uuid) },
+	{ "x-ignore-shared", offsetof(struct vmm_migrate_settings, ignore_shared) },
 	{ "xbzrle", offsetof(struct vmm_migrate_settings, xbzrle) },
 };
 
@@ -27,6 +31,8 @@ static const struct {
 	  "an integer in the range of 0 to 2000 seconds" },
 	{ "xbzrle-cache-size", offsetof(struct vmm_migrate_settings, xbzrle_cache_bytes), 4096,
 	  INT64_MAX, "at least a page" },
+	{ "multifd-channels", offsetof(struct vmm_migrate_settings, multifd_channels), 1,
+	  GR_MULTIFD_CHANNELS_MAX, "a value between 1 and 255" },
 	{ "throttle-trigger-threshold", offsetof(struct vmm_migrate_settings, throttle_trigger), 1,
 	  100, "an integer in the range of 1 to 100" },
 	{ "cpu-throttle-initial", offsetof(struct vmm_migrate_settings, throttle_initial), 1, 99,
@@ -61,13 +67,38 @@ void vmm_migrate_settings_init(struct vmm_migrate_settings *s)
 		.throttle_initial = 20,
 		.throttle_increment = 10,
 		.throttle_max = 99,
+		.multifd_channels = 2,
 	};
+}
+
+static int set_compression(struct vmm_migrate_settings *s, json_t *args, struct gr_error *err)
+{
+	static const enum gr_multifd_compression all[] = { GR_MULTIFD_NONE, GR_MULTIFD_ZLIB,
+							   GR_MULTIFD_ZSTD };
+	const char *name = NULL;
+	int rc = vmm_qmp_get_string(args, "multifd-compression", &name, err);
+
+	if (rc < 0 || !name) {
+		return rc;
+	}
+	for (size_t i = 0; i < sizeof(all) / sizeof(all[0]); i++) {
+		if (strcmp(name, gr_multifd_compression_name(all[i])) == 0) {
+			s->multifd_compression = all[i];
+			return gr_multifd_supports(all[i], err);
+		}
+	}
+	return gr_error_set(err, -EINVAL,
+			    "Parameter 'multifd-compression' does not accept value '%s'", name);
 }
 
 int vmm_migrate_set_parameters(struct vmm_migrate_settings *s, json_t *args, struct gr_error *err)
 {
 	struct vmm_migrate_settings n = *s;
+	int said = set_compression(&n, args, err);
 
+	if (said < 0) {
+		return said;
+	}
 	for (size_t i = 0; i < PARAMETERS; i++) {
 		uint64_t *value = parameter(&n, i);
 		int rc = vmm_qmp_get_u64(args, parameters[i].name, value, err);
@@ -93,6 +124,8 @@ json_t *vmm_migrate_query_parameters(const struct vmm_migrate_settings *s)
 		(void)json_object_set_new(answer, parameters[i].name,
 					  json_integer((json_int_t)*parameter(&copy, i)));
 	}
+	(void)json_object_set_new(answer, "multifd-compression",
+				  json_string(gr_multifd_compression_name(s->multifd_compression)));
 	return answer;
 }
 
@@ -135,6 +168,14 @@ int vmm_migrate_set_capabilities(struct vmm_migrate_settings *s, json_t *args, s
 			return rc;
 		}
 	}
+	/* As QEMU: it is no migration, the machine stays. */
+	for (i = 0; n.background_snapshot && i < CAPABILITIES; i++) {
+		if (*capability(&n, i) && strcmp(capabilities[i].name, "background-snapshot") != 0) {
+			return gr_error_set(err, -EINVAL,
+					    "Background-snapshot is not compatible with %s",
+					    capabilities[i].name);
+		}
+	}
 	*s = n;
 	return 0;
 }
@@ -165,4 +206,8 @@ void vmm_migrate_settings_apply(const struct vmm_migrate_settings *s, struct vmm
 	params->throttle_max_percent = (unsigned int)s->throttle_max;
 	params->pause_before_switchover = s->pause_before_switchover;
 	params->switchover_ack = s->switchover_ack;
+	params->ignore_shared = s->ignore_shared;
+	params->validate_uuid = s->validate_uuid;
+	params->multifd_channels = s->multifd ? (unsigned int)s->multifd_channels : 0;
+	params->multifd_compression = s->multifd ? s->multifd_compression : GR_MULTIFD_NONE;
 }

@@ -11,6 +11,9 @@
 
 struct vmm_migrate_settings {
 	bool xbzrle, auto_converge, pause_before_switchover, switchover_ack;
+	bool multifd, ignore_shared, validate_uuid, background_snapshot;
+	enum gr_multifd_compression multifd_compression;
+	uint64_t multifd_channels;
 	uint64_t max_bandwidth, downtime_limit_ms, xbzrle_cache_bytes;
 	uint64_t throttle_trigger, throttle_initial, throttle_increment, throttle_max;
 };
@@ -18,7 +21,8 @@ struct vmm_migrate_settings {
 /* What "migrate-set-parameters" takes. */
 #define VMM_MIGRATE_PARAMETERS                                                                     \
 	"max-bandwidth downtime-limit xbzrle-cache-size throttle-trigger-threshold "               \
-	"cpu-throttle-initial cpu-throttle-increment max-cpu-throttle"
+	"cpu-throttle-initial cpu-throttle-increment max-cpu-throttle multifd-channels "           \
+	"multifd-compression"
 
 /* QEMU's defaults, but for the bandwidth: no limit. */
 void vmm_migrate_settings_init(struct vmm_migrate_settings *s);

@@ -28,6 +28,9 @@ struct monitor {
 	struct vmm_dirty_rate *dirty_rate;
 	struct vmm_move *out, *in; /* the last move out; the move in until it has ended */
 	struct vmm_snapshot *snapshot; /* the last one */
+	bool snapshot_migrates; /* it was asked for as a migration (background-snapshot) */
+	struct vmm_resume *resume; /* from an image, the last numbers stay; NULL: none */
+	struct gr_loop_handler *resume_handler;
 	bool autostart;
 	int status; /* why the loop was stopped: 0 or an error, with... */
 	struct gr_error why_stopped;
@@ -93,6 +96,48 @@ static void move_changed(void *opaque, const struct gr_migrate_stats *stats)
 	gr_notifier_set(&monitor->changed);
 }
 
+static void say(struct monitor *monitor, const char *line)
+{
+	if (monitor->params.say) {
+		monitor->params.say(monitor->params.opaque, line);
+	}
+}
+
+static void resume_changed(void *opaque);
+
+/* Once something is known the descriptor stays readable: then it is looked at no more. */
+static void watch_resume(struct monitor *monitor, bool on)
+{
+	const struct gr_loop_fd_desc desc = {
+		.size = sizeof(desc),
+		.fd = monitor->resume ? vmm_resume_fd(monitor->resume) : -1,
+		.events = GR_LOOP_READ,
+		.read = resume_changed,
+		.opaque = monitor,
+	};
+
+	if (monitor->resume_handler) {
+		gr_loop_del(monitor->resume_handler);
+		monitor->resume_handler = NULL;
+	}
+	if (on && desc.fd >= 0) {
+		(void)!gr_loop_add_fd(monitor->loop, &desc, &monitor->resume_handler, NULL);
+	}
+}
+
+static void resume_changed(void *opaque)
+{
+	struct monitor *monitor = opaque;
+	struct gr_error err;
+
+	watch_resume(monitor, false);
+	if (vmm_resume_failed(monitor->resume, &err) < 0) {
+		say(monitor, err.msg); /* who touches it waits until x-resume-retry */
+	} else {
+		say(monitor, "all memory has come");
+	}
+}
+
 static int do_query_status(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
@@ -126,6 +171,11 @@ static int do_stop(void *opaque, json_t *args, json_t **ret, struct gr_error *er
 	 * a moment ago, and look_at_incoming() has not seen it yet.
 	 */
 	monitor->autostart = false;
+	if (monitor->resume && vmm_resume_failed(monitor->resume, err) < 0) {
+		/* A vCPU that waits for it would not come. */
+		gr_error_prefix(err, "the machine waits for memory that cannot be read: ");
+		return -EBUSY;
+	}
 	return vmm_machine_stop(monitor->machine, err);
 }
 
@@ -155,6 +205,41 @@ static int do_quit(void *opaque, json_t *args, json_t **ret, struct gr_error *er
 	return 0;
 }
 
+static int take_snapshot(struct monitor *monitor, json_t *args, struct gr_error *err)
+{
+	struct vmm_snapshot *snapshot;
+	int status, rc;
+
+	if ((monitor->snapshot && !vmm_snapshot_ended(monitor->snapshot)) ||
+	    (monitor->out && !vmm_move_ended(monitor->out, &status, NULL))) {
+		return gr_error_set(err, -EBUSY, "a snapshot or a migration is in progress");
+	}
+	rc = vmm_snapshot_begin(monitor->machine, args, &snapshot, err);
+	if (rc == 0) {
+		vmm_snapshot_free(monitor->snapshot);
+		monitor->snapshot = snapshot;
+	}
+	return rc;
+}
+
+/* The capability: a migration that the machine does not go with. */
+static int background_snapshot(struct monitor *monitor, const char *uri, struct gr_error *err)
+{
+	json_t *args;
+	int rc;
+
+	if (strncmp(uri, "file:", 5) != 0 || strstr(uri, ",offset=")) {
+		return gr_error_set(err, -EINVAL,
+				    "Background-snapshot writes an image: 'file:PATH', not '%s'", uri);
+	}
+	args = json_pack("{sssI}", "filename", uri + 5, "max-bandwidth",
+			 (json_int_t)monitor->settings.max_bandwidth);
+	rc = take_snapshot(monitor, args, err);
+	monitor->snapshot_migrates = monitor->snapshot_migrates || rc == 0;
+	json_decref(args);
+	return rc;
+}
+
 static int do_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
@@ -175,6 +260,9 @@ static int do_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error 
 	if (monitor->snapshot && !vmm_snapshot_ended(monitor->snapshot)) {
 		return gr_error_set(err, -EBUSY, "a snapshot is being taken");
 	}
+	if (monitor->settings.background_snapshot) {
+		return background_snapshot(monitor, uri, err);
+	}
 	vmm_migrate_settings_apply(&monitor->settings, &params);
 	rc = vmm_move_out(monitor->machine, uri, &params, &move, err);
 	if (rc < 0) {
@@ -182,6 +270,7 @@ static int do_migrate(void *opaque, json_t *args, json_t **ret, struct gr_error 
 	}
 	vmm_move_free(monitor->out);
 	monitor->out = move;
+	monitor->snapshot_migrates = false;
 	return 0;
 }
 
@@ -192,7 +281,9 @@ static int do_migrate_cancel(void *opaque, json_t *args, json_t **ret, struct gr
 	(void)args;
 	(void)ret;
 	(void)err;
-	if (monitor->out) {
+	if (monitor->snapshot_migrates) {
+		vmm_snapshot_cancel(monitor->snapshot);
+	} else if (monitor->out) {
 		vmm_move_cancel(monitor->out);
 	}
 	return 0;
@@ -201,19 +292,11 @@ static int do_migrate_cancel(void *opaque, json_t *args, json_t **ret, struct gr
 static int do_snapshot(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
-	struct vmm_snapshot *snapshot;
-	int status, rc;
+	int rc;
 
 	(void)ret;
-	if ((monitor->snapshot && !vmm_snapshot_ended(monitor->snapshot)) ||
-	    (monitor->out && !vmm_move_ended(monitor->out, &status, NULL))) {
-		return gr_error_set(err, -EBUSY, "a snapshot or a migration is in progress");
-	}
-	rc = vmm_snapshot_begin(monitor->machine, args, &snapshot, err);
-	if (rc == 0) {
-		vmm_snapshot_free(monitor->snapshot);
-		monitor->snapshot = snapshot;
-	}
+	rc = take_snapshot(monitor, args, err);
+	monitor->snapshot_migrates = monitor->snapshot_migrates && rc < 0;
 	return rc;
 }
 
@@ -295,14 +378,18 @@ static int do_query_migrate(void *opaque, json_t *args, json_t **ret, struct gr_
 	struct gr_migrate_stats stats;
 	struct gr_error why;
 	json_t *answer;
-	int status;
+	int status = 0;
 
 	(void)args;
 	(void)err;
-	if (!move) {
+	if (monitor->snapshot_migrates) {
+		status = vmm_snapshot_stats(monitor->snapshot, &stats, &why);
+	} else if (move) {
+		vmm_move_stats(move, &stats);
+		(void)vmm_move_ended(move, &status, &why);
+	} else {
 		return 0;
 	}
-	vmm_move_stats(move, &stats);
 	answer = json_pack("{ss}", "status", gr_migrate_state_name(stats.state));
 	set_u64(answer, "total-time", stats.total_time_ns / NS_PER_MS);
 	set_u64(answer, "setup-time", stats.setup_time_ns / NS_PER_MS);
@@ -318,7 +405,7 @@ static int do_query_migrate(void *opaque, json_t *args, json_t **ret, struct gr_
 	if (stats.throttle_percent != 0) {
 		set_u64(answer, "cpu-throttle-percentage", stats.throttle_percent);
 	}
-	if (vmm_move_ended(move, &status, &why) && status < 0) {
+	if (status < 0) {
 		(void)json_object_set_new(answer, "error-desc", json_string(why.msg));
 	}
 	*ret = answer;
@@ -358,6 +445,63 @@ static int do_query_capabilities(void *opaque, json_t *args, json_t **ret, struc
 	(void)args;
 	(void)err;
 	*ret = vmm_migrate_query_capabilities(&monitor->settings);
+	return 0;
+}
+
+static int receive(struct monitor *monitor, const char *uri, struct gr_error *err)
+{
+	struct vmm_move_params params = { .changed = move_changed, .opaque = monitor };
+	char line[300];
+	int rc;
+
+	vmm_migrate_settings_apply(&monitor->settings, &params);
+	rc = vmm_move_in(monitor->machine, uri, &params, &monitor->in, err);
+	if (rc == 0) {
+		(void)snprintf(line, sizeof(line), "waiting for a machine on %s",
+			       vmm_move_uri(monitor->in));
+		say(monitor, line);
+	}
+	return rc;
+}
+
+static int do_migrate_incoming(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+	const char *uri = NULL;
+	int rc = vmm_qmp_need(args, "uri", err);
+
+	(void)ret;
+	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "uri", &uri, err);
+	if (rc == 0 && (!monitor->params.incoming || strcmp(monitor->params.incoming, "defer") != 0)) {
+		rc = gr_error_set(err, -EINVAL, "'--incoming defer' is required for migrate-incoming");
+	}
+	if (rc == 0 && monitor->in) {
+		rc = gr_error_set(err, -EBUSY, "The incoming migration has already been started");
+	}
+	return rc < 0 ? rc : receive(monitor, uri, err);
+}
+
+static int do_query_resume(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)err;
+	*ret = monitor->resume ? vmm_resume_query(monitor->resume) : NULL;
+	return 0;
+}
+
+static int do_resume_retry(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
+{
+	struct monitor *monitor = opaque;
+
+	(void)args;
+	(void)ret;
+	(void)err;
+	if (monitor->resume) {
+		vmm_resume_retry(monitor->resume);
+		watch_resume(monitor, true);
+	}
 	return 0;
 }
 
@@ -639,6 +783,7 @@ static const struct vmm_qmp_command commands[] = {
 	{ "human-monitor-command", "command-line cpu-index", do_human_command },
 	{ "migrate", "uri", do_migrate },
 	{ "migrate-continue", "state", do_migrate_continue },
+	{ "migrate-incoming", "uri", do_migrate_incoming },
 	{ "migrate-set-capabilities", "capabilities", do_set_capabilities },
 	{ "migrate-set-parameters", VMM_MIGRATE_PARAMETERS, do_set_parameters },
 	{ "migrate_cancel", "", do_migrate_cancel },
@@ -662,7 +807,9 @@ static const struct vmm_qmp_command commands[] = {
 	{ "x-query-heartbeat", "", do_query_heartbeat },
 	{ "x-query-ops", "", do_query_ops },
 	{ "x-query-registers", "", do_query_registers },
+	{ "x-query-resume", "", do_query_resume },
 	{ "x-query-snapshot", "", do_query_snapshot },
+	{ "x-resume-retry", "", do_resume_retry },
 	{ "x-set-rate", "bytes-per-second", do_set_rate },
 	{ "x-snapshot", VMM_SNAPSHOT_ARGUMENTS, do_snapshot },
 	{ "x-snapshot-cancel", "", do_snapshot_cancel },
@@ -680,13 +827,6 @@ static int do_query_commands(void *opaque, json_t *args, json_t **ret, struct gr
 		(void)json_array_append_new(*ret, json_pack("{ss}", "name", c->name));
 	}
 	return 0;
-}
-
-static void say(struct monitor *monitor, const char *line)
-{
-	if (monitor->params.say) {
-		monitor->params.say(monitor->params.opaque, line);
-	}
 }
 
 /* An incoming move that has ended: let the machine run, or give up. */
@@ -747,23 +887,32 @@ static int serve(struct monitor *monitor, struct gr_error *err)
 	return rc;
 }
 
+/* From an image; it runs if it ran when that was made. */
+static int resume(struct monitor *monitor, struct gr_error *err)
+{
+	bool ran;
+	int rc = vmm_resume_begin(monitor->machine, &monitor->params.image, &ran, &monitor->resume,
+				  err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	watch_resume(monitor, true);
+	return monitor->params.paused || !ran ? 0 : vmm_machine_cont(monitor->machine, err);
+}
+
 static int start(struct monitor *monitor, struct gr_error *err)
 {
-	const struct vmm_move_params params = { .changed = move_changed, .opaque = monitor };
-	char line[300];
-	int rc;
-
+	if (monitor->params.image.path) {
+		return resume(monitor, err);
+	}
 	if (!monitor->params.incoming) {
 		return monitor->params.paused ? 0 : vmm_machine_cont(monitor->machine, err);
 	}
 	monitor->autostart = !monitor->params.paused;
-	rc = vmm_move_in(monitor->machine, monitor->params.incoming, &params, &monitor->in, err);
-	if (rc == 0) {
-		(void)snprintf(line, sizeof(line), "waiting for a machine on %s",
-			       vmm_move_uri(monitor->in));
-		say(monitor, line);
-	}
-	return rc;
+	return strcmp(monitor->params.incoming, "defer") == 0
+		       ? 0
+		       : receive(monitor, monitor->params.incoming, err);
 }
 
 static int prepare(struct monitor *monitor, struct gr_error *err)
@@ -781,7 +930,7 @@ static int prepare(struct monitor *monitor, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
-	machine.incoming = monitor->params.incoming != NULL;
+	machine.incoming = monitor->params.incoming || monitor->params.image.path;
 	machine.changed = machine_changed;
 	machine.opaque = monitor;
 	rc = vmm_machine_create(&machine, &monitor->machine, err);
@@ -810,6 +959,8 @@ static int run(struct monitor *monitor, struct gr_error *err)
 	vmm_move_free(monitor->out);
 	vmm_snapshot_free(monitor->snapshot);
 	vmm_dirty_rate_free(monitor->dirty_rate);
+	watch_resume(monitor, false);
+	vmm_resume_free(monitor->resume); /* first: a vCPU may wait for memory */
 	vmm_machine_free(monitor->machine);
 	if (monitor->changed_handler) {
 		gr_loop_del(monitor->changed_handler);

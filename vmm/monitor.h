@@ -8,11 +8,14 @@
 
 #include "machine.h"
 #include "machine_move.h"
+#include "resume.h"
 
 struct vmm_monitor_params {
 	struct vmm_machine_params machine; /* changed and opaque are the monitor's */
 	const char *qmp;		   /* where to serve; NULL: nowhere */
-	const char *incoming;		   /* receive the machine from this URI; NULL: run it */
+	const char *incoming;		   /* receive the machine from this URI; "defer": from the one that
+					    * migrate-incoming says; NULL: run it */
+	struct vmm_resume_params image;	   /* the machine comes from there; not with incoming */
 	bool paused;			   /* do not let it run before it is told to */
 	/* A remark for the user: a line. May be NULL. */
 	void (*say)(void *opaque, const char *line);

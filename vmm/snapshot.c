@@ -131,16 +131,33 @@ static json_t *stalls(const struct gr_cbw_stalls *st)
 			 (json_int_t)st->ns_p99);
 }
 
-json_t *vmm_snapshot_query(struct vmm_snapshot *s)
+static bool get_stats(struct vmm_snapshot *s, struct gr_snapshot_stats *stats)
 {
 	bool ended = vmm_snapshot_ended(s); /* then the numbers are the last ones */
+
+	gr_snapshot_stats(s->snapshot, stats);
+	if (!ended && stats->move.state > GR_MIGRATE_DEVICE) {
+		stats->move.state = GR_MIGRATE_DEVICE; /* its thread is about to say so */
+	}
+	return ended;
+}
+
+int vmm_snapshot_stats(struct vmm_snapshot *s, struct gr_migrate_stats *ret_stats,
+		       struct gr_error *err)
+{
 	struct gr_snapshot_stats stats;
+	bool ended = get_stats(s, &stats);
+
+	*ret_stats = stats.move;
+	return ended && s->status < 0 ? gr_error_set(err, s->status, "%s", s->err.msg) : 0;
+}
+
+json_t *vmm_snapshot_query(struct vmm_snapshot *s)
+{
+	struct gr_snapshot_stats stats;
+	bool ended = get_stats(s, &stats);
 	json_t *answer;
 
-	gr_snapshot_stats(s->snapshot, &stats);
-	if (!ended && stats.move.state > GR_MIGRATE_DEVICE) {
-		stats.move.state = GR_MIGRATE_DEVICE; /* its thread is about to say so */
-	}
 	answer = json_pack("{ss sI sI sI sI sI sI sI so so}", "status",
 			   gr_migrate_state_name(stats.move.state), "total",
 			   (json_int_t)stats.move.total_bytes, "remaining",

@@ -16,6 +16,9 @@ int vmm_snapshot_begin(struct vmm_machine *machine, json_t *args,
 		       struct vmm_snapshot **ret_snapshot, struct gr_error *err);
 /* The answer to a query: "status" and numbers; "error-desc" if it has failed. */
 json_t *vmm_snapshot_query(struct vmm_snapshot *snapshot);
+/* The numbers as a migration's; whether it has failed, and why in err. */
+int vmm_snapshot_stats(struct vmm_snapshot *snapshot, struct gr_migrate_stats *ret_stats,
+		       struct gr_error *err);
 bool vmm_snapshot_ended(struct vmm_snapshot *snapshot);
 /* Ask it to end. Returns at once. */
 void vmm_snapshot_cancel(struct vmm_snapshot *snapshot);

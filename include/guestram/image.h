@@ -39,6 +39,8 @@ struct gr_image_params {
 	uint64_t offset;         /**< receive: where in the file the image begins; bytes in front of
 				  *   it stay what they are */
 	const struct gr_multifd *multifd; /**< further channels (guestram/multifd.h); NULL: none */
+	const uint8_t *uuid;     /**< receive: 16 bytes, refuse a stream that says another one (QEMU's
+				  *   validate-uuid); NULL: any */
 	/** Called now and then; may be NULL. */
 	void (*progress)(void *opaque, const struct gr_migrate_stats *stats);
 	void *opaque;

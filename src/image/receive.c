@@ -135,6 +135,7 @@ int gr_image_receive(struct gr_channel *channel, const char *path,
 	}
 	receive_params.allow_unterminated = params->allow_unterminated;
 	receive_params.multifd = params->multifd;
+	receive_params.uuid = params->uuid;
 	store_params.offset = params->offset;
 	rc = gr_image_store_create_with(path, &store_params, &store, err);
 	if (rc < 0) {

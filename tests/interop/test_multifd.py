@@ -140,6 +140,33 @@ for where in "multifd", "legacy":
 
 
 @test
+def the_machines_uuid_is_on_each_channel(tmp):
+    """A QEMU with -uuid looks for it on the further channels, and so does `receive --uuid`."""
+    uuid, other = "12345678-9abc-def0-1234-56789abcdef0", "12345678-9abc-def0-1234-56789abcdef1"
+    image = os.path.join(tmp, "vm.ram")
+    with running(tmp, "refused", "pc", "-uuid", uuid) as q:
+        set_up(q, 2, "none")
+        with guestram.Receiver(f"unix:{tmp}/no", os.path.join(tmp, "no"), *options(2, "none"), "--uuid",
+                               other) as receiver:
+            q.migrate(receiver.uri)
+            equal(receiver.process.wait(120), 2, "exit status")
+            assert "multifd channel" in receiver.stderr(), receiver.stderr()
+        wait_for(lambda: q.migration()["status"] == "failed", "failure")
+    with running(tmp, "source", "pc", "-uuid", uuid) as q:
+        set_up(q, 2, "none")
+        with guestram.Receiver(f"unix:{tmp}/image", image, *options(2, "none"), "--uuid",
+                               uuid) as receiver:
+            migrate_while_writing(q, tmp, receiver.uri, 2)
+            receiver.result()
+        ram = q.memory(0, 32 << 20)
+    with running(tmp, "destination", "pc", "-S", "-uuid", uuid, "-incoming", "defer") as q:
+        set_up(q, 2, "none")
+        q.cmd("migrate-incoming", uri=f"unix:{tmp}/incoming")
+        guestram.run("send", image, f"unix:{tmp}/incoming", *options(2, "none"), "--uuid", uuid)
+        compare_ram(image, runs_on(tmp, q, ram))
+
+
+@test
 def the_tool_has_a_qemu_send_over_further_channels(tmp):
     image, monitor = os.path.join(tmp, "vm.ram"), os.path.join(tmp, "monitor")
     with running(tmp, "source", "pc", "-qmp", f"unix:{monitor},server=on,wait=off") as q:

@@ -126,6 +126,24 @@ def source_with_return_path_hears_of_success(tmp):
 
 
 @test
+def a_machine_with_another_uuid_is_refused(tmp):
+    """validate-uuid, by `receive --uuid`; without it, and with the same, it is taken."""
+    uuid, other = "12345678-9abc-def0-1234-56789abcdef0", "12345678-9abc-def0-1234-56789abcdef1"
+    capture = os.path.join(tmp, "capture")
+    with paused(tmp, "source", "-uuid", uuid) as q:
+        q.capability("validate-uuid")
+        q.migrate(f"exec:cat > {capture}")
+        q.wait_migrated()
+    said = guestram.refused("receive", f"file:{capture}", "--output", f"{tmp}/no", "--uuid", other)
+    assert uuid in said and other in said, said
+    for args in [], ["--uuid", uuid]:
+        guestram.run("receive", f"file:{capture}", "--output", f"{tmp}/vm.ram", *args)
+    back = os.path.join(tmp, "back")
+    guestram.run("send", f"{tmp}/vm.ram", f"exec:cat > {back}")
+    assert bytes.fromhex(uuid.replace("-", "")) in open(back, "rb").read(200), "told again"
+
+
+@test
 def send_of_an_image_is_the_stream_again(tmp):
     capture, image, back = (os.path.join(tmp, n) for n in ("capture", "vm.ram", "back"))
     with paused(tmp, "source") as q:

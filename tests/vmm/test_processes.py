@@ -206,6 +206,188 @@ def a_snapshot_is_taken_while_the_machine_runs_and_brings_it_back(folder):
     back.quit()
 
 
+def capabilities(machine, *names):
+    machine.do("migrate-set-capabilities",
+               capabilities=[{"capability": name, "state": True} for name in names])
+
+
+@test
+def a_machine_moves_over_further_channels(folder):
+    for compression in "none", "zlib":
+        uri = f"unix:{folder}/{compression}"
+        there = Machine(folder, "there" + compression, "--incoming", "defer")
+        capabilities(there, "multifd")
+        there.do("migrate-set-parameters",
+                 **{"multifd-channels": 3, "multifd-compression": compression})
+        there.do("migrate-incoming", uri=uri)
+        says_no(there, "migrate-incoming", "already been started", uri=uri)
+        here = Machine(folder, "here" + compression, "--rate", "4M")
+        here.lives()
+        status, result, err = migrate(here, uri, "--multifd", "3", "--multifd-compression",
+                                      compression)
+        if status == 2 and "zlib" in err:
+            raise Skip(err)
+        equal((status, result and result["status"]), (0, "completed"), err)
+        until(lambda: there.status() == "running")  # pylint: disable=cell-var-from-loop
+        there.lives()
+        there.do("stop")
+        there.check()
+        there.quit()
+        says_no(here, "migrate-set-parameters", "'lzma'", **{"multifd-compression": "lzma"})
+        says_no(here, "migrate-set-parameters", "1 and 255", **{"multifd-channels": 256})
+        says_no(here, "migrate-incoming", "defer", uri=uri)
+        here.quit()
+
+
+def says_no(machine, command, why, **arguments):
+    try:
+        machine.do(command, **arguments)
+    except Refused as e:
+        assert why in str(e), f"{command}: {e}"
+    else:
+        raise AssertionError(f"{command} was not refused: {arguments}")
+
+
+@test
+def memory_in_one_file_stays_where_it_is(folder):
+    uri, shared = f"unix:{folder}/move", ["--memory-file", f"{folder}/ram"]
+    here = Machine(folder, "here", *shared)
+    here.lives()
+    here.do("x-block-add", id="extra", size=1 << 20)
+    there = Machine(folder, "there", "--incoming", "defer", *shared)
+    capabilities(there, "x-ignore-shared")
+    there.do("migrate-incoming", uri=uri)
+    status, result, err = migrate(here, uri, "--capability", "x-ignore-shared")
+    equal((status, result["status"]), (0, "completed"), err)
+    assert result["ram_bytes"] == 1 << 20, result
+    assert result["bytes_sent"] < 16 << 20, result
+    until(lambda: there.status() == "running")
+    there.lives()
+    there.do("stop")
+    equal(there.check(), (32 << 20) // 4096, "pages checked")
+    here.quit()
+    there.quit()
+
+
+@test
+def the_capability_on_one_side_only_is_refused_and_the_guest_goes_on(folder):
+    uri, shared = f"unix:{folder}/move", ["--memory-file", f"{folder}/ram"]
+    here = Machine(folder, "here", *shared)
+    there = Machine(folder, "there", "--incoming", uri, *shared)
+    status, result, _ = migrate(here, uri, "--capability", "x-ignore-shared")
+    equal((status, result["status"]), (1, "failed"), "one side only")
+    _, err = there.process.communicate(timeout=30)
+    assert b"x-ignore-shared" in err, err
+    here.lives()
+    here.quit()
+
+
+@test
+def a_machine_with_another_uuid_is_refused(folder):
+    ours, theirs = "12345678-9abc-DEF0-1234-56789abcdef0", "12345678-9abc-def0-1234-56789abcdef1"
+    here = Machine(folder, "here", "--uuid", ours)
+    there = Machine(folder, "there", "--incoming", f"unix:{folder}/a", "--uuid", theirs)
+    status, result, _ = migrate(here, f"unix:{folder}/a", "--capability", "validate-uuid")
+    equal((status, result["status"]), (1, "failed"), "another machine")
+    _, err = there.process.communicate(timeout=30)
+    assert ours.lower().encode() in err and theirs.encode() in err, err
+    here.lives()
+    there = Machine(folder, "same", "--incoming", f"unix:{folder}/b", "--uuid", ours)
+    status, result, err = migrate(here, f"unix:{folder}/b")
+    equal((status, result["status"]), (0, "completed"), err)
+    until(lambda: there.status() == "running")
+    here.quit()
+    there.quit()
+    for wrong in ours[:-1], ours + "0", ours.replace("-", ""), ours.replace("9", "g"):
+        p = subprocess.run([TOOL, "run", "--uuid", wrong], capture_output=True, timeout=30,
+                           check=False)
+        assert p.returncode == 2 and b"not a UUID" in p.stderr, p
+
+
+def make_image(folder, machine):
+    """Of a machine that has written all over its memory, and hardly writes from then on."""
+    image = f"{folder}/vm.ram"
+    machine.lives()
+    before = machine.do("x-query-ops")
+    until(lambda: all(b > a + 20000 for a, b in zip(before, machine.do("x-query-ops"))))
+    machine.do("x-set-rate", **{"bytes-per-second": 1 << 20})
+    status, result, err = snapshot(machine, image)
+    if status != 0 and ("userfaultfd" in err or "privilege" in err):
+        raise Skip(err)
+    equal((status, result and result["status"]), (0, "completed"), err)
+    return image
+
+
+@test
+def a_machine_runs_before_its_memory_has_come(folder):
+    here = Machine(folder, "here", memory="64M")
+    image = make_image(folder, here)
+    here.quit()
+    # Ahead of what it asks for comes next to nothing: its heart beats all the same.
+    lazy = Machine(folder, "lazy", "--image", image, "--lazy", "--lazy-rate", "4K", memory="64M")
+    equal(lazy.status(), "running", "status")
+    lazy.lives()
+    far = lazy.do("x-query-resume")
+    equal(far["status"], "active", far)
+    assert 0 < far["remaining"] < far["total"] and far["waited-for"] > 0, far
+    status, _, err = snapshot(lazy, f"{folder}/no.ram")
+    equal(status, 2, err)
+    assert "from its image" in err, err
+    lazy.quit()  # in the middle of it
+    again = Machine(folder, "again", "--image", image, "--lazy", memory="64M")
+    again.lives()
+    until(lambda: again.do("x-query-resume")["status"] == "completed")
+    equal(again.do("x-query-resume")["remaining"], 0, "remaining")
+    again.do("stop")
+    again.check()
+    again.quit()
+    whole = Machine(folder, "whole", "--image", image, "--paused", memory="64M")
+    equal((whole.status(), whole.do("x-query-resume")["status"]), ("paused", "completed"), "at once")
+    whole.check()
+    whole.do("cont")
+    whole.lives()
+    whole.quit()
+    for args, why in ([["--image", image, "--memory", "32M"], b"ram"],
+                      [["--image", f"{folder}/none", "--lazy"], b"none"],
+                      [["--lazy"], b"--image"], [["--image", image, "--lazy-rate", "1"], b"--lazy"],
+                      [["--image", image, "--incoming", "tcp:127.0.0.1:0"], b"exclude"]):
+        p = subprocess.run([TOOL, "run", "--accel", "threads", *args], capture_output=True,
+                           timeout=60, check=False)
+        assert p.returncode == 2 and why in p.stderr, p
+
+
+@test
+def the_capability_background_snapshot_saves_a_machine_that_stays(folder):
+    here = Machine(folder, "here")
+    here.lives()
+    image = f"{folder}/vm.ram"
+    capabilities(here, "background-snapshot")
+    says_no(here, "migrate-set-capabilities", "not compatible with xbzrle",
+            capabilities=[{"capability": "xbzrle", "state": True}])
+    says_no(here, "migrate", "'file:PATH'", uri=f"unix:{folder}/x")
+    status, result, err = migrate(here, "file:" + image)
+    said = (result or {}).get("error") or err
+    if status != 0 and ("userfaultfd" in said or "privilege" in said):
+        raise Skip(said)
+    equal((status, result["status"]), (0, "completed"), err)
+    equal(here.status(), "running", "the machine stays")
+    here.lives()
+    back = Machine(folder, "back", "--image", image)
+    back.lives()
+    back.do("stop")
+    back.check()
+    back.quit()
+    # It can go afterwards, as any other.
+    here.do("migrate-set-capabilities",
+            capabilities=[{"capability": "background-snapshot", "state": False}])
+    there = Machine(folder, "there", "--incoming", f"unix:{folder}/move")
+    status, result, err = migrate(here, f"unix:{folder}/move")
+    equal((status, result["status"]), (0, "completed"), err)
+    until(lambda: there.status() == "running")
+    here.quit()
+    there.quit()
+
+
 @test
 def the_tool_shows_the_ram_of_a_running_machine(folder):
     machine = Machine(folder, "here")
@@ -373,7 +555,8 @@ def a_move_waits_in_pre_switchover_and_sends_differences(folder):
         ("xbzrle", "auto-converge", "pause-before-switchover", "switchover-ack", "return-path")])
     equal({c["capability"]: c["state"] for c in here.do("query-migrate-capabilities")},
           {"xbzrle": True, "auto-converge": True, "pause-before-switchover": True,
-           "switchover-ack": True}, "capabilities")
+           "switchover-ack": True, "background-snapshot": False, "multifd": False,
+           "validate-uuid": False, "x-ignore-shared": False}, "capabilities")
     try:
         here.do("migrate-set-parameters", **{"max-bandwidth": 1, "cpu-throttle-initial": 100})
         raise AssertionError("a throttle of 100 %")
