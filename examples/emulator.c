@@ -129,10 +129,15 @@ static uint32_t word_at(struct gr_ram *ram, uint64_t gpa)
 	return word;
 }
 
-/* Until the core has seen something at the DIMM's place that begins at `from`. */
+/* Whether the core has seen something at the DIMM's place that begins at `from`. */
+static bool counts_from(struct gr_ram *ram, uint32_t from)
+{
+	return word_at(ram, RESULT) - from < UINT32_MAX / 4;
+}
+
 static void await(struct gr_ram *ram, uint32_t from)
 {
-	while (word_at(ram, RESULT) - from >= UINT32_MAX / 4) {
+	while (!counts_from(ram, from)) {
 	}
 	printf("the core counts from %#" PRIx32 "\n", from);
 }
@@ -168,12 +173,12 @@ int main(void)
 		die("plug", &err);
 	}
 	await(core.ram, 1);
-	/* A device writes; the core may be in the middle of a store, as on a real machine. */
+	/* A device writes, until the core has seen it: what the core had loaded before, it stores. */
 	do {
 		if (gr_ram_write(core.ram, gr_gpa(DIMM), &from_device, 4, &err) < 0) {
 			die("device", &err);
 		}
-	} while (word_at(core.ram, DIMM) < from_device);
+	} while (!counts_from(core.ram, from_device));
 	await(core.ram, from_device);
 	/* The core goes on; the memory goes when it has said that it does not look there any more.
 	 */
