@@ -22,6 +22,7 @@
  * page table in all of them, as that of a guest which has run, but for the untouched one.
  */
 #include "bench/harness.h"
+#include "bench/loaded.h"
 #include "bench/move.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -284,6 +285,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++) {
 		run_case(&o, &kinds[i]);
 	}
+	bench_loaded(&o, tmp_dir, qemu_name);
 	remove_tmp();
 	return 0;
 }

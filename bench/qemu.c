@@ -29,12 +29,6 @@ static const char *qemu_binary(bool installed)
 	return installed || !newer_binary() ? INSTALLED : newer_binary();
 }
 
-struct qemu {
-	pid_t pid;
-	FILE *qmp; /* both directions */
-	int fd;
-};
-
 static const char *version_of(const char *binary, char version[32])
 {
 	char command[512];
@@ -95,7 +89,7 @@ static int connect_unix(const char *path)
 }
 
 /* Reads lines until one contains any of the two words; returns it. */
-static const char *qmp_wait(struct qemu *q, const char *word, const char *or_word)
+const char *bench_qmp_wait(struct bench_qemu *q, const char *word, const char *or_word)
 {
 	static char line[65536];
 
@@ -110,17 +104,19 @@ static const char *qmp_wait(struct qemu *q, const char *word, const char *or_wor
 	bench_die("QEMU ended while we waited for %s", word);
 }
 
-static void qmp(struct qemu *q, const char *command)
+void bench_qmp(struct bench_qemu *q, const char *command)
 {
 	(void)dprintf(q->fd, "%s\n", command);
-	(void)qmp_wait(q, "\"return\"", NULL);
+	(void)bench_qmp_wait(q, "\"return\"", NULL);
 }
 
-static void qemu_start(struct qemu *q, const struct bench_machine *m, const char *name,
-		       const char *mem_file, bool prealloc, bool incoming)
+void bench_qemu_start(struct bench_qemu *q, const struct bench_machine *m, const char *name,
+		      const char *mem_file, bool prealloc, bool incoming)
 {
 	const char *binary = qemu_binary(m->installed);
-	char object[512], monitor[256], path[128], memory[64];
+	char object[512], monitor[256], path[128], memory[64], drive[256];
+	const char *args[32];
+	int n = 0;
 
 	(void)snprintf(path, sizeof(path), "%s/%s.qmp", m->tmp, name);
 	(void)snprintf(monitor, sizeof(monitor), "unix:%s,server=on,wait=off", path);
@@ -128,44 +124,76 @@ static void qemu_start(struct qemu *q, const struct bench_machine *m, const char
 		       "memory-backend-file,id=ram,mem-path=%s,size=%llu,share=on,prealloc=%s",
 		       mem_file, (unsigned long long)m->bytes, prealloc ? "on" : "off");
 	(void)snprintf(memory, sizeof(memory), "%lluM", (unsigned long long)(m->bytes >> 20));
+	const char *const always[] = { binary,
+				       "-L",
+				       qemu_data(m->installed),
+				       "-machine",
+				       "pc,memory-backend=ram",
+				       "-accel",
+				       "tcg",
+				       "-m",
+				       memory,
+				       "-object",
+				       object,
+				       "-nodefaults",
+				       "-display",
+				       "none",
+				       "-qmp",
+				       monitor };
+
+	for (size_t i = 0; i < sizeof(always) / sizeof(always[0]); i++) {
+		args[n++] = always[i];
+	}
+	if (m->floppy) {
+		(void)snprintf(drive, sizeof(drive), "if=floppy,format=raw,readonly=on,file=%s",
+			       m->floppy);
+		args[n++] = "-drive";
+		args[n++] = drive;
+		args[n++] = "-boot";
+		args[n++] = "a";
+	} else {
+		args[n++] = "-S";
+	}
+	if (incoming) {
+		args[n++] = "-incoming";
+		args[n++] = "defer";
+	}
+	args[n] = NULL;
 	q->pid = fork();
 	if (q->pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		execlp(binary, binary, "-L", qemu_data(m->installed), "-machine",
-		       "pc,memory-backend=ram", "-accel", "tcg", "-m", memory, "-object", object,
-		       "-nodefaults", "-display", "none", "-S", "-qmp", monitor,
-		       incoming ? "-incoming" : NULL, "defer", NULL);
+		execvp(binary, (char **)(uintptr_t)args);
 		_exit(127);
 	}
 	q->fd = connect_unix(path);
 	if (q->fd < 0 || !(q->qmp = fdopen(dup(q->fd), "r"))) {
 		bench_die("cannot reach QEMU's monitor %s: %s", path, strerror(errno));
 	}
-	(void)qmp_wait(q, "\"QMP\"", NULL);
-	qmp(q, "{\"execute\":\"qmp_capabilities\"}");
-	qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
-	       "[{\"capability\":\"events\",\"state\":true}]}}");
-	qmp(q, "{\"execute\":\"migrate-set-parameters\",\"arguments\":"
-	       "{\"max-bandwidth\":1000000000000}}");
+	(void)bench_qmp_wait(q, "\"QMP\"", NULL);
+	bench_qmp(q, "{\"execute\":\"qmp_capabilities\"}");
+	bench_qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
+		     "[{\"capability\":\"events\",\"state\":true}]}}");
+	bench_qmp(q, "{\"execute\":\"migrate-set-parameters\",\"arguments\":"
+		     "{\"max-bandwidth\":1000000000000}}");
 }
 
-static void qemu_multifd(struct qemu *q, unsigned channels)
+static void qemu_multifd(struct bench_qemu *q, unsigned channels)
 {
 	char command[256];
 
 	if (channels == 0) {
 		return;
 	}
-	qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
-	       "[{\"capability\":\"multifd\",\"state\":true}]}}");
+	bench_qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
+		     "[{\"capability\":\"multifd\",\"state\":true}]}}");
 	(void)snprintf(command, sizeof(command),
 		       "{\"execute\":\"migrate-set-parameters\",\"arguments\":"
 		       "{\"multifd-channels\":%u}}",
 		       channels);
-	qmp(q, command);
+	bench_qmp(q, command);
 }
 
-static void qemu_end(struct qemu *q)
+void bench_qemu_end(struct bench_qemu *q)
 {
 	(void)fclose(q->qmp);
 	close(q->fd);
@@ -220,7 +248,7 @@ static void compare_files(const char *a, const char *b, uint64_t bytes)
 	close(fb);
 }
 
-static void migrate_to(struct qemu *q, const char *uri)
+void bench_qemu_migrate(struct bench_qemu *q, const char *uri)
 {
 	char command[512];
 
@@ -229,72 +257,72 @@ static void migrate_to(struct qemu *q, const char *uri)
 	(void)!write(q->fd, command, strlen(command));
 }
 
-static void wait_completed(struct qemu *q)
+void bench_qemu_wait_completed(struct bench_qemu *q)
 {
-	(void)qmp_wait(q, "\"status\": \"completed\"", "\"status\":\"completed\"");
+	(void)bench_qmp_wait(q, "\"status\": \"completed\"", "\"status\":\"completed\"");
 }
 
 struct bench_move bench_qemu_send(const struct bench_machine *m)
 {
 	struct bench_move move = { 0 };
-	struct qemu q;
+	struct bench_qemu q;
 
-	qemu_start(&q, m, "src", m->src_file, !m->untouched, false);
+	bench_qemu_start(&q, m, "src", m->src_file, !m->untouched, false);
 	qemu_multifd(&q, m->channels);
 	move.src_cpu_s = -bench_cpu_s(q.pid);
 	move.wall_s = bench_now_s();
-	migrate_to(&q, m->uri);
-	wait_completed(&q);
+	bench_qemu_migrate(&q, m->uri);
+	bench_qemu_wait_completed(&q);
 	move.src_cpu_s += bench_cpu_s(q.pid);
 	move.src_peak_mib = bench_peak_mib(q.pid);
-	qemu_end(&q);
+	bench_qemu_end(&q);
 	return move;
 }
 
 struct bench_move bench_qemu_move(const struct bench_machine *m)
 {
 	struct bench_move move;
-	struct qemu src, dst;
+	struct bench_qemu src, dst;
 	char dst_file[128], command[512];
 	double start;
 
 	(void)snprintf(dst_file, sizeof(dst_file), "%s.dst", m->src_file);
 	(void)unlink(dst_file);
-	qemu_start(&dst, m, "dst", dst_file, m->present, true);
+	bench_qemu_start(&dst, m, "dst", dst_file, m->present, true);
 	/* The source's page table is there, as ours is. */
-	qemu_start(&src, m, "src", m->src_file, !m->untouched, false);
+	bench_qemu_start(&src, m, "src", m->src_file, !m->untouched, false);
 	qemu_multifd(&dst, m->channels);
 	qemu_multifd(&src, m->channels);
 	(void)snprintf(command, sizeof(command),
 		       "{\"execute\":\"migrate-incoming\",\"arguments\":{\"uri\":\"%s\"}}", m->uri);
-	qmp(&dst, command);
+	bench_qmp(&dst, command);
 	move.src_cpu_s = -bench_cpu_s(src.pid);
 	move.dst_cpu_s = -bench_cpu_s(dst.pid);
 	start = bench_now_s();
-	migrate_to(&src, m->uri);
-	wait_completed(&src);
+	bench_qemu_migrate(&src, m->uri);
+	bench_qemu_wait_completed(&src);
 	/* The source says so before the destination has loaded; wait for that too. */
-	wait_completed(&dst);
+	bench_qemu_wait_completed(&dst);
 	move.wall_s = bench_now_s() - start;
 	move.src_cpu_s += bench_cpu_s(src.pid);
 	move.dst_cpu_s += bench_cpu_s(dst.pid);
 	move.src_peak_mib = bench_peak_mib(src.pid);
 	move.dst_peak_mib = bench_peak_mib(dst.pid);
-	qemu_end(&src);
-	qemu_end(&dst);
+	bench_qemu_end(&src);
+	bench_qemu_end(&dst);
 	compare_files(m->src_file, dst_file, m->bytes);
 	(void)unlink(dst_file);
 	return move;
 }
 
-static void mapped_ram(struct qemu *q)
+static void mapped_ram(struct bench_qemu *q)
 {
-	qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
-	       "[{\"capability\":\"mapped-ram\",\"state\":true}]}}");
+	bench_qmp(q, "{\"execute\":\"migrate-set-capabilities\",\"arguments\":{\"capabilities\":"
+		     "[{\"capability\":\"mapped-ram\",\"state\":true}]}}");
 }
 
 /* Runs one command to the end of the migration; wall and CPU time meanwhile. */
-static void timed(struct qemu *q, const char *verb, const char *image, double *wall_s,
+static void timed(struct bench_qemu *q, const char *verb, const char *image, double *wall_s,
 		  double *cpu_s)
 {
 	char command[512];
@@ -304,7 +332,7 @@ static void timed(struct qemu *q, const char *verb, const char *image, double *w
 	*cpu_s = -bench_cpu_s(q->pid);
 	*wall_s = -bench_now_s();
 	(void)!write(q->fd, command, strlen(command));
-	wait_completed(q);
+	bench_qemu_wait_completed(q);
 	*wall_s += bench_now_s();
 	*cpu_s += bench_cpu_s(q->pid);
 }
@@ -313,18 +341,18 @@ struct bench_image_cost bench_qemu_image(const struct bench_machine *m, const ch
 {
 	struct bench_image_cost cost;
 	char dst_file[128];
-	struct qemu q;
+	struct bench_qemu q;
 
 	(void)snprintf(dst_file, sizeof(dst_file), "%s.dst", m->src_file);
 	(void)unlink(dst_file);
-	qemu_start(&q, m, "src", m->src_file, false, false);
+	bench_qemu_start(&q, m, "src", m->src_file, false, false);
 	mapped_ram(&q);
 	timed(&q, "migrate", image, &cost.save_wall_s, &cost.save_cpu_s);
-	qemu_end(&q);
-	qemu_start(&q, m, "dst", dst_file, false, true);
+	bench_qemu_end(&q);
+	bench_qemu_start(&q, m, "dst", dst_file, false, true);
 	mapped_ram(&q);
 	timed(&q, "migrate-incoming", image, &cost.load_wall_s, &cost.load_cpu_s);
-	qemu_end(&q);
+	bench_qemu_end(&q);
 	compare_files(m->src_file, dst_file, m->bytes);
 	(void)unlink(dst_file);
 	return cost;

@@ -5,6 +5,7 @@
 
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <sys/types.h>
 
 struct bench_move {
@@ -24,6 +25,7 @@ struct bench_machine {
 	bool present;	      /* the destination's memory is allocated before the clock starts */
 	bool untouched;	      /* nobody ever touched the source's: it must not be mapped before */
 	bool from_qemu;	      /* the source is a QEMU, also of ours */
+	const char *floppy;   /* boots this and runs; otherwise it stands still */
 	bool installed;	      /* the QEMU of the system, even if $GR_QEMU10 names another one */
 };
 
@@ -42,6 +44,23 @@ struct bench_move bench_qemu_send(const struct bench_machine *m);
 bool bench_same_bytes(int a, int b, uint64_t bytes);
 /* VmHWM of a process, 0: of this one. */
 double bench_peak_mib(pid_t pid);
+
+/* One of them, for what is not done yet above. */
+struct bench_qemu {
+	pid_t pid;
+	FILE *qmp; /* both directions */
+	int fd;
+};
+void bench_qemu_start(struct bench_qemu *q, const struct bench_machine *m, const char *name,
+		      const char *mem_file, bool prealloc, bool incoming);
+void bench_qemu_end(struct bench_qemu *q);
+/* One command, to its answer. */
+void bench_qmp(struct bench_qemu *q, const char *command);
+/* Reads lines until one contains any of the two words; returns it. */
+const char *bench_qmp_wait(struct bench_qemu *q, const char *word, const char *or_word);
+/* Begins; what comes of it is told by events. */
+void bench_qemu_migrate(struct bench_qemu *q, const char *uri);
+void bench_qemu_wait_completed(struct bench_qemu *q);
 
 /* A machine into a file in the mapped-ram layout, and back into fresh memory; compares. */
 struct bench_image_cost {
