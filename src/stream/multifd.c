@@ -113,6 +113,27 @@ static int parse_payload(uint32_t said, uint32_t page_bytes, struct gr_multifd_h
 	return 0;
 }
 
+/*
+ * Packets have room for 512 KiB, so the room that a sender says tells the size of its pages; where
+ * that is another one the headers are of another length, too. A packet without pages may say none.
+ */
+static int check_room(uint32_t room, uint32_t page_bytes, struct gr_error *err)
+{
+	uint32_t max = gr_multifd_pages_max(page_bytes);
+
+#ifdef GR_MUTANT_MULTIFD_ROOM
+	return 0;
+#endif
+	if (room == 0 || room == max) {
+		return 0;
+	}
+	return gr_error_set(
+		err, -EOPNOTSUPP,
+		"a packet with room for %u pages, which makes them %u bytes, and not %u as in the "
+		"stream",
+		room, GR_MULTIFD_DATA_BYTES / room, page_bytes);
+}
+
 int gr_multifd_header_parse(const uint8_t *raw, uint32_t page_bytes,
 			    struct gr_multifd_header *ret_h, struct gr_error *err)
 {
@@ -121,6 +142,9 @@ int gr_multifd_header_parse(const uint8_t *raw, uint32_t page_bytes,
 
 	if (rc == 0) {
 		rc = parse_flags(gr_get_be32(raw + 8), ret_h, err);
+	}
+	if (rc == 0) {
+		rc = check_room(gr_get_be32(raw + 12), page_bytes, err);
 	}
 	if (rc < 0) {
 		return rc;

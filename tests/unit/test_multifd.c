@@ -120,6 +120,13 @@ TEST(hostile_headers_are_refused_before_anything_is_read)
 	refused(320 + 20, BLOCK, -EBADMSG, "page 0x10000"); /* a zero page */
 }
 
+TEST(pages_of_another_size_are_refused_as_such)
+{
+	refused(12, 32, -EOPNOTSUPP, "16384 bytes");
+	refused(12, 512, -EOPNOTSUPP, "1024 bytes");
+	refused(12, UINT32_MAX, -EOPNOTSUPP, "room for 4294967295 pages");
+}
+
 TEST(a_compressed_packet_says_its_length_within_bounds)
 {
 	static const uint32_t lengths[] = { 0, GR_MULTIFD_PAYLOAD_BYTES_MAX + 1, UINT32_MAX };
