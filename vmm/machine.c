@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 #include "machine_internal.h"
 #include <errno.h>
+#include <guestram/loop.h>
 #include <guestram/rcu_control.h>
 #include <stdlib.h>
 #include <string.h>
@@ -338,13 +339,16 @@ int vmm_machine_stop(struct vmm_machine *machine, struct gr_error *err)
 
 int vmm_machine_switch_over(struct vmm_machine *machine, struct gr_error *err)
 {
+	uint64_t began_ns;
 	bool ran;
 	int rc = 0;
 
 	(void)pthread_mutex_lock(&machine->lock);
 	ran = machine->was_running = machine->state == VMM_RUNNING;
 	if (ran) {
+		began_ns = gr_loop_now_ns();
 		rc = halt_locked(machine, VMM_FINISH_MIGRATE, err);
+		machine->expected.pause_ns = gr_loop_now_ns() - began_ns;
 	} else {
 		machine->state = VMM_FINISH_MIGRATE;
 	}
@@ -353,6 +357,16 @@ int vmm_machine_switch_over(struct vmm_machine *machine, struct gr_error *err)
 		say_changed(machine, VMM_FINISH_MIGRATE, NULL);
 	}
 	return rc;
+}
+
+struct gr_downtime vmm_machine_expected(struct vmm_machine *machine)
+{
+	struct gr_downtime expected;
+
+	(void)pthread_mutex_lock(&machine->lock);
+	expected = machine->expected;
+	(void)pthread_mutex_unlock(&machine->lock);
+	return expected;
 }
 
 void vmm_machine_switch_back(struct vmm_machine *machine)

@@ -107,6 +107,9 @@ void vmm_machine_round_began(struct vmm_machine *machine);
 int vmm_machine_save(struct vmm_machine *machine, struct gr_state_writer *writer,
 		     struct gr_error *err);
 
+/* What stopping and saving took the last time, for the next move; zeros: not known. */
+struct gr_downtime vmm_machine_expected(struct vmm_machine *machine);
+
 /* And of an incoming one. */
 int vmm_machine_load(struct vmm_machine *machine, const char *id, uint32_t instance,
 		     uint32_t version, const void *data, size_t bytes, struct gr_error *err);

@@ -21,6 +21,7 @@ struct vmm_machine {
 
 	enum vmm_run_state state;		    /* (l) */
 	bool was_running;			    /* (l) before switch-over */
+	struct gr_downtime expected;		    /* (l) what that took the last time */
 	uint64_t ops_base[VMM_WRITERS_MAX];	    /* (l) where the pacer's counting began */
 	uint64_t ops_before_final[VMM_WRITERS_MAX]; /* (l) at the last round's beginning */
 	bool ops_before_final_known;		    /* (l) */

@@ -119,6 +119,7 @@ static int send_machine(struct vmm_move *move, const struct vmm_channels *channe
 		.bandwidth_bytes_per_s_max = move->params.bandwidth_bytes_per_s_max,
 		.downtime_ns_max = move->params.downtime_ns_max,
 		.rounds_max = move->params.rounds_max,
+		.expected = vmm_machine_expected(machine),
 		.xbzrle_cache_bytes = move->params.xbzrle_cache_bytes,
 		.auto_converge = move->params.auto_converge,
 		.throttle_trigger_percent = move->params.throttle_trigger_percent,

@@ -10,6 +10,7 @@
 #include "machine_internal.h"
 #include "state.h"
 #include <errno.h>
+#include <guestram/loop.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -144,10 +145,13 @@ int vmm_machine_save(struct vmm_machine *machine, struct gr_state_writer *writer
 		     struct gr_error *err)
 {
 	struct vmm_blob blob = { 0 };
+	uint64_t began_ns;
 	int rc;
 
 	(void)pthread_mutex_lock(&machine->lock);
+	began_ns = gr_loop_now_ns();
 	rc = save_locked(machine, writer, &blob, err);
+	machine->expected.state_ns = gr_loop_now_ns() - began_ns;
 	(void)pthread_mutex_unlock(&machine->lock);
 	vmm_blob_free(&blob);
 	return rc;

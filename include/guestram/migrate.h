@@ -55,6 +55,16 @@ enum gr_migrate_state {
 /** @param state A state. @return QEMU's name of it. @context Any. */
 GR_EXPORT const char *gr_migrate_state_name(enum gr_migrate_state state);
 
+/** What a guest that stands still waits for: what one move took, or what the next one may expect. */
+struct gr_downtime {
+	uint64_t pause_ns;    /**< gr_source_ops.pause() */
+	uint64_t harvest_ns;  /**< the last sync and harvest */
+	uint64_t pages_ns;    /**< sending the last pages */
+	uint64_t state_ns;    /**< gr_source_ops.save() */
+	uint64_t state_bytes; /**< what that put */
+	uint64_t answer_ns;   /**< from there until the destination's word: it is sent and loaded */
+};
+
 /** How a migration does. Times are of CLOCK_MONOTONIC. */
 struct gr_migrate_stats {
 	enum gr_migrate_state state;
@@ -71,6 +81,7 @@ struct gr_migrate_stats {
 	uint64_t bandwidth_bytes_per_s; /**< measured */
 	uint64_t expected_downtime_ns;
 	uint64_t downtime_ns;         /**< source: from pause to the last byte acknowledged */
+	struct gr_downtime downtime;  /**< source: what that was, as far as it has come */
 	uint64_t setup_time_ns;
 	uint64_t total_time_ns;
 	uint64_t final_pages;         /**< sent after the guest was stopped */
@@ -143,6 +154,10 @@ struct gr_source_params {
 				       *   0: GR_WRITERS_MARKED */
 	uint64_t bandwidth_bytes_per_s_max; /**< 0: no limit */
 	uint64_t downtime_ns_max;     /**< 0: 300 ms */
+	/** What stopping, saving and loading this machine took the last time (a snapshot, a move that was taken
+	 *  back): counted before the guest is stopped, as are the harvests of this move. 0: not known, and
+	 *  guessed; harvest_ns and pages_ns are not looked at. */
+	struct gr_downtime expected;
 	uint64_t rounds_max;          /**< switch over at the latest after so many rounds even
 				       *   if the downtime limit cannot be kept; 0: never */
 	bool plain;                   /**< speak QEMU's dialect only, do not look for a guestram */

@@ -38,8 +38,16 @@ void gr_model_harvest(struct gr_model *m, uint64_t pages, uint64_t cost_ns, uint
 
 uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t page_bytes)
 {
+#ifdef GR_MUTANT_MODEL_ALWAYS_GUESSES
+	struct gr_model unmeasured = *m;
+
+	unmeasured.pause_ns = unmeasured.state_ns = unmeasured.state_bytes = 0;
+	m = &unmeasured;
+#endif
 	uint64_t bandwidth = gr_model_bandwidth(m);
-	uint64_t guess = GR_MODEL_PAUSE_NS + GR_MODEL_STATE_NS;
+	uint64_t pause = m->pause_ns != 0 ? m->pause_ns : GR_MODEL_PAUSE_NS;
+	uint64_t guess = (m->pause_ns == 0 ? GR_MODEL_PAUSE_NS : 0) +
+			 (m->state_ns == 0 ? GR_MODEL_STATE_NS : 0);
 	unsigned __int128 dirtied, send;
 
 	if (bandwidth == 0) {
@@ -48,12 +56,27 @@ uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t
 	if (m->pages != 0) {
 		page_bytes = GR_MIN(page_bytes, m->bytes / m->pages);
 	}
-	dirtied = (unsigned __int128)m->dirty_pages_per_s * (GR_MODEL_PAUSE_NS + m->harvest_ns) /
+	dirtied = (unsigned __int128)m->dirty_pages_per_s * (pause + m->harvest_ns) /
 		  GR_NS_PER_S;
-	send = ((unsigned __int128)pages + dirtied) * page_bytes * GR_NS_PER_S / bandwidth;
+	send = (((unsigned __int128)pages + dirtied) * page_bytes + m->state_bytes) * GR_NS_PER_S /
+	       bandwidth;
 	if (m->limit_ns != 0) {
 		guess = GR_MIN(guess, m->limit_ns / 4);
 	}
-	send += (unsigned __int128)guess + m->harvest_ns + m->answer_ns;
+	send += (unsigned __int128)guess + m->pause_ns + m->state_ns + m->harvest_ns + m->answer_ns;
 	return send > UINT64_MAX ? UINT64_MAX : (uint64_t)send;
+}
+
+bool gr_model_fits(const struct gr_model *m, uint64_t pages, uint64_t page_bytes)
+{
+	uint64_t total = gr_model_downtime_ns(m, pages, page_bytes);
+	uint64_t bandwidth = gr_model_bandwidth(m);
+	unsigned __int128 fixed;
+
+	if (total <= m->limit_ns || bandwidth == 0) {
+		return total <= m->limit_ns;
+	}
+	fixed = (unsigned __int128)m->state_bytes * GR_NS_PER_S / bandwidth;
+	fixed += (unsigned __int128)m->pause_ns + m->state_ns + m->answer_ns;
+	return fixed > m->limit_ns - m->limit_ns / 4 && total <= fixed + m->limit_ns / 4;
 }

@@ -5,8 +5,8 @@
  *     downtime = (pages left + pages dirtied until it stands still) x bytes / bandwidth
  *              + the last sync and harvest + device state + the answer's way
  *
- * What devices and stopping take is a guess; it may take up a quarter of the limit at most,
- * or a short limit could never be met.
+ * What devices and stopping take was measured the last time, or else is a guess; that may take up a
+ * quarter of the limit at most, or a short limit could never be met.
  *
  * Bandwidth is bytes over time with a memory of about a second, weighted by time: one slow
  * or fast moment does not decide. Pure arithmetic; one thread.
@@ -27,7 +27,9 @@ struct gr_model {
 	uint64_t bytes_per_s_max;   /* the bandwidth limit; 0: none. To be on the safe side it
 				     * counts for the last pages too, although they ignore it. */
 	uint64_t harvest_ns;	    /* of the last sync and begin */
-	uint64_t answer_ns;	    /* round trip to the peer */
+	uint64_t answer_ns;	    /* round trip to the peer, or to its last word the last time */
+	uint64_t pause_ns, state_ns; /* measured the last time; 0: not known */
+	uint64_t state_bytes;	    /* of the devices */
 	uint64_t dirty_pages_per_s; /* between the last two harvests */
 	uint64_t harvested_ns;	    /* when the last one was; 0: never */
 };
@@ -59,5 +61,16 @@ void gr_model_harvest(struct gr_model *m, uint64_t pages, uint64_t cost_ns, uint
  * @return The expected downtime; UINT64_MAX: not known.
  */
 uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t page_bytes);
+
+/**
+ * Whether the guest may be stopped now. Where what no further round makes shorter (stopping, devices, the
+ * answer) takes most of the limit by itself, the limit cannot be kept, and a guest that could never be
+ * moved helps nobody: then the rest has to fit into a quarter of it.
+ * @param m          The model, with a limit.
+ * @param pages      As above.
+ * @param page_bytes As above.
+ * @return true if so.
+ */
+bool gr_model_fits(const struct gr_model *m, uint64_t pages, uint64_t page_bytes);
 
 #endif

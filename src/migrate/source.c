@@ -123,6 +123,11 @@ int gr_source_create(struct gr_ram *ram, struct gr_track *track, struct gr_chann
 		s->params.downtime_ns_max = GR_SOURCE_DOWNTIME_NS;
 	}
 	s->model.limit_ns = s->params.downtime_ns_max;
+	s->model.pause_ns = s->params.expected.pause_ns;
+	s->model.state_ns = s->params.expected.state_ns;
+	/* Until the last word it has been sent, too. */
+	s->model.state_bytes =
+		s->params.expected.answer_ns == 0 ? s->params.expected.state_bytes : 0;
 	s->model.bytes_per_s_max = s->params.bandwidth_bytes_per_s_max;
 	gr_progress_init(&s->progress);
 	gr_tail_builder_init(&s->tail, (uint32_t)s->page_bytes);
@@ -451,6 +456,7 @@ static int wait_for_ack(struct gr_source *s, struct gr_error *err)
 static int step_harvest(struct gr_source *s, struct gr_error *err)
 {
 	struct gr_migrate_stats *stats;
+	const uint64_t wire_bytes = s->page_bytes + sizeof(uint64_t);
 	uint64_t pages, expected;
 	int rc;
 
@@ -463,7 +469,7 @@ static int step_harvest(struct gr_source *s, struct gr_error *err)
 		return rc;
 	}
 	throttle(s, pages);
-	expected = gr_model_downtime_ns(&s->model, pages, s->page_bytes + sizeof(uint64_t));
+	expected = gr_model_downtime_ns(&s->model, pages, wire_bytes);
 	stats = gr_progress_lock(&s->progress);
 	stats->expected_downtime_ns = expected == UINT64_MAX ? 0 : expected;
 	gr_progress_unlock(&s->progress);
@@ -480,7 +486,7 @@ static int step_harvest(struct gr_source *s, struct gr_error *err)
 	if (s->rounds > 1 && !may_switch(s)) {
 		return pages == 0 ? wait_for_ack(s, err) : 0;
 	}
-	if (s->rounds > 1 && (expected <= s->params.downtime_ns_max || pages == 0 ||
+	if (s->rounds > 1 && (gr_model_fits(&s->model, pages, wire_bytes) || pages == 0 ||
 			      (s->params.rounds_max != 0 && s->rounds > s->params.rounds_max))) {
 		s->switch_next = true;
 		/* To be sure of damage the fault sends these while the guest goes on writing. */
@@ -527,12 +533,25 @@ static int step_round(struct gr_source *s, struct gr_error *err)
 	return rc < 0 ? rc : 0;
 }
 
+/* A part of the downtime has ended, and the next one begins. */
+static void end_part(struct gr_source *s, uint64_t *part)
+{
+	uint64_t now = gr_clock_ns();
+	struct gr_migrate_stats *stats;
+
+	*part = s->stopped ? 0 : now - s->part_ns;
+	s->part_ns = now;
+	stats = gr_progress_lock(&s->progress);
+	stats->downtime = s->downtime;
+	gr_progress_unlock(&s->progress);
+}
+
 /* The machine stops: nothing writes its memory from here on (O6). */
 static int stop_machine(struct gr_source *s, struct gr_error *err)
 {
 	int rc;
 
-	s->pause_ns = gr_clock_ns();
+	s->pause_ns = s->part_ns = gr_clock_ns();
 	if (!s->stopped) {
 		rc = s->ops.pause(s->ops.opaque, err);
 		if (rc < 0) {
@@ -540,6 +559,7 @@ static int stop_machine(struct gr_source *s, struct gr_error *err)
 			return rc;
 		}
 		s->paused = true;
+		end_part(s, &s->downtime.pause_ns);
 	}
 	return 0;
 }
@@ -563,6 +583,7 @@ static int step_paused(struct gr_source *s, struct gr_error *err)
 		}
 	}
 	s->final = true;
+	s->part_ns = gr_clock_ns(); /* what somebody waited for before is not the harvest's */
 	if (!skip) {
 		/* What is left of the open epoch comes back in this one. */
 		if (s->epoch) {
@@ -570,6 +591,7 @@ static int step_paused(struct gr_source *s, struct gr_error *err)
 			s->epoch = false;
 		}
 		rc = harvest(s, &pages, err);
+		end_part(s, &s->downtime.harvest_ns);
 	}
 #ifdef GR_MUTANT_MIGRATE_HARVEST_BEFORE_PAUSE
 	if (rc == 0) {
@@ -625,6 +647,7 @@ static int step_final(struct gr_source *s, struct gr_error *err)
 	(void)gr_dirty_epoch_commit(s->consumer);
 	s->epoch = false;
 	rc = gr_source_end_round(s, err);
+	end_part(s, &s->downtime.pages_ns);
 	s->phase = GR_SOURCE_DEVICES;
 	return rc;
 }
@@ -642,6 +665,8 @@ static int step_devices(struct gr_source *s, struct gr_error *err)
 			gr_error_prefix(err, "saving the devices: ");
 		}
 	}
+	s->downtime.state_bytes = s->tail.tail.bytes;
+	end_part(s, &s->downtime.state_ns);
 	if (rc == 0) {
 		eof = s->tail.tail.bytes;
 		rc = gr_tail_builder_finish(&s->tail, &data, &bytes, err);
@@ -690,6 +715,7 @@ static int step_answer(struct gr_source *s, struct gr_error *err)
 	if (rc != 0) {
 		return rc < 0 ? rc : 0;
 	}
+	end_part(s, &s->downtime.answer_ns);
 	stats = gr_progress_lock(&s->progress);
 	stats->downtime_ns = s->stopped ? 0 : gr_clock_ns() - s->pause_ns;
 	stats->transferred_bytes = gr_source_bytes(s);

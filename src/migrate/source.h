@@ -118,6 +118,8 @@ struct gr_source {
 	uint64_t rounds;		      /* (o) harvests */
 	uint64_t section_pages;		      /* (o) in the open PART section */
 	uint64_t ping_ns, pause_ns;	      /* (o) when */
+	struct gr_downtime downtime;	      /* (o) its parts so far */
+	uint64_t part_ns;		      /* (o) when this part of the downtime began */
 	const uint8_t *last;		      /* (o) of the tail: what is held back */
 	size_t last_bytes;		      /* (o) */
 	bool ours;			      /* (o) the peer is a guestram */

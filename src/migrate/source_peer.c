@@ -119,7 +119,7 @@ int gr_source_await_peer(struct gr_source *s, struct gr_error *err)
 	}
 	if (msg.type == GR_RETURN_PONG && msg.value == GR_PING_FEATURES) {
 		s->answer_expected = true;
-		s->model.answer_ns = gr_clock_ns() - s->ping_ns;
+		s->model.answer_ns = GR_MAX(s->params.expected.answer_ns, gr_clock_ns() - s->ping_ns);
 		return 0;
 	}
 	return 1;

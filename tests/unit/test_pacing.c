@@ -159,4 +159,45 @@ TEST(downtime_counts_pages_dirtying_harvest_devices_and_answer)
 	ASSERT_LE(more, bare + 7000000 + 4000000 + 2600000);
 }
 
+TEST(a_limit_that_the_devices_break_lets_the_guest_go_when_the_rest_is_short)
+{
+	struct gr_model m = { .limit_ns = 100000000, .pause_ns = 1000000 };
+
+	ASSERT(!gr_model_fits(&m, 0, 4104)); /* nothing is known of the channel */
+	gr_model_sample(&m, 100000, 410400000, 1000000000); /* 10 us a page */
+	m.state_ns = 40000000;
+	ASSERT(gr_model_fits(&m, 5900, 4104)); /* 1 + 40 + 59 ms */
+	ASSERT(!gr_model_fits(&m, 6000, 4104));
+	/* By themselves above the limit, or nearly: the pages have a quarter of it. */
+	for (m.state_ns = 75000000; m.state_ns < 400000000; m.state_ns *= 2) {
+		ASSERT(gr_model_fits(&m, 2400, 4104));
+		ASSERT(!gr_model_fits(&m, 2600, 4104));
+	}
+	m.limit_ns = 1; /* as good as never */
+	m.harvest_ns = 1000;
+	ASSERT(!gr_model_fits(&m, 0, 4104));
+}
+
+TEST(what_was_measured_is_counted_instead_of_guessed)
+{
+	struct gr_model m = { .limit_ns = 300000000 };
+	uint64_t guessed, known;
+
+	gr_model_sample(&m, 100000, 410400000, 1000000000); /* 410 MB/s */
+	guessed = gr_model_downtime_ns(&m, 0, 4104);
+	ASSERT_EQ(guessed, (uint64_t)(GR_MODEL_STATE_NS + GR_MODEL_PAUSE_NS));
+	m.pause_ns = 40000000;
+	m.state_ns = 60000000;
+	m.state_bytes = 41040000; /* 100 ms on the wire */
+	m.answer_ns = 30000000;
+	known = gr_model_downtime_ns(&m, 0, 4104);
+	ASSERT_EQ(known, 40000000u + 60000000u + 100000000u + 30000000u);
+	/* What is known is not cut down to the limit: the guest is not stopped for it. */
+	m.limit_ns = 100000000;
+	ASSERT_EQ(gr_model_downtime_ns(&m, 0, 4104), known);
+	/* And while it is being stopped it writes: 50 000 pages/s for 40 ms. */
+	m.dirty_pages_per_s = 50000;
+	ASSERT_EQ(gr_model_downtime_ns(&m, 0, 4104), known + 20000000u);
+}
+
 TEST_MAIN()
