@@ -53,6 +53,8 @@ unsigned bench_cpus(void);
 cpu_set_t bench_cpu_set(int cpu);
 /* Keeps the calling thread there. */
 void bench_pin(int cpu);
+/* For this process and all that it starts from now on: its quota ends what waits in a loop. */
+void bench_give_up_real_time(void);
 /* CPU seconds that a process (0: this one) has used so far, all threads. */
 double bench_cpu_s(pid_t pid);
 /* Fills memory with bytes that no codec can shorten; the same for the same seed. */

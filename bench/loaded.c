@@ -16,13 +16,11 @@
 #include <fcntl.h>
 #include <guestram/guestram.h>
 #include <pthread.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -413,15 +411,6 @@ static struct seen over_link(struct bench_machine *m, const char *dst_file,
 	return seen;
 }
 
-/* For this process, and all that it starts from now on. */
-static void give_up_real_time(void)
-{
-	const struct sched_param none = { 0 };
-
-	(void)sched_setscheduler(0, SCHED_OTHER, &none);
-	(void)setpriority(PRIO_PROCESS, 0, -10);
-}
-
 void bench_loaded(const struct bench_options *o, const char *tmp, const char *qemu_name)
 {
 	struct bench_result total = { .name = "migrate.loaded",
@@ -445,7 +434,7 @@ void bench_loaded(const struct bench_options *o, const char *tmp, const char *qe
 	(void)snprintf(file, sizeof(file), "%s/ram", tmp);
 	(void)snprintf(dst_file, sizeof(dst_file), "%s/ram.dst", tmp);
 	(void)snprintf(floppy, sizeof(floppy), "%s/floppy", tmp);
-	give_up_real_time();
+	bench_give_up_real_time();
 	bench_guest_floppy(floppy, region_pages(m.bytes), GAP_S);
 	for (int i = 0; i < o->runs; i++) {
 		struct seen us, peer;

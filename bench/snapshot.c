@@ -7,9 +7,14 @@
  *
  * The peer is what QEMU's background snapshot does with a store to a page that is not saved yet:
  * its thread saves that page to the disk and lets the store go on afterwards, with no buffer. It is
- * rebuilt on the same copy before write, in the same run, with the same rate.
+ * rebuilt on the same copy before write, in the same run, with the same rate. Beside it stands
+ * QEMU's own (".../qemu"), whose guest measures its stores itself; without real-time priority on
+ * both sides.
  */
+#include "bench/guest.h"
 #include "bench/harness.h"
+#include "bench/qemu.h"
+#include "bench/snapshot_qemu.h"
 #include <errno.h>
 #include <guestram/snapshot.h>
 #include <guestram/track.h>
@@ -20,7 +25,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, SIZE_MIB_MAX = 64 };
+enum { PAGE = 4096, SIZE_MIB_MAX = 64, GAP_NS = 200000 };
 
 struct guest {
 	uint8_t *host;
@@ -98,7 +103,7 @@ static struct gr_ram *make_machine(const struct bench_options *o, struct guest *
 	g->pages = desc.used_bytes / PAGE;
 	g->written = calloc(g->pages, 1);
 	g->stall_s = calloc(g->pages, sizeof(*g->stall_s));
-	g->gap_ns = 200000;
+	g->gap_ns = GAP_NS;
 	if (!g->written || !g->stall_s) {
 		bench_die("no memory");
 	}
@@ -239,6 +244,47 @@ static void run(const struct bench_options *o, const char *name, uint64_t rate, 
 	bench_print(o, &max);
 }
 
+static void run_qemu(const struct bench_options *o, const char *name, uint64_t rate,
+		     uint64_t buffer)
+{
+	struct bench_result p99 = { .unit = "s" }, max = p99;
+	char tmp[] = "/dev/shm/guestram-bench-XXXXXX";
+	const char *version = bench_qemu_version();
+	char names[2][64], peer_name[64], command[64];
+
+	if (!bench_wanted(o, name)) {
+		return;
+	}
+	if (!version || bench_guest_ticks_per_s() == 0) {
+		(void)fprintf(stderr, "%s/qemu: skipped, %s\n", name,
+			      version ? "its guest is for x86" : "no QEMU");
+		return;
+	}
+	(void)snprintf(names[0], sizeof(names[0]), "%s/qemu", name);
+	(void)snprintf(names[1], sizeof(names[1]), "%s/qemu_max", name);
+	(void)snprintf(peer_name, sizeof(peer_name), "QEMU %s", version);
+	p99.name = names[0];
+	max.name = names[1];
+	p99.peer_name = max.peer_name = peer_name;
+	if (!mkdtemp(tmp)) {
+		bench_die("cannot make a folder: %s", strerror(errno));
+	}
+	bench_give_up_real_time();
+	for (int i = 0; i < o->runs; i++) {
+		struct bench_stalls qemu;
+		struct guest a = { .stop = 0 };
+
+		ours(o, rate, buffer, &a);
+		qemu = bench_qemu_snapshot(tmp, o->size_mib << 20, GAP_NS * 1e-9, rate);
+		bench_add(&p99, a.p99_s, qemu.p99_s);
+		bench_add(&max, a.max_s, qemu.max_s);
+	}
+	bench_print(o, &p99);
+	bench_print(o, &max);
+	(void)snprintf(command, sizeof(command), "rm -rf '%s'", tmp);
+	(void)!system(command);
+}
+
 int main(int argc, char **argv)
 {
 	struct bench_options o;
@@ -248,5 +294,6 @@ int main(int argc, char **argv)
 	o.size_mib = o.size_mib > SIZE_MIB_MAX ? SIZE_MIB_MAX : o.size_mib;
 	run(&o, "snapshot.stall_p99", UINT64_C(32) << 20, UINT64_C(64) << 20);
 	run(&o, "snapshot.stall_p99_full", UINT64_C(8) << 20, UINT64_C(1) << 18);
+	run_qemu(&o, "snapshot.stall_p99", UINT64_C(32) << 20, UINT64_C(64) << 20);
 	return 0;
 }
