@@ -458,7 +458,8 @@ static void run(enum gr_ram_backing backing, bool (*one)(struct rig *r, uint64_t
 	}
 	test_watch_progress(&writes, 30); /* nobody is left asleep */
 	end = now_ns() + (uint64_t)(test_seconds(1.0) * 1e9);
-	while (now_ns() < end || copies == given_up) {
+	/* and until a copy has ended and a writer has met one: on a busy machine not in the first */
+	while (now_ns() < end || copies == given_up || r->asked == 0) {
 		given_up += one(r, &rnd);
 		copies++;
 	}
@@ -468,7 +469,6 @@ static void run(enum gr_ram_backing backing, bool (*one)(struct rig *r, uint64_t
 	}
 	test_diag("%u copies, %u given up, asked %u times; %llu writes", copies, given_up, r->asked,
 		  (unsigned long long)writes);
-	ASSERT_GT(r->asked, 0u);
 	gr_ram_free(r->ram);
 	pthread_rwlock_destroy(&r->moment);
 	pthread_mutex_destroy(&r->lock);
