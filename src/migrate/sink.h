@@ -10,7 +10,8 @@
  *
  * With further channels (migrate/multifd_receive.h) their threads call page_memory, stored, pages and
  * zero as well, each for pages that no other one is busy with; none while blocks or finish
- * runs. A sink that is not parallel is called by one thread at a time all the same.
+ * runs. But a QEMU 7.2 may send a page twice, on two channels at once: with the same bytes, or
+ * the page has been written meanwhile and comes again. Which of the two stays does not matter. A sink that is not parallel is called by one thread at a time all the same.
  *
  * A call that fails ends the migration with its error, before which the loop puts the byte
  * of the stream, the block and the page. Everything a call is given dies with its return.

@@ -12,9 +12,9 @@ FORWARD = os.environ.get("GR_FORWARD", "build/tests/interop/forward")
 class Forward(Listener):
     """`with Forward(folder, to, "rounds=4") as forward: source.migrate(forward.uri)`"""
 
-    def __init__(self, folder, to, *options):
+    def __init__(self, folder, to, *options, listen=None):
         super().__init__(os.path.join(folder, "forward"),
-                         [FORWARD, f"unix:{folder}/from", to, *options])
+                         [FORWARD, listen or f"unix:{folder}/from", to, *options])
 
     def last(self, what):
         """The last value that it told of, or 0."""

@@ -8,6 +8,8 @@ import subprocess
 
 from qemu import TIMEOUT, wait_for
 
+TSAN_OPTIONS = ":".join([os.environ.get("TSAN_OPTIONS", ""), "suppressions=" + os.path.join(
+    os.path.dirname(os.path.abspath(__file__)), "tsan.supp")])
 TOOL = os.environ.get("GR_TOOL", "build/tool/guestram")
 
 
@@ -45,7 +47,8 @@ class Listener:
         self.stderr_path = path + ".stderr"
         self.stdout_path = path + ".stdout"
         with open(self.stderr_path, "wb") as err, open(self.stdout_path, "wb") as out:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=err)
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=err,
+                                            env={**os.environ, "TSAN_OPTIONS": TSAN_OPTIONS})
         self.uri = wait_for(self._listening, f"listening of {command}")
 
     def __enter__(self):

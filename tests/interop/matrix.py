@@ -138,11 +138,11 @@ class Move:
         wait_for(lambda: source.migration().get("ram", {}).get("dirty-sync-count", 0) >= rounds,
                  f"{rounds} rounds")
 
-    def live(self, *options, during=None, source=(), rounds=2, follow=True):
+    def live(self, *options, during=None, source=(), rounds=2, follow=True, listen=None):
         """Through a source of ours, round by round while it comes in; what that counted."""
         with self.destination(f"unix:{self.tmp}/to") as destination, \
                 Forward(self.tmp, f"unix:{self.tmp}/to", f"rounds={ROUNDS}",
-                        f"uuid={UUID.replace('-', '')}", *options) as forward:
+                        f"uuid={UUID.replace('-', '')}", *options, listen=listen) as forward:
             source = self.source(source)
             source.migrate(forward.uri)
             if follow:

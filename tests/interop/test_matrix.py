@@ -8,9 +8,9 @@ import guestram
 import qemu
 from forward import Forward
 from matrix import Lane, cell, name_of, table
-from qemu import wait_for
+from qemu import QemuError, wait_for
 from running import PAGES, RAM, runs_on, shared_ram
-from tap import Skip, main
+from tap import Skip, equal, main
 
 MODES = {}
 
@@ -52,6 +52,19 @@ multifd("multifd-zlib", 3, "zlib")
 multifd("multifd-zstd", 3, "zstd")
 multifd("multifd-zero-pages-on-channels", 2, **{"zero-page-detection": "multifd"})
 multifd("multifd-zero-pages-on-main", 2, **{"zero-page-detection": "legacy"})
+
+
+@mode("zero-copy-send")
+def _(move):
+    """The source's kernel sends from guest memory, which takes TCP and memory that may be locked."""
+    move.parameters = {"multifd-channels": 2, "multifd-compression": "none"}
+    move.capabilities = ["multifd"]
+    try:
+        move.live("multifd=2", source=["zero-copy-send"], listen="tcp:127.0.0.1:0")
+    except (AssertionError, QemuError) as error:
+        if "ZERO_COPY" in str(error) or "memlock" in str(error).lower():
+            raise Skip(str(error)) from None
+        raise
 
 
 @mode("validate-uuid")
@@ -232,10 +245,30 @@ for name in "postcopy-ram", "postcopy-preempt", "tls":
     never(name, "guestram has no such thing yet")
 never("dirty-limit", "QEMU needs KVM's dirty ring for it")
 
+# No modes of their own, or none that we have.
+OTHERS = {
+    "rdma-pin-all": "needs RDMA", "block": "refused by name (test_refused.py)",
+    "dirty-bitmaps": "refused by name (test_refused.py)", "x-colo": "two machines at once",
+    "events": "nothing on the wire", "zero-blocks": "nothing on the wire",
+    "late-block-activate": "nothing on the wire", "release-ram": "of postcopy",
+    "postcopy-blocktime": "of postcopy",
+}
 QEMUS = {name_of(qemu.OLDER, "system"): qemu.OLDER, name_of(qemu.NEWER, "newer"): qemu.NEWER}
 LANES = {f"{a}_to_{b}": Lane(QEMUS[a], QEMUS[b])
          for a, b in [(a, b) for a in QEMUS for b in QEMUS]}
 
+
+
+def nothing_of_a_qemu_has_been_forgotten(tmp):
+    """Each capability of each QEMU is a row, or known to be none."""
+    seen = set()
+    for binary in filter(qemu.version_of, QEMUS.values()):
+        with qemu.Qemu(tmp, "asked", "-m", "8", "-S", binary=binary) as q:
+            seen |= {c["capability"] for c in q.cmd("query-migrate-capabilities")}
+    if not seen:
+        raise Skip("no QEMU here")
+    rows = set(MODES) | {"multifd"}
+    equal(sorted(seen - rows - set(OTHERS)), [], "capabilities that no row is for")
 
 
 def end(results):
@@ -245,4 +278,4 @@ def end(results):
 
 
 main([[cell(lane, f"{name}_{between}", function) for name, function in MODES.items()]
-      for between, lane in LANES.items()], end=end)
+      for between, lane in LANES.items()] + [[nothing_of_a_qemu_has_been_forgotten]], end=end)
