@@ -43,7 +43,7 @@ static struct gr_ram_block *block_of(struct gr_ram *ram)
 }
 
 /* The page table is there already, as in a machine whose guest has run. */
-static void populate(uint8_t *host, uint64_t bytes)
+static void populate(void *host, uint64_t bytes)
 {
 	if (madvise(host, bytes, MADV_POPULATE_WRITE) != 0) {
 		bench_die("cannot map the source's memory: %s", strerror(errno));
@@ -52,19 +52,20 @@ static void populate(uint8_t *host, uint64_t bytes)
 
 static struct gr_ram *source_ram(const struct bench_machine *m)
 {
-	struct gr_ram_block_desc desc = { .size = sizeof(desc), .id = "ram" };
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc), .id = "ram", .backing = GR_RAM_FILE, .path = m->src_file
+	};
+	struct gr_ram_block *block;
 	struct gr_error err;
 	struct gr_ram *ram;
 
-	desc.backing = GR_RAM_CALLER;
-	desc.host = map_file(m->src_file, m->bytes, &desc.fd);
 	desc.used_bytes = m->bytes;
 	desc.mapped = true;
-	if (!m->untouched) {
-		populate(desc.host, m->bytes);
-	}
-	if (gr_ram_create(NULL, &ram, &err) < 0 || gr_ram_block_add(ram, &desc, NULL, &err) < 0) {
+	if (gr_ram_create(NULL, &ram, &err) < 0 || gr_ram_block_add(ram, &desc, &block, &err) < 0) {
 		bench_die("source: %s", err.msg);
+	}
+	if (!m->untouched) {
+		populate(block->host, m->bytes);
 	}
 	return ram;
 }

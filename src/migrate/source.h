@@ -27,7 +27,8 @@
 #include <guestram/track.h>
 
 enum {
-	GR_SOURCE_BATCH_PAGES = GR_STREAM_RUN_PAGES_MAX, /* sent with one system call */
+	GR_SOURCE_BATCH_PAGES = 2 * GR_STREAM_RUN_PAGES_MAX, /* at most: a packet's */
+	GR_SOURCE_LOOK_AHEAD = 4, /* pages whose first line is on its way while one is looked at */
 	GR_SOURCE_BATCH_LOOKS = 4096,			 /* pages looked at in one batch, at most */
 	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
 	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */

@@ -287,6 +287,17 @@ static const uint8_t *page_at(struct gr_source *s, uint64_t offset, uint8_t *own
 	return block->host + offset;
 }
 
+/* Random pages cost a miss each, and one after the other they would be waited for. */
+static void look_ahead(const struct gr_source *s, uint64_t offset, uint64_t end)
+{
+	const struct gr_ram_block *block = s->batch.block;
+
+	offset += GR_SOURCE_LOOK_AHEAD * s->page_bytes;
+	if (block->host && offset < end) {
+		__builtin_prefetch(block->host + offset);
+	}
+}
+
 /*
  * Looks at pages that are there; stops when the batch is full, or at one that cannot be read. Returns
  * where. Writes nothing, which might have to wait: the zeros are in zero_map.
@@ -307,6 +318,7 @@ static uint64_t look_locked(struct gr_source *s, uint64_t offset, uint64_t end)
 			break;
 		}
 		b->looks++;
+		look_ahead(s, at, end);
 		if (gr_page_is_zero(page, s->page_bytes)) {
 			b->zero_map[i / 64] |= UINT64_C(1) << i % 64;
 			continue;

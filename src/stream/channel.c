@@ -42,10 +42,34 @@ static int canceled(const struct gr_channel *ch, struct gr_error *err)
 	return gr_error_set(err, -ECANCELED, "%s: the channel was shut down", ch->name);
 }
 
-/* One attempt or several: until something moved, or it failed for good. */
-static ssize_t attempt(struct gr_channel *ch, bool writing, const struct iovec *iov, int n,
-		       struct gr_error *err)
+/* What one attempt is to move. */
+struct transfer {
+	enum { READ, WRITE, SEND_FILE } how;
+	const struct iovec *iov; /* READ, WRITE */
+	int n;
+	int file; /* SEND_FILE */
+	uint64_t offset;
+	size_t bytes;
+};
+
+static ssize_t once(struct gr_channel *ch, const struct transfer *t)
 {
+	switch (t->how) {
+	case READ:
+		return ch->ops->readv(ch, t->iov, t->n);
+	case WRITE:
+		return ch->ops->writev(ch, t->iov, t->n);
+	case SEND_FILE:
+	default:
+		return ch->ops->send_file(ch, t->file, t->offset, t->bytes);
+	}
+}
+
+/* One attempt or several: until something moved, or it failed for good. */
+static ssize_t attempt(struct gr_channel *ch, const struct transfer *t, struct gr_error *err)
+{
+	bool writing = t->how != READ;
+
 	for (;;) {
 		ssize_t done;
 		int rc;
@@ -54,7 +78,7 @@ static ssize_t attempt(struct gr_channel *ch, bool writing, const struct iovec *
 		if (gr_load_relaxed(&ch->shut)) {
 			return canceled(ch, err);
 		}
-		done = writing ? ch->ops->writev(ch, iov, n) : ch->ops->readv(ch, iov, n);
+		done = once(ch, t);
 		/* What was moved was moved: a peer may have acted on it already. */
 		if (done > 0 || (done == 0 && !gr_load_relaxed(&ch->shut))) {
 			return done;
@@ -85,12 +109,13 @@ static ssize_t attempt(struct gr_channel *ch, bool writing, const struct iovec *
 ssize_t gr_channel_readv(struct gr_channel *ch, const struct iovec *iov, int n,
 			 struct gr_error *err)
 {
+	struct transfer t = { .how = READ, .iov = iov, .n = n };
 	ssize_t got;
 
 	if (!ch->ops->readv) {
 		return gr_error_set(err, -EBADF, "%s: cannot be read", ch->name);
 	}
-	got = attempt(ch, false, iov, n, err);
+	got = attempt(ch, &t, err);
 	if (got > 0) {
 		gr_store_relaxed(&ch->bytes_read, ch->bytes_read + (uint64_t)got);
 	}
@@ -126,7 +151,8 @@ int gr_channel_writev_all(struct gr_channel *ch, const struct iovec *iov, int n,
 		memcpy(work, iov, (size_t)batch * sizeof(*iov));
 		p = advance(p, end, 0); /* leaves out empty entries */
 		while (p < end) {
-			ssize_t done = attempt(ch, true, p, (int)(end - p), err);
+			struct transfer t = { .how = WRITE, .iov = p, .n = (int)(end - p) };
+			ssize_t done = attempt(ch, &t, err);
 
 			if (done < 0) {
 				return (int)done;
@@ -149,6 +175,35 @@ int gr_channel_write_all(struct gr_channel *ch, const void *data, size_t n, stru
 	struct iovec iov = { (void *)(uintptr_t)data, n };
 
 	return gr_channel_writev_all(ch, &iov, 1, err);
+}
+
+bool gr_channel_sends_files(const struct gr_channel *ch)
+{
+	return ch->ops->send_file != NULL;
+}
+
+ssize_t gr_channel_send_file(struct gr_channel *ch, int file, uint64_t offset, size_t bytes,
+			     struct gr_error *err)
+{
+	size_t sent = 0;
+
+	while (ch->ops->send_file && sent < bytes) {
+		struct transfer t = { .how = SEND_FILE,
+				      .file = file,
+				      .offset = offset + sent,
+				      .bytes = bytes - sent };
+		ssize_t done = attempt(ch, &t, err);
+
+		if (done < 0 && done != -EINVAL && done != -ENOSYS && done != -EOPNOTSUPP) {
+			return done;
+		}
+		if (done <= 0) {
+			break; /* what is wrong with the channel the write that follows will say */
+		}
+		gr_store_relaxed(&ch->bytes_written, ch->bytes_written + (uint64_t)done);
+		sent += (size_t)done;
+	}
+	return (ssize_t)sent;
 }
 
 bool gr_channel_is_duplex(const struct gr_channel *ch)

@@ -14,6 +14,8 @@ struct gr_channel_ops {
 	/* One attempt: bytes, 0 at the end, or a negative errno. NULL: not in this direction. */
 	ssize_t (*readv)(struct gr_channel *ch, const struct iovec *iov, int n);
 	ssize_t (*writev)(struct gr_channel *ch, const struct iovec *iov, int n);
+	/* One attempt to send from a file, by reference; NULL: not on this kind. */
+	ssize_t (*send_file)(struct gr_channel *ch, int file, uint64_t offset, size_t bytes);
 	/* Last words before the fd is closed and the memory freed; may be NULL. */
 	void (*before_close)(struct gr_channel *ch);
 	/* After the fd was closed; may be NULL. */
@@ -28,6 +30,7 @@ struct gr_channel {
 	bool duplex;			  /* (c) */
 	bool is_socket;			  /* (c) */
 	bool restore_blocking;		  /* (c) clear O_NONBLOCK again when closing */
+	bool widened;			  /* (the writing thread) its buffer is large enough for files */
 	bool shut;			  /* (a) */
 	gr_atomic_u64 bytes_read;		  /* (a) written by the reading thread */
 	gr_atomic_u64 bytes_written;		  /* (a) written by the writing thread */
@@ -70,6 +73,17 @@ void gr_channel_end_reading(struct gr_channel *ch);
  * peer sees nothing of it until the channel is closed: what it writes is accepted. Any thread.
  */
 void gr_channel_stop_waiting(struct gr_channel *ch);
+
+/* Whether gr_channel_send_file() is more than a refusal. */
+bool gr_channel_sends_files(const struct gr_channel *ch);
+/*
+ * Sends bytes of a file without copying them: the peer reads them from the file's own memory, as
+ * they are then. Waits, and ends when shut down, as gr_channel_writev_all(). Returns how many went; fewer than
+ * asked: the rest cannot go that way (not on this channel, not from this file, the file ends), write it.
+ * Or a negative errno. In a thread that has SIGPIPE blocked.
+ */
+ssize_t gr_channel_send_file(struct gr_channel *ch, int file, uint64_t offset, size_t bytes,
+			     struct gr_error *err);
 
 /* As gr_channel_from_fd(), with a name for messages. */
 int gr_channel_from_fd_named(int fd, const char *name, struct gr_channel **ret_ch,

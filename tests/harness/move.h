@@ -249,7 +249,7 @@ MOVE_FN void move_channels(struct gr_channel *ch[2])
 	struct gr_error err = { 0 };
 	int fd[2];
 
-	ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, fd), 0);
+	ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fd), 0);
 	for (int i = 0; i < 2; i++) {
 		if (gr_channel_from_fd(fd[i], &ch[i], &err) < 0) {
 			FAIL("channel: %s", err.msg);

@@ -8,6 +8,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -585,6 +586,144 @@ TEST(a_shutdown_breaks_a_waiting_accept)
 		ASSERT_EQ(gr_channel_accept(b.l, &ch, &b.err), -ECANCELED);
 	}
 	gr_channel_listener_close(b.l);
+}
+
+/* ---- files by reference ---------------------------------------------------------------- */
+
+enum { SENT_BYTES = 5 << 12 };
+
+static int memory_file(char **ret_map)
+{
+	int fd = memfd_create("test", MFD_CLOEXEC);
+
+	ASSERT_GE(fd, 0);
+	ASSERT_EQ(ftruncate(fd, SENT_BYTES), 0);
+	*ret_map = mmap(NULL, SENT_BYTES, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	ASSERT(*ret_map != MAP_FAILED);
+	for (int i = 0; i < SENT_BYTES; i++) {
+		(*ret_map)[i] = (char)(i >> 8);
+	}
+	return fd;
+}
+
+static void unix_pair(struct gr_channel *ch[2])
+{
+	int s[2];
+
+	ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, s), 0);
+	ASSERT_EQ(gr_channel_from_fd(s[0], &ch[0], NULL), 0);
+	ASSERT_EQ(gr_channel_from_fd(s[1], &ch[1], NULL), 0);
+}
+
+static void block_sigpipe(void)
+{
+	sigset_t set;
+
+	(void)sigemptyset(&set);
+	(void)sigaddset(&set, SIGPIPE);
+	ASSERT_EQ(pthread_sigmask(SIG_BLOCK, &set, NULL), 0);
+}
+
+TEST(a_file_goes_through_a_unix_socket_by_reference)
+{
+	struct gr_channel *ch[2];
+	char got[SENT_BYTES], *map;
+	int fd = memory_file(&map);
+	size_t n = 0;
+
+	block_sigpipe();
+	unix_pair(ch);
+	ASSERT(gr_channel_sends_files(ch[0]));
+	/* Up to its end and no further. */
+	ASSERT_EQ(gr_channel_send_file(ch[0], fd, 100, 1 << 20, NULL), SENT_BYTES - 100);
+	ASSERT_EQ(gr_channel_bytes_written(ch[0]), (uint64_t)SENT_BYTES - 100);
+	map[4097] = 'x'; /* seen: it has not been read yet */
+	while (n < SENT_BYTES - 100) {
+		struct iovec iov = { got + n, sizeof(got) - n };
+		ssize_t part = gr_channel_readv(ch[1], &iov, 1, NULL);
+
+		ASSERT_GT(part, 0);
+		n += (size_t)part;
+	}
+	ASSERT(memcmp(got, map + 100, n) == 0);
+	close_well(ch[0]);
+	close_well(ch[1]);
+	munmap(map, SENT_BYTES);
+	close(fd);
+}
+
+TEST(files_go_by_reference_nowhere_else)
+{
+	struct gr_channel *ch;
+	char *map;
+	int fd = memory_file(&map), ends[2];
+
+	block_sigpipe();
+	ASSERT_EQ(pipe(ends), 0);
+	ASSERT_EQ(gr_channel_from_fd(ends[1], &ch, NULL), 0);
+	ASSERT(!gr_channel_sends_files(ch));
+	ASSERT_EQ(gr_channel_send_file(ch, fd, 0, SENT_BYTES, NULL), 0);
+	close_well(ch);
+	close(ends[0]);
+	/* Of a blocking socket the kernel would wait on its own. */
+	ASSERT_EQ(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
+	ASSERT_EQ(gr_channel_from_fd(ends[1], &ch, NULL), 0);
+	ASSERT_EQ(gr_channel_send_file(ch, fd, 0, SENT_BYTES, NULL), 0);
+	close_well(ch);
+	close(ends[0]);
+	munmap(map, SENT_BYTES);
+	close(fd);
+}
+
+struct sender {
+	struct gr_channel *ch;
+	int fd;
+	ssize_t rc;
+	struct gr_error err;
+};
+
+static void *send_for_ever(void *opaque)
+{
+	struct sender *s = opaque;
+
+	block_sigpipe();
+	do {
+		s->rc = gr_channel_send_file(s->ch, s->fd, 0, SENT_BYTES, &s->err);
+	} while (s->rc == SENT_BYTES);
+	return NULL;
+}
+
+TEST(a_shutdown_and_a_lost_peer_end_the_sending_of_a_file)
+{
+	for (int lost = 0; lost < 2; lost++) {
+		struct gr_channel *ch[2];
+		struct sender s = { 0 };
+		pthread_t t;
+		char *map;
+
+		signal(SIGPIPE, on_sigpipe);
+		s.fd = memory_file(&map);
+		unix_pair(ch);
+		s.ch = ch[0];
+		ASSERT_EQ(pthread_create(&t, NULL, send_for_ever, &s), 0);
+		while (gr_channel_bytes_written(ch[0]) == 0) {
+			usleep(100);
+		}
+		if (lost) {
+			close_well(ch[1]);
+		} else {
+			gr_channel_shutdown(ch[0]);
+		}
+		ASSERT_EQ(pthread_join(t, NULL), 0);
+		ASSERT_EQ(s.rc, lost ? -EPIPE : -ECANCELED);
+		ASSERT_EQ((int)pipe_signals, 0);
+		close_well(ch[0]);
+		if (!lost) {
+			close_well(ch[1]);
+		}
+		munmap(map, SENT_BYTES);
+		close(s.fd);
+	}
 }
 
 TEST(a_vector_of_any_length_is_written_through_short_and_interrupted_writes)

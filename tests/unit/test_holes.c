@@ -2,6 +2,7 @@
 #include "migrate/holes.h"
 #include "migrate/place.h"
 #include "move.h"
+#include <fcntl.h>
 #include <guestram/track.h>
 #include <sys/mman.h>
 
@@ -59,6 +60,25 @@ TEST(memfd_blocks_show_their_holes)
 	/* Looking has touched nothing. */
 	view(b, MOVE_PAGE, got);
 	ASSERT_EQ(got[11], '.');
+	gr_ram_free(ram);
+}
+
+TEST(a_memfd_that_is_full_has_no_hole_until_one_is_made)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block *b = move_add(ram, "ram", BYTES, 0, GR_RAM_MEMFD);
+	char got[PAGES + 1];
+
+	memset(b->host, 1, BYTES);
+	view(b, MOVE_PAGE, got);
+	ASSERT_EQ(strspn(got, "x"), (size_t)PAGES);
+	ASSERT_EQ(fallocate(b->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+			    (off_t)b->fd_offset + 10 * MOVE_PAGE, MOVE_PAGE),
+		  0);
+	view(b, MOVE_PAGE, got);
+	ASSERT_EQ(got[9], 'x');
+	ASSERT_EQ(got[10], '.');
+	ASSERT_EQ(got[11], 'x');
 	gr_ram_free(ram);
 }
 

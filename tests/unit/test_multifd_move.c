@@ -105,6 +105,133 @@ TEST(a_running_machine_moves_in_every_dialect)
 	moves(2, GR_MULTIFD_NONE, GR_MULTIFD_9_0, true, false);
 }
 
+/* ---- pages that go out by reference ---------------------------------------------------- */
+
+static struct gr_ram *filled_without_holes(void)
+{
+	struct gr_ram *ram = move_ram();
+
+	move_fill(move_add(ram, "ram", BLOCK_BYTES, 0, GR_RAM_MEMFD), 1, 0);
+	return ram;
+}
+
+TEST(a_running_machine_moves_with_its_pages_by_reference)
+{
+	struct move_guest guest = {
+		.bytes = BLOCK_BYTES, .writers = 2, .pause_us = 20, .seed = test_seed()
+	};
+	struct gr_source_ops ops = move_guest_ops(&guest);
+
+	for (unsigned int count = 1; count <= 3; count++) {
+		struct wide w = { .move = { .from = filled_without_holes(),
+					    .to = move_ram(),
+					    .ops = &ops } };
+
+		guest.ram = w.move.from;
+		widen(&w, count, GR_MULTIFD_NONE, GR_MULTIFD_BY_MACHINE);
+		w.move.params.rounds_max = 4;
+		move_guest_start(&guest);
+		move_must_succeed(&w.move);
+		ASSERT_EQ(move_compare(w.move.from, w.move.to), 0u);
+		move_guest_stop(&guest);
+		guest.stop = guest.paused = false;
+		narrow(&w);
+		gr_ram_free(w.move.from);
+		gr_ram_free(w.move.to);
+	}
+}
+
+/* A file that holds other bytes than memory does: then it shows where the packet's come from. */
+TEST(long_runs_come_from_the_file_the_rest_from_memory)
+{
+	enum { LONG = 16, SHORT = 2, FIRST = 3, LEAD = 5 };
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block *memory = move_add(ram, "a", 64 * MOVE_PAGE, 0, GR_RAM_MEMFD);
+	struct gr_ram_block *file = move_add(ram, "b", 64 * MOVE_PAGE, 1 << 30, GR_RAM_MEMFD);
+	size_t header_bytes = gr_multifd_header_bytes(MOVE_PAGE), at = 0;
+	uint8_t raw[GR_MULTIFD_GREETING_BYTES + GR_MULTIFD_HEADER_BYTES_MAX];
+	static uint8_t got[(LONG + SHORT) * MOVE_PAGE];
+	struct gr_multifd params = { .count = 1 };
+	struct gr_multifd_send *m;
+	struct gr_multifd_job *job;
+	struct gr_channel *ch[2];
+
+	move_fill(memory, 1, 0);
+	move_fill(file, 2, 0);
+	move_channels(ch);
+	params.channels = &ch[0];
+	ASSERT_EQ(gr_multifd_send_create(&params, MOVE_PAGE, &m, NULL), 0);
+	ASSERT_EQ(gr_multifd_send_start(m, NULL), 0);
+	ASSERT_EQ(gr_multifd_send_job(m, &job, NULL), 0);
+	strcpy(job->header.block, "a");
+	for (uint32_t i = 0; i < LONG + SHORT; i++) {
+		uint64_t page = i < LONG ? FIRST + i : FIRST + i + 1;
+
+		job->header.offsets[i] = page * MOVE_PAGE;
+		job->pages[i] = memory->host + page * MOVE_PAGE;
+	}
+	job->header.pages = LONG + SHORT;
+	job->file = (struct gr_multifd_file){ .fd = file->fd,
+					      .offset = file->fd_offset + LEAD * MOVE_PAGE,
+					      .host = memory->host,
+					      .bytes = 64 * MOVE_PAGE };
+	gr_multifd_send_give(m, job);
+	for (size_t want = GR_MULTIFD_GREETING_BYTES + header_bytes, n = 0; n < want;) {
+		struct iovec iov = { raw, want - n };
+		ssize_t part = gr_channel_readv(ch[1], &iov, 1, NULL);
+
+		ASSERT_GT(part, 0);
+		n += (size_t)part;
+	}
+	while (at < sizeof(got)) {
+		struct iovec iov = { got + at, sizeof(got) - at };
+		ssize_t part = gr_channel_readv(ch[1], &iov, 1, NULL);
+
+		ASSERT_GT(part, 0);
+		at += (size_t)part;
+	}
+	ASSERT(memcmp(got, file->host + (LEAD + FIRST) * MOVE_PAGE, LONG * MOVE_PAGE) == 0);
+	ASSERT(memcmp(got + LONG * MOVE_PAGE, job->pages[LONG], SHORT * MOVE_PAGE) == 0);
+	gr_multifd_send_free(m);
+	(void)gr_channel_close(ch[0], NULL);
+	(void)gr_channel_close(ch[1], NULL);
+	gr_ram_free(ram);
+}
+
+/*
+ * A source that nobody answers is done when all is written: what its machine does then is
+ * nothing that a peer may see, which reads it only now.
+ */
+TEST(a_peer_that_does_not_answer_has_the_bytes_and_no_references)
+{
+	enum { BYTES = 16 * MOVE_PAGE };
+	struct gr_ram *from = move_ram();
+	struct gr_ram_block *block = move_add(from, "ram", BYTES, 0, GR_RAM_MEMFD);
+	struct wide w = { .move = { .from = from, .to = move_ram() } };
+	static uint8_t then[BYTES];
+
+	move_fill(block, 1, 0);
+	memcpy(then, block->host, BYTES);
+	widen(&w, 1, GR_MULTIFD_NONE, GR_MULTIFD_9_0);
+	w.move.params.plain = true;
+	move_prepare(&w.move);
+	ASSERT_EQ(gr_source_run(w.move.source, &w.move.err), 0); /* there is room in the sockets */
+	memset(block->host, 0xee, BYTES);
+	gr_channel_end_writing(w.move.ch[0]);
+	gr_channel_end_writing(w.ours[0]);
+	if (gr_destination_run(w.move.destination, &w.move.to_err) < 0) {
+		FAIL("%s", w.move.to_err.msg);
+	}
+	memcpy(block->host, then, BYTES);
+	ASSERT_EQ(move_compare(from, w.move.to), 0u);
+	move_finish(&w.move);
+	narrow(&w);
+	gr_ram_free(from);
+	gr_ram_free(w.move.to);
+}
+
+/* ---- compression ----------------------------------------------------------------------- */
+
 static void compressed(enum gr_multifd_compression compression)
 {
 	struct gr_error err;
