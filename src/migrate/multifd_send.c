@@ -9,10 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-	JOBS_PER_CHANNEL = 2,		/* one on its way, one being filled */
-	REFER_BYTES_MIN = 32 << 10,	/* a shorter run is cheaper to copy */
-};
+enum { JOBS_PER_CHANNEL = 2 }; /* one on its way, one being filled */
 
 struct further {
 	struct gr_multifd_send *m;		  /* (c) */
@@ -94,41 +91,25 @@ static int packed_payload(struct further *f, struct gr_multifd_job *job, struct 
 	return 2;
 }
 
-/* Whether a run lies in the job's file, and is worth a call of its own. */
-static bool is_in_file(const struct gr_multifd_file *file, const struct iovec *run)
-{
-	uint64_t at = (uint64_t)((uintptr_t)run->iov_base - (uintptr_t)file->host);
-
-	return run->iov_len >= REFER_BYTES_MIN && at < file->bytes &&
-	       run->iov_len <= file->bytes - at;
-}
-
 /* Long runs from their file, the rest (header, short runs, what a file would not do) from memory. */
-static int send_by_reference(struct further *f, const struct gr_multifd_file *file, int n,
+static int send_by_reference(struct further *f, const struct gr_channel_file *file, int n,
 			     struct gr_error *err)
 {
-	int first = 0, rc = 0;
+	int first = 0;
 
-	for (int i = 0; rc == 0 && i < n; i++) {
-		struct iovec *run = &f->iov[i];
-		ssize_t done;
+	for (int i = 1; i < n; i++) {
+		int rc;
 
-		if (!is_in_file(file, run)) {
+		if (!gr_channel_may_refer(f->channel, file, &f->iov[i])) {
 			continue;
 		}
 		rc = gr_channel_writev_all(f->channel, &f->iov[first], i - first, err);
+		if (rc == 0) {
+			rc = gr_channel_refer(f->channel, file, &f->iov[i], err);
+		}
 		if (rc < 0) {
 			return rc;
 		}
-		done = gr_channel_send_file(
-			f->channel, file->fd,
-			file->offset + (uint64_t)((uint8_t *)run->iov_base - file->host),
-			run->iov_len, err);
-		if (done < 0) {
-			return (int)done;
-		}
-		run->iov_base = (uint8_t *)run->iov_base + done;
-		run->iov_len -= (size_t)done;
 		first = i;
 	}
 	return gr_channel_writev_all(f->channel, &f->iov[first], n - first, err);
@@ -150,7 +131,7 @@ static int send_job(struct further *f, struct gr_multifd_job *job, struct gr_err
 	}
 	gr_multifd_header_put(&job->header, f->m->page_bytes, f->raw);
 	f->iov[0] = (struct iovec){ f->raw, gr_multifd_header_bytes(f->m->page_bytes) };
-	if (job->file.bytes > 0 && gr_channel_sends_files(f->channel)) {
+	if (job->file.bytes > 0) {
 		return send_by_reference(f, &job->file, n, err);
 	}
 	return gr_channel_writev_all(f->channel, f->iov, n, err);

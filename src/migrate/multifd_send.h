@@ -20,26 +20,18 @@
 #ifndef GR_MIGRATE_MULTIFD_SEND_H
 #define GR_MIGRATE_MULTIFD_SEND_H
 
+#include "stream/channel.h"
 #include "stream/multifd.h"
 
 struct gr_multifd_send;
-
-/*
- * A file that shows pages as they are in memory: from there they can go out without being copied, and
- * are read when the peer reads them (see may_refer() in source_multifd.c for when that will do).
- */
-struct gr_multifd_file {
-	int fd;
-	uint64_t offset;     /* of host in the file, bytes */
-	const uint8_t *host; /* where it is mapped */
-	uint64_t bytes;	     /* of the mapping; 0: no file */
-};
 
 /* One packet on its way. */
 struct gr_multifd_job {
 	struct gr_multifd_header header;	 /* pages, zero pages, block, offsets */
 	const void *pages[GR_MULTIFD_PAGES_MAX]; /* where those with bytes are */
-	struct gr_multifd_file file;		 /* that shows those of them that are in it */
+	/* Shows those that are in it: they go out by reference, and are read when the peer reads them
+	 * (see gr_source_file_of() for when that will do). */
+	struct gr_channel_file file;
 	uint8_t *own; /* room for GR_MULTIFD_DATA_BYTES: pages that were copied may be there */
 	void (*done)(
 		struct gr_multifd_job *job); /* sent or given up; any thread; NULL: nothing to do */

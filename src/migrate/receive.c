@@ -39,6 +39,18 @@ struct gr_receive {
 	bool done;			 /* (o) */
 };
 
+/* Where the bytes of a range may be read at once. */
+static uint8_t *page_memory(void *opaque, struct gr_stream_block *block, uint64_t offset)
+{
+	struct gr_receive *r = opaque;
+	const struct gr_sink_ops *ops = r->sink.ops;
+
+	if (!ops->parallel || !ops->page_memory || r->blocks_wait || !block->user) {
+		return NULL;
+	}
+	return ops->page_memory(r->sink.opaque, block, offset);
+}
+
 int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 		      const struct gr_receive_params *params, struct gr_receive **ret_receive,
 		      struct gr_error *err)
@@ -72,6 +84,11 @@ int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 	rc = gr_stream_reader_create(&source, &r->reader, err);
 	if (rc == 0 && r->params.ignore_shared) {
 		gr_stream_reader_allow_ignore_shared(r->reader);
+	}
+	if (rc == 0) {
+		struct gr_stream_memory memory = { page_memory, r };
+
+		gr_stream_reader_set_memory(r->reader, &memory);
 	}
 	if (rc == 0 && r->params.multifd) {
 		gr_stream_reader_allow_flush(r->reader);
@@ -207,8 +224,12 @@ static int take_command(struct gr_receive *r, const struct gr_stream_record *rec
 	}
 	value = gr_get_be32(rec->command.data);
 	if (value == GR_PING_FEATURES && !r->params.plain) {
+		struct gr_return_path_message features = { .type = GR_RETURN_FEATURES,
+							   .value = 1,
+							   .flags = GR_FEATURE_PAGE_RANGE };
+
 		/* Before the PONG: a source that has the PONG knows what we are. */
-		rc = answer(r, GR_RETURN_FEATURES, 1, err);
+		rc = gr_return_path_write(r->channel, &features, err);
 		if (rc < 0) {
 			return rc;
 		}
@@ -348,6 +369,17 @@ static int take_pages(struct gr_receive *r, const struct gr_stream_record *rec,
 	stats->normal_pages += rec->pages.count;
 	gr_progress_unlock(&r->progress);
 	return 0;
+}
+
+static void take_stored(struct gr_receive *r, const struct gr_stream_record *rec)
+{
+	struct gr_stream_block *block = gr_stream_reader_block(r->reader, rec->stored.block);
+	struct gr_migrate_stats *stats;
+
+	r->sink.ops->stored(r->sink.opaque, block, rec->stored.offset, rec->stored.bytes);
+	stats = gr_progress_lock(&r->progress);
+	stats->normal_pages += rec->stored.bytes / r->page_bytes;
+	gr_progress_unlock(&r->progress);
 }
 
 /* QEMU writes fill 0 only, but its format can say another byte: then it is pages. */
@@ -577,6 +609,9 @@ static int take(struct gr_receive *r, const struct gr_stream_record *rec, struct
 		return take_blocks(r, rec, err);
 	case GR_STREAM_PAGES:
 		return take_pages(r, rec, err);
+	case GR_STREAM_STORED:
+		take_stored(r, rec);
+		return 0;
 	case GR_STREAM_ZERO:
 		return take_zero(r, rec, err);
 	case GR_STREAM_XBZRLE:

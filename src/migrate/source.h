@@ -7,6 +7,7 @@
  *   source_xbzrle.c differences instead of pages
  *   source_peer.c   the return path: who is there, has it failed, is it done
  *   source_multifd.c  packets on further channels
+ *   source_ranges.c what goes out as ranges, and by reference
  *   source_fault.c  damage on purpose
  */
 #ifndef GR_MIGRATE_SOURCE_H
@@ -28,6 +29,7 @@
 
 enum {
 	GR_SOURCE_BATCH_PAGES = 2 * GR_STREAM_RUN_PAGES_MAX, /* at most: a packet's */
+	GR_SOURCE_BATCH_BYTES = 512 << 10, /* and so many bytes of them */
 	GR_SOURCE_LOOK_AHEAD = 4, /* pages whose first line is on its way while one is looked at */
 	GR_SOURCE_BATCH_LOOKS = 4096,			 /* pages looked at in one batch, at most */
 	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
@@ -125,6 +127,7 @@ struct gr_source {
 	size_t last_bytes;		      /* (o) */
 	bool ours;			      /* (o) the peer is a guestram */
 	bool answer_expected;		      /* (o) it will say SHUT */
+	bool page_ranges;		      /* (o) it takes PAGE_RANGE */
 	bool switchover_acked;		      /* (o) it has said SWITCHOVER_ACK */
 	bool tracking;			      /* (o) gr_track_start() has succeeded */
 	bool frozen;			      /* (o) gr_ram_freeze() is in force */
@@ -221,6 +224,14 @@ uint64_t gr_source_bytes(const struct gr_source *s);
 
 /** @param s The source. @return Pages that a batch can have. */
 uint32_t gr_source_room(const struct gr_source *s);
+
+/** @param s The source. @param block A block. @return Its file, if pages may go by reference from it. */
+struct gr_channel_file gr_source_file_of(const struct gr_source *s,
+					 const struct gr_ram_block *block);
+
+/** The batch's pages on the main channel. @param s The source. @param err May be NULL. @return 0 or a
+ * negative errno. */
+GR_MUST_CHECK int gr_source_send_pages(struct gr_source *s, struct gr_error *err);
 
 /**
  * All channels meet: what was sent before is placed before what is sent after. In a section, whose

@@ -39,14 +39,6 @@ uint64_t gr_source_bytes(const struct gr_source *s)
 	       (s->multifd ? gr_multifd_send_bytes(s->multifd) : 0);
 }
 
-uint32_t gr_source_room(const struct gr_source *s)
-{
-	/* A packet, or what is written by one system call. */
-	return s->multifd ? GR_MIN((uint32_t)GR_SOURCE_BATCH_PAGES,
-				   gr_multifd_pages_max((uint32_t)s->page_bytes))
-			  : GR_STREAM_RUN_PAGES_MAX;
-}
-
 int gr_source_meet(struct gr_source *s, struct gr_error *err)
 {
 	int rc;
@@ -79,26 +71,6 @@ int gr_source_meet_round(struct gr_source *s, struct gr_error *err)
 int gr_source_meet_announcement(struct gr_source *s, struct gr_error *err)
 {
 	return s->multifd ? gr_multifd_send_sync(s->multifd, err) : 0;
-}
-
-/*
- * Pages may go out by reference: the peer reads them later, and what the guest stores meanwhile it
- * sees or does not. A page that it sees changed was marked by that store (O1), is in a later round
- * and comes again. After the last round nothing is stored before the peer has said that everything is
- * in its place, or the machine runs on here and the peer's is given up. So only towards
- * those who say it: who does not may still have to read when the source is done.
- */
-static bool may_refer(const struct gr_source *s, const struct gr_ram_block *block)
-{
-#ifndef GR_MUTANT_MULTIFD_REFERS_UNANSWERED
-	if (!s->answer_expected) {
-		return false;
-	}
-#endif
-	return (block->backing == GR_RAM_MEMFD || block->backing == GR_RAM_FILE ||
-		block->backing == GR_RAM_FD) &&
-	       (gr_ram_block_flags(block) & GR_RAM_PRIVATE) == 0 && block->fd >= 0 &&
-	       block->page_bytes == s->holes.host_page_bytes;
 }
 
 /* What was unplugged while the kernel read these pages has no memory again afterwards. */
@@ -134,12 +106,7 @@ int gr_source_send_packet(struct gr_source *s, struct gr_error *err)
 		job->opaque = b->block;
 		job->cookie = b->discards;
 		job->done = packet_done;
-		if (may_refer(s, b->block)) {
-			job->file = (struct gr_multifd_file){ .fd = b->block->fd,
-							      .offset = b->block->fd_offset,
-							      .host = b->block->host,
-							      .bytes = b->block->max_bytes };
-		}
+		job->file = gr_source_file_of(s, b->block);
 		b->direct = false; /* the packet's business */
 	}
 	gr_multifd_send_give(s->multifd, job);

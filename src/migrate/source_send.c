@@ -467,8 +467,7 @@ static int write_batch(struct gr_source *s, struct gr_error *err)
 	if (rc == 0 && b->count > 0 && s->multifd) {
 		rc = gr_source_send_packet(s, err);
 	} else if (rc == 0 && b->count > 0) {
-		rc = gr_stream_write_pages(s->writer, b->entry->id, b->offsets, b->pages, b->count,
-					   err);
+		rc = gr_source_send_pages(s, err);
 		if (rc < 0) {
 			gr_error_prefix(err, "block '%s', page %llu: ", b->entry->id,
 					(unsigned long long)(b->offsets[0] / s->page_bytes));

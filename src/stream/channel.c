@@ -6,7 +6,10 @@
 #include <limits.h>
 #include <string.h>
 
-enum { WRITE_IOV_MAX = 256 }; /* entries handed to one system call */
+enum {
+	WRITE_IOV_MAX = 256,	    /* entries handed to one system call */
+	REFER_BYTES_MIN = 32 << 10, /* a shorter run is cheaper to copy */
+};
 
 int gr_channel_init(struct gr_channel *ch, const struct gr_channel_ops *ops, const char *name,
 		    int fd, struct gr_error *err)
@@ -204,6 +207,35 @@ ssize_t gr_channel_send_file(struct gr_channel *ch, int file, uint64_t offset, s
 		sent += (size_t)done;
 	}
 	return (ssize_t)sent;
+}
+
+/* Where in the mapping a run is. */
+static uint64_t place_in(const struct gr_channel_file *file, const struct iovec *run)
+{
+	return (uint64_t)((uintptr_t)run->iov_base - (uintptr_t)file->host);
+}
+
+bool gr_channel_may_refer(const struct gr_channel *ch, const struct gr_channel_file *file,
+			  const struct iovec *run)
+{
+	uint64_t at = place_in(file, run);
+
+	return gr_channel_sends_files(ch) && run->iov_len >= REFER_BYTES_MIN && at < file->bytes &&
+	       run->iov_len <= file->bytes - at;
+}
+
+int gr_channel_refer(struct gr_channel *ch, const struct gr_channel_file *file, struct iovec *run,
+		     struct gr_error *err)
+{
+	ssize_t done = gr_channel_send_file(ch, file->fd, file->offset + place_in(file, run),
+					    run->iov_len, err);
+
+	if (done < 0) {
+		return (int)done;
+	}
+	run->iov_base = (uint8_t *)run->iov_base + done;
+	run->iov_len -= (size_t)done;
+	return 0;
 }
 
 bool gr_channel_is_duplex(const struct gr_channel *ch)

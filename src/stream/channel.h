@@ -80,10 +80,24 @@ bool gr_channel_sends_files(const struct gr_channel *ch);
  * Sends bytes of a file without copying them: the peer reads them from the file's own memory, as
  * they are then. Waits, and ends when shut down, as gr_channel_writev_all(). Returns how many went; fewer than
  * asked: the rest cannot go that way (not on this channel, not from this file, the file ends), write it.
- * Or a negative errno. In a thread that has SIGPIPE blocked.
+ * Or a negative errno.
  */
 ssize_t gr_channel_send_file(struct gr_channel *ch, int file, uint64_t offset, size_t bytes,
 			     struct gr_error *err);
+
+/* A file and where it is mapped, shared: what is sent from there may go by reference. */
+struct gr_channel_file {
+	int fd;
+	uint64_t offset;     /* of host in the file, bytes */
+	const uint8_t *host; /* (bytes == 0: no file) */
+	uint64_t bytes;
+};
+/* Whether a run of memory lies in the file, and can and should go by reference: a short one is cheaper to copy. */
+bool gr_channel_may_refer(const struct gr_channel *ch, const struct gr_channel_file *file,
+			  const struct iovec *run);
+/* Sends it so, and leaves in run what could not go that way: to be written. 0 or a negative errno. */
+int gr_channel_refer(struct gr_channel *ch, const struct gr_channel_file *file, struct iovec *run,
+		     struct gr_error *err);
 
 /* As gr_channel_from_fd(), with a name for messages. */
 int gr_channel_from_fd_named(int fd, const char *name, struct gr_channel **ret_ch,

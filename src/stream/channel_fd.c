@@ -34,6 +34,58 @@ static ssize_t socket_writev(struct gr_channel *ch, const struct iovec *iov, int
 	return done < 0 ? -errno : done;
 }
 
+static ssize_t plain_readv(struct gr_channel *ch, const struct iovec *iov, int n)
+{
+	ssize_t got = readv(ch->fd, iov, n);
+
+	return got < 0 ? -errno : got;
+}
+
+/*
+ * A write to a pipe without reader raises SIGPIPE in the writing thread, and there is no
+ * flag against it; nor for sendfile(). So it is blocked in this thread for the time of the call and,
+ * if the call raised it (it was not pending before), taken away again before it is unblocked.
+ */
+struct no_sigpipe {
+	sigset_t pipe_set, old;
+	bool was_pending;
+};
+
+static void no_sigpipe_begin(struct no_sigpipe *n)
+{
+	sigset_t pending;
+
+	(void)sigemptyset(&n->pipe_set);
+	(void)sigaddset(&n->pipe_set, SIGPIPE);
+	(void)sigpending(&pending);
+	n->was_pending = sigismember(&pending, SIGPIPE) == 1;
+	(void)pthread_sigmask(SIG_BLOCK, &n->pipe_set, &n->old);
+}
+
+/* Returns what the call has returned, an error as a negative errno. */
+static ssize_t no_sigpipe_end(const struct no_sigpipe *n, ssize_t done)
+{
+	struct timespec now = { 0, 0 };
+
+	if (done < 0) {
+		done = -errno;
+	}
+	if (done == -EPIPE && !n->was_pending) {
+		while (sigtimedwait(&n->pipe_set, NULL, &now) < 0 && errno == EINTR) {
+		}
+	}
+	(void)pthread_sigmask(SIG_SETMASK, &n->old, NULL);
+	return done;
+}
+
+ssize_t gr_channel_pipe_writev(int fd, const struct iovec *iov, int n)
+{
+	struct no_sigpipe no;
+
+	no_sigpipe_begin(&no);
+	return no_sigpipe_end(&no, writev(fd, iov, n));
+}
+
 /*
  * What goes by reference counts as if it took room in the socket's buffer, and with the default of
  * 208 KiB both sides would sleep after every third piece. A refusal only costs time.
@@ -52,50 +104,13 @@ static void widen(struct gr_channel *ch)
 static ssize_t socket_send_file(struct gr_channel *ch, int file, uint64_t offset, size_t bytes)
 {
 	off_t at = (off_t)offset;
-	ssize_t done;
+	struct no_sigpipe no;
 
 	if (!ch->widened) {
 		widen(ch);
 	}
-	done = sendfile(ch->fd, file, &at, bytes);
-
-	return done < 0 ? -errno : done;
-}
-
-static ssize_t plain_readv(struct gr_channel *ch, const struct iovec *iov, int n)
-{
-	ssize_t got = readv(ch->fd, iov, n);
-
-	return got < 0 ? -errno : got;
-}
-
-/*
- * A write to a pipe without reader raises SIGPIPE in the writing thread, and there is no
- * flag against it. So it is blocked in this thread for the time of the call and, if the
- * call raised it (it was not pending before), taken away again before it is unblocked.
- */
-ssize_t gr_channel_pipe_writev(int fd, const struct iovec *iov, int n)
-{
-	sigset_t pipe_set, old, pending;
-	struct timespec now = { 0, 0 };
-	bool was_pending;
-	ssize_t done;
-
-	(void)sigemptyset(&pipe_set);
-	(void)sigaddset(&pipe_set, SIGPIPE);
-	(void)sigpending(&pending);
-	was_pending = sigismember(&pending, SIGPIPE) == 1;
-	(void)pthread_sigmask(SIG_BLOCK, &pipe_set, &old);
-	done = writev(fd, iov, n);
-	if (done < 0) {
-		done = -errno;
-	}
-	if (done == -EPIPE && !was_pending) {
-		while (sigtimedwait(&pipe_set, NULL, &now) < 0 && errno == EINTR) {
-		}
-	}
-	(void)pthread_sigmask(SIG_SETMASK, &old, NULL);
-	return done;
+	no_sigpipe_begin(&no);
+	return no_sigpipe_end(&no, sendfile(ch->fd, file, &at, bytes));
 }
 
 static ssize_t pipe_writev(struct gr_channel *ch, const struct iovec *iov, int n)

@@ -134,7 +134,8 @@ int gr_stream_copy_record(struct gr_stream_copy *c, const struct gr_stream_recor
 		return copy_in_section(c, rec, err);
 	case GR_STREAM_TAIL:
 		return gr_stream_write_raw(c->writer, rec->tail.data, rec->tail.bytes, err);
-	case GR_STREAM_FLUSH: /* not allowed to this reader */
+	case GR_STREAM_FLUSH:  /* not allowed to this reader */
+	case GR_STREAM_STORED: /* it has no memory */
 	case GR_STREAM_ANNOUNCE:
 		break;
 	}

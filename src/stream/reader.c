@@ -58,6 +58,11 @@ void gr_stream_reader_allow_flush(struct gr_stream_reader *r)
 	r->flushes = true;
 }
 
+void gr_stream_reader_set_memory(struct gr_stream_reader *r, const struct gr_stream_memory *memory)
+{
+	r->memory = *memory;
+}
+
 void gr_stream_reader_allow_extensions(struct gr_stream_reader *r)
 {
 	r->extensions = true;

@@ -14,7 +14,7 @@
  * Order of the records of a good stream:
  *
  *   CONFIG  COMMAND*  RAM_START BLOCKS [ANNOUNCE] [FLUSH] EOS(START)
- *   { { PAGES | ZERO | XBZRLE | ANNOUNCE | FLUSH }* EOS(PART|END)  COMMAND* }*  TAIL+  end
+ *   { { PAGES | STORED | ZERO | XBZRLE | ANNOUNCE | FLUSH }* EOS(PART|END)  COMMAND* }*  TAIL+  end
  */
 #ifndef GR_STREAM_READER_H
 #define GR_STREAM_READER_H
@@ -68,6 +68,7 @@ enum gr_stream_record_kind {
 	GR_STREAM_BLOCKS,    /* the block table is filled */
 	GR_STREAM_PAGES,     /* a run of pages of one block */
 	GR_STREAM_ZERO,	     /* a range of one block that is filled with one byte */
+	GR_STREAM_STORED,    /* a range whose pages are where gr_stream_memory said */
 	GR_STREAM_XBZRLE,    /* a delta against the page's present content */
 	GR_STREAM_EOS,	     /* end of a 'ram' section, footer checked */
 	GR_STREAM_ANNOUNCE,  /* the block table has changed */
@@ -115,6 +116,11 @@ struct gr_stream_record {
 			uint64_t offset; /* bytes in the block */
 			uint64_t bytes;	 /* a multiple of the page size */
 		} zero;
+		struct {
+			uint32_t block;
+			uint64_t offset; /* bytes in the block */
+			uint64_t bytes;	 /* a multiple of the page size */
+		} stored;
 		struct {
 			uint32_t block;
 			uint16_t payload_bytes;
@@ -173,11 +179,29 @@ GR_MUST_CHECK int gr_stream_next(struct gr_stream_reader *r, struct gr_stream_re
 				 struct gr_error *err);
 
 /**
- * Accept the records of our own peers from now on (ZERO_RANGE comes out as ZERO).
+ * Accept the records of our own peers from now on (ZERO_RANGE comes out as ZERO, PAGE_RANGE as PAGES
+ * and STORED, in pieces).
  * To be called when the peer was told that we do, i.e. when FEATURES is sent.
  * @param r The reader.
  */
 void gr_stream_reader_allow_extensions(struct gr_stream_reader *r);
+
+/*
+ * Where a page's bytes may be received at once: one page, or NULL: deliver it as PAGES. Asked for pages of
+ * ranges, after their header was checked. Bytes are in it that no record has told of until STORED
+ * comes, or the stream fails.
+ */
+struct gr_stream_memory {
+	uint8_t *(*page)(void *opaque, struct gr_stream_block *block, uint64_t offset);
+	void *opaque;
+};
+
+/**
+ * Deliver STORED where memory says so. Without it all pages come as PAGES.
+ * @param r      The reader.
+ * @param memory Copied.
+ */
+void gr_stream_reader_set_memory(struct gr_stream_reader *r, const struct gr_stream_memory *memory);
 
 /**
  * Accept the capability x-ignore-shared; without this it is refused by name.

@@ -56,6 +56,8 @@ struct gr_stream_reader {
 	struct gr_error failure;
 	uint64_t offsets[GR_STREAM_RUN_PAGES_MAX];
 	uint8_t headers[GR_STREAM_RUN_PAGES_MAX][READER_HEADER_BYTES];
+	struct gr_stream_memory memory; /* where ranges may be read to at once */
+	uint64_t range_offset, range_bytes; /* of a range of last_block: what has not come yet */
 	struct gr_inflate *inflate;
 	uint8_t *stage; /* run_pages_max pages */
 	uint8_t buf[READER_BUF_BYTES];
@@ -107,6 +109,8 @@ static inline bool reader_has_range(const struct gr_stream_reader *r, uint32_t b
 }
 /* Whether a header that was only predicted is what was predicted; no message. */
 bool reader_predicted(const struct gr_stream_reader *r, const uint8_t *header);
+/* The next piece of a range: as PAGES, or STORED. */
+int reader_range(struct gr_stream_reader *r, struct gr_stream_record *rec);
 /* A page whose header and id were consumed: deliver it, with those that follow it. */
 int reader_page(struct gr_stream_reader *r, struct gr_stream_record *rec, uint64_t offset);
 /* Tries to read a run straight into the stage. 0: it is something else, look in the buffer. */

@@ -120,10 +120,10 @@ static int next_zero(struct gr_stream_reader *r, struct gr_stream_record *rec,
 	return 1;
 }
 
-static int next_zero_range(struct gr_stream_reader *r, struct gr_stream_record *rec,
-			   struct page_record *p)
+/* A range's length, checked; its header is consumed. */
+static int range_header(struct gr_stream_reader *r, struct page_record *p, uint64_t *ret_bytes)
 {
-	int code = reader_need(r, p->n + 8, "a range of zeros");
+	int code = reader_need(r, p->n + 8, "the header of a range");
 	uint64_t bytes;
 
 	if (code < 0) {
@@ -131,14 +131,38 @@ static int next_zero_range(struct gr_stream_reader *r, struct gr_stream_record *
 	}
 	bytes = gr_get_be64(r->buf + r->pos + p->n);
 	if (bytes == 0 || !GR_IS_ALIGNED(bytes, (uint64_t)r->page_bytes)) {
-		return bad_page(r, p, -EBADMSG, "a range of zeros that is not whole pages");
+		return bad_page(r, p, -EBADMSG, "a range that is not whole pages");
 	}
+#ifndef GR_MUTANT_READER_RANGE_UNCHECKED
 	code = check_range(r, p, bytes);
 	if (code < 0) {
 		return code;
 	}
+#endif
 	r->last_block = p->block;
 	reader_consume(r, p->n + 8);
+	*ret_bytes = bytes;
+	return 0;
+}
+
+static int next_page_range(struct gr_stream_reader *r, struct gr_stream_record *rec,
+			   struct page_record *p)
+{
+	int code = range_header(r, p, &r->range_bytes);
+
+	r->range_offset = p->offset;
+	return code < 0 ? code : reader_range(r, rec);
+}
+
+static int next_zero_range(struct gr_stream_reader *r, struct gr_stream_record *rec,
+			   struct page_record *p)
+{
+	uint64_t bytes = 0;
+	int code = range_header(r, p, &bytes);
+
+	if (code < 0) {
+		return code;
+	}
 	rec->kind = GR_STREAM_ZERO;
 	rec->zero.block = p->block;
 	rec->zero.offset = p->offset;
@@ -456,6 +480,7 @@ static int unsupported(struct gr_stream_reader *r, uint64_t word, uint64_t flags
 		{ GR_RAM_HOOK, "HOOK (RDMA)" },
 		{ GR_RAM_MULTIFD_FLUSH, "MULTIFD_FLUSH (capability multifd)" },
 		{ GR_RAM_ZERO_RANGE, "ZERO_RANGE (not agreed with this peer)" },
+		{ GR_RAM_PAGE_RANGE, "PAGE_RANGE (not agreed with this peer)" },
 		{ GR_RAM_ANNOUNCE, "ANNOUNCE (not agreed with this peer)" },
 	};
 
@@ -494,6 +519,8 @@ static int next_page_record(struct gr_stream_reader *r, struct gr_stream_record 
 		return next_xbzrle(r, rec, &p);
 	case GR_RAM_COMPRESS_PAGE:
 		return next_compressed(r, rec, &p);
+	case GR_RAM_PAGE_RANGE:
+		return next_page_range(r, rec, &p);
 	default:
 		return next_zero_range(r, rec, &p);
 	}
@@ -504,6 +531,9 @@ int reader_ram(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	uint64_t word, flags, kind;
 	int code;
 
+	if (r->range_bytes > 0) {
+		return reader_range(r, rec);
+	}
 	if (r->predict && r->staging &&
 	    reader_buffered(r) < (size_t)READER_HEADER_BYTES + r->page_bytes) {
 		code = reader_stage_run(r, rec);
@@ -520,7 +550,8 @@ int reader_ram(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	flags = word & (r->page_bytes - 1);
 	kind = flags & ~(uint64_t)GR_RAM_CONTINUE;
 	if (kind == GR_RAM_PAGE || kind == GR_RAM_ZERO || kind == GR_RAM_XBZRLE ||
-	    kind == GR_RAM_COMPRESS_PAGE || (kind == GR_RAM_ZERO_RANGE && r->extensions)) {
+	    kind == GR_RAM_COMPRESS_PAGE ||
+	    ((kind == GR_RAM_ZERO_RANGE || kind == GR_RAM_PAGE_RANGE) && r->extensions)) {
 		return next_page_record(r, rec, word, kind);
 	}
 	if (flags == GR_RAM_MEM_SIZE) {

@@ -55,7 +55,10 @@ enum gr_ram_flag {
 	/* ours: upper bits = count * page size; the complete new block list: count times */
 	/* { str8 id, be64 incarnation, be64 used, be64 max, be32 page, be32 flags, be64 gpa } */
 	GR_RAM_ANNOUNCE = 0x800,
+	/* ours: [id unless CONTINUE] be64 length, then so many bytes: the pages of the range */
+	GR_RAM_PAGE_RANGE = 0xc00,
 };
+enum { GR_FEATURE_PAGE_RANGE = 1 << 0 }; /* flags of FEATURES: PAGE_RANGE is understood */
 enum { GR_RAM_ANNOUNCE_FIXED_BYTES = 40 }; /* of an entry, without its id */
 enum { GR_XBZRLE_ENCODING = 0x01 };
 

@@ -382,6 +382,39 @@ int gr_stream_write_pages(struct gr_stream_writer *w, const char *id, const uint
 	return 0;
 }
 
+/* What of a run goes by reference has left it. */
+static int refer(struct gr_stream_writer *w, const struct gr_channel_file *file, struct iovec *run,
+		 struct gr_error *err)
+{
+	int code = gr_stream_flush(w, err);
+
+	if (code == 0) {
+		w->failed = gr_channel_refer(w->ch, file, run, &w->failure);
+	}
+	if (code == 0 && w->failed < 0 && err) {
+		*err = w->failure;
+	}
+	return w->failed;
+}
+
+int gr_stream_write_page_range(struct gr_stream_writer *w, const char *id, uint64_t offset,
+			       const void *data, size_t bytes, const struct gr_channel_file *file,
+			       struct gr_error *err)
+{
+	struct iovec iov[2] = { { NULL, 0 }, { (void *)(uintptr_t)data, bytes } };
+	int code = put_header(w, id, offset, GR_RAM_PAGE_RANGE, err);
+
+	GR_ASSERT(bytes && GR_IS_ALIGNED(bytes, (size_t)w->page_bytes));
+	if (code == 0) {
+		code = put_be64(w, bytes, err);
+	}
+	if (code == 0 && gr_channel_may_refer(w->ch, file, &iov[1])) {
+		code = refer(w, file, &iov[1], err);
+	}
+	w->bytes += bytes;
+	return code < 0 ? code : send_all(w, iov, 2, err);
+}
+
 int gr_stream_write_zero(struct gr_stream_writer *w, const char *id, uint64_t offset,
 			 struct gr_error *err)
 {

@@ -22,6 +22,7 @@
 #ifndef GR_STREAM_WRITER_H
 #define GR_STREAM_WRITER_H
 
+#include "stream/channel.h"
 #include "stream/wire.h"
 #include <guestram/channel.h>
 #include <guestram/error.h>
@@ -170,6 +171,22 @@ GR_MUST_CHECK int gr_stream_write_eos(struct gr_stream_writer *w, struct gr_erro
 GR_MUST_CHECK int gr_stream_write_pages(struct gr_stream_writer *w, const char *id,
 					const uint64_t *offsets, const void *const *pages, size_t n,
 					struct gr_error *err);
+
+/**
+ * Pages that follow each other, in the block and in memory, as one record. Own peers only.
+ * @param w      The writer, in a section.
+ * @param id     The block.
+ * @param offset Bytes in the block.
+ * @param data   The pages.
+ * @param bytes  A multiple of the page size, not 0.
+ * @param file   What of them lies in it may go by reference (gr_channel_refer()).
+ * @param err    May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_stream_write_page_range(struct gr_stream_writer *w, const char *id,
+					     uint64_t offset, const void *data, size_t bytes,
+					     const struct gr_channel_file *file,
+					     struct gr_error *err);
 
 /**
  * One page of zeros: 9 bytes if the block is the one of the record before.

@@ -3,7 +3,7 @@
  * The stream reader. The first byte says how: bit 0 own peers' records, bits 1..3 the size
  * of the pieces that the bytes come in, bit 4 further channels, bit 5
  * x-ignore-shared. The rest is the stream. It is parsed twice, once
- * through staged pages and once without, in different pieces: both must deliver the same
+ * through staged pages and once without, but with ranges into memory, in different pieces: both must deliver the same
  * and end in the same way. What a record promises is checked by the kit.
  */
 #include "fuzz.h"
@@ -26,7 +26,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	staged.piece_max = pieces[data[0] >> 1 & 7];
 	plain.piece_max = pieces[(data[0] >> 1 & 7) ^ 1];
 	a = kit_trace(&staged, flags);
-	b = kit_trace(&plain, flags | KIT_NO_STAGING);
+	b = kit_trace(&plain, flags | KIT_NO_STAGING | KIT_MEMORY);
 	kit_check(a.rc == b.rc && a.hash == b.hash && a.pages == b.pages);
 	kit_check(strcmp(a.err.msg, b.err.msg) == 0);
 	return 0;

@@ -288,6 +288,17 @@ static inline void kit_check(bool good)
 	}
 }
 
+/* Memory for pages of ranges: a window that begins again at its end; one page in four has none. */
+static inline uint8_t *kit_memory(void *opaque, struct gr_stream_block *block, uint64_t offset)
+{
+	enum { WINDOW = 8 << 16 };
+	static uint8_t window[WINDOW + (1 << 16)];
+
+	(void)opaque;
+	kit_check(block->alive && offset < block->used_bytes);
+	return offset >> 12 & 4 && offset >> 12 & 1 ? NULL : window + offset % WINDOW;
+}
+
 static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader *r,
 				    const struct gr_stream_record *rec)
 {
@@ -376,12 +387,35 @@ static inline void kit_trace_record(struct kit_trace *t, struct gr_stream_reader
 		kit_mix(t, rec->tail.data, rec->tail.bytes);
 		t->tail_bytes += rec->tail.bytes;
 		break;
+	case GR_STREAM_STORED:
+		kit_check(rec->stored.block < count && rec->stored.bytes > 0);
+		b = gr_stream_reader_block(r, rec->stored.block);
+		kit_check(b->alive && rec->stored.offset % page == 0 &&
+			  rec->stored.bytes % page == 0 && rec->stored.bytes <= b->used_bytes &&
+			  rec->stored.offset <= b->used_bytes - rec->stored.bytes);
+		for (uint64_t at = 0; at < rec->stored.bytes; at += page) {
+			uint64_t offset = rec->stored.offset + at;
+
+			kit_mix_page(t, 'P', b->id, offset);
+			kit_mix(t,
+				kit_memory(NULL, gr_stream_reader_block(r, rec->stored.block),
+					   offset),
+				page);
+		}
+		t->pages += rec->stored.bytes / page;
+		break;
 	default:
 		abort();
 	}
 }
 
-enum { KIT_EXTENSIONS = 1, KIT_NO_STAGING = 2, KIT_FLUSH = 4, KIT_SHARED = 8 };
+enum {
+	KIT_EXTENSIONS = 1,
+	KIT_NO_STAGING = 2,
+	KIT_FLUSH = 4,
+	KIT_SHARED = 8,
+	KIT_MEMORY = 16, /* ranges are received into kit_memory() */
+};
 
 /* Reads a whole stream. The result is 0 only if the tail was complete, too. */
 static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
@@ -401,6 +435,11 @@ static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
 	}
 	if (flags & KIT_FLUSH) {
 		gr_stream_reader_allow_flush(r);
+	}
+	if (flags & KIT_MEMORY) {
+		struct gr_stream_memory memory = { kit_memory, NULL };
+
+		gr_stream_reader_set_memory(r, &memory);
 	}
 	if (flags & KIT_NO_STAGING) {
 		gr_stream_reader_disable_staging(r);

@@ -93,6 +93,18 @@ static void send_pages(struct gr_stream_writer *w, struct block *b, uint64_t *s)
 	ASSERT_EQ(gr_stream_write_pages(w, b->id, offsets, pages, n, NULL), 0);
 }
 
+static void send_range(struct gr_stream_writer *w, struct block *b, uint64_t *s)
+{
+	const struct gr_channel_file no_file = { .fd = -1 };
+	uint32_t from = (uint32_t)(test_rand(s) % b->pages);
+	uint32_t n = 1 + (uint32_t)(test_rand(s) % (b->pages - from));
+
+	fill(b->ram[from + test_rand(s) % n], s);
+	ASSERT_EQ(gr_stream_write_page_range(w, b->id, (uint64_t)from * PAGE, b->ram[from],
+					     (size_t)n * PAGE, &no_file, NULL),
+		  0);
+}
+
 static void send_zeros(struct gr_stream_writer *w, struct block *b, bool range, uint64_t *s)
 {
 	uint32_t from = (uint32_t)(test_rand(s) % b->pages);
@@ -166,7 +178,9 @@ static void send_stream(struct machine *m, struct gr_channel *ch, bool own, uint
 			ASSERT_EQ(gr_stream_write_section(w, GR_SECTION_PART, NULL), 0);
 			in_section = true;
 		}
-		if (what < 40) {
+		if (own && what < 10) {
+			send_range(w, any(m, s), s);
+		} else if (what < 40) {
 			send_pages(w, any(m, s), s);
 		} else if (what < 70) {
 			send_zeros(w, any(m, s), own && what < 55, s);
@@ -231,6 +245,15 @@ static void follow(struct machine *m, struct gr_stream_reader *r)
 	}
 }
 
+/* Some pages of ranges come into memory, others as records. */
+static uint8_t *page_memory(void *opaque, struct gr_stream_block *block, uint64_t offset)
+{
+	struct block *b = block->user;
+
+	(void)opaque;
+	return offset / PAGE % 5 < 3 ? b->ram[offset / PAGE] : NULL;
+}
+
 static void apply(struct machine *m, struct gr_stream_reader *r, const struct gr_stream_record *rec)
 {
 	struct block *b;
@@ -273,7 +296,10 @@ static void receive(struct machine *m, struct kit_source *source, bool own)
 
 	ASSERT_EQ(gr_stream_reader_create(&src, &r, NULL), 0);
 	if (own) {
+		struct gr_stream_memory memory = { page_memory, NULL };
+
 		gr_stream_reader_allow_extensions(r);
+		gr_stream_reader_set_memory(r, &memory);
 	}
 	while ((rc = gr_stream_next(r, &rec, &err)) > 0) {
 		apply(m, r, &rec);

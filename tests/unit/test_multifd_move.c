@@ -171,7 +171,7 @@ TEST(long_runs_come_from_the_file_the_rest_from_memory)
 		job->pages[i] = memory->host + page * MOVE_PAGE;
 	}
 	job->header.pages = LONG + SHORT;
-	job->file = (struct gr_multifd_file){ .fd = file->fd,
+	job->file = (struct gr_channel_file){ .fd = file->fd,
 					      .offset = file->fd_offset + LEAD * MOVE_PAGE,
 					      .host = memory->host,
 					      .bytes = 64 * MOVE_PAGE };

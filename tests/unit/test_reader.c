@@ -525,6 +525,7 @@ TEST(hostile_page_records_are_refused_naming_block_and_page)
 		HOSTILE("\0\0\0\0\0\0\4\x22\0", -EBADMSG, "pages of 1 KiB"),
 		HOSTILE("\0\0\0\0\0\0\2\0", -EOPNOTSUPP, "MULTIFD_FLUSH"),
 		HOSTILE("\0\0\0\0\0\0\4\0\1a", -EOPNOTSUPP, "ZERO_RANGE"),
+		HOSTILE("\0\0\0\0\0\0\x0c\0\1a", -EOPNOTSUPP, "PAGE_RANGE"),
 		HOSTILE("\0\0\0\0\0\0\x18\0", -EOPNOTSUPP, "ANNOUNCE"),
 		HOSTILE("\0\0\0\0\0\1\0\4", -EBADMSG, "second list of blocks"),
 		HOSTILE("\0\0\0\0\0\0\x10\x10", -EBADMSG, "the flags 0x10"),
@@ -738,6 +739,125 @@ static void announced(struct kit_bytes *b)
 	announce_entry(b, "a", 1, 0x10000, 0x10000);
 }
 
+/* Pages 1 to 14 of "a", as a range or each by itself, between other records. */
+static void fourteen_pages(struct kit_bytes *b, bool range)
+{
+	enum { HEADER_BYTES = 8 };
+
+	kit_two_blocks(b);
+	kit_part(b, 2);
+	kit_page(b, "bb", 0, 99);
+	if (range) {
+		kit_be64(b, 0x1000 | 0xc00);
+		kit_str8(b, "a");
+		kit_be64(b, 14 << 12);
+	}
+	for (uint32_t i = 1; i <= 14; i++) {
+		struct kit_bytes page = { 0 };
+
+		kit_page(&page, i == 1 ? "a" : NULL, (uint64_t)i << 12, i);
+		if (range) {
+			kit_raw(b, page.p + page.n - 4096, 4096);
+		} else {
+			kit_raw(b, page.p, page.n);
+		}
+		kit_free(&page);
+	}
+	kit_page(b, NULL, 0xf000, 15); /* the same block */
+	kit_eos(b);
+	kit_tail(b);
+}
+
+TEST(a_range_of_pages_is_its_pages_wherever_they_are_received)
+{
+	static const size_t pieces[] = { 0, 1, 61, 4096, 4103, 4104, 12000 };
+	struct kit_bytes pages = { 0 }, range = { 0 };
+	struct kit_trace want;
+
+	fourteen_pages(&pages, false);
+	fourteen_pages(&range, true);
+	want = kit_trace_bytes(&pages, KIT_EXTENSIONS);
+	ASSERT_EQ(want.rc, 0);
+	ASSERT_EQ(want.pages, 16u);
+	for (size_t i = 0; i < GR_ARRAY_SIZE(pieces); i++) {
+		for (int memory = 0; memory < 2; memory++) {
+			struct kit_source s = { .data = range.p,
+						.n = range.n,
+						.piece_max = pieces[i] };
+			struct kit_trace got =
+				kit_trace(&s, KIT_EXTENSIONS | (memory ? KIT_MEMORY : 0));
+
+			ASSERT_EQ(got.rc, 0);
+			ASSERT_EQ(got.pages, want.pages);
+			ASSERT_EQ(got.hash, want.hash);
+		}
+	}
+	kit_free(&pages);
+	kit_free(&range);
+}
+
+TEST(a_range_that_breaks_off_says_where_whatever_it_is_received_into)
+{
+	struct kit_bytes b = { 0 };
+
+	fourteen_pages(&b, true);
+	for (size_t n = b.n - 15 * 4104; n < b.n - 4104; n += 611) {
+		struct kit_bytes part = { .p = b.p, .n = n };
+		struct kit_trace plain = kit_trace_bytes(&part, KIT_EXTENSIONS);
+		struct kit_trace memory = kit_trace_bytes(&part, KIT_EXTENSIONS | KIT_MEMORY);
+		char where[32];
+
+		ASSERT_EQ(plain.rc, -EPIPE);
+		(void)snprintf(where, sizeof(where), "byte %zu: ", n);
+		ASSERT_HAS(plain.err.msg, where);
+		ASSERT_STR_EQ(plain.err.msg, memory.err.msg);
+	}
+	kit_free(&b);
+}
+
+static uint8_t *count_asked(void *opaque, struct gr_stream_block *block, uint64_t offset)
+{
+	unsigned int *asked = opaque;
+
+	(void)block, (void)offset;
+	(*asked)++;
+	return NULL;
+}
+
+TEST(no_memory_is_asked_for_pages_of_a_range_that_is_refused)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_stream_memory memory = { .page = count_asked };
+	struct gr_stream_reader *r;
+	struct gr_stream_record rec;
+	unsigned int asked = 0;
+	struct kit_source s;
+	struct gr_error err;
+	int rc;
+
+	memory.opaque = &asked;
+	kit_two_blocks(&b);
+	kit_part(&b, 2);
+	kit_be64(&b, 0xf000 | 0xc00);
+	kit_str8(&b, "a");
+	kit_be64(&b, 2 << 12); /* one page too many */
+	for (int i = 0; i < 8192; i++) {
+		kit_u8(&b, 0xee);
+	}
+	s = (struct kit_source){ .data = b.p, .n = b.n };
+	r = reader_of(&s);
+	gr_stream_reader_allow_extensions(r);
+	gr_stream_reader_set_memory(r, &memory);
+	while ((rc = gr_stream_next(r, &rec, &err)) > 0) {
+		ASSERT((int)rec.kind != GR_STREAM_PAGES);
+	}
+	ASSERT_EQ(rc, -EBADMSG);
+	ASSERT_HAS(err.msg, "block 'a', page 0xf000");
+	ASSERT_EQ(asked, 0u);
+	gr_stream_reader_free(r);
+	kit_free(&b);
+}
+
 TEST(hostile_extensions_are_refused)
 {
 	static const struct hostile cases[] = {
@@ -747,6 +867,11 @@ TEST(hostile_extensions_are_refused)
 		HOSTILE("\0\0\0\0\0\0\xf4\0\1a\xff\xff\xff\xff\xff\xff\xf0\0", -EBADMSG,
 			"block 'a', page 0xf000"),
 		HOSTILE("\0\0\0\0\0\0\x28\0\1a", -EBADMSG, "impossible"),
+		HOSTILE("\0\0\0\0\0\0\x0c\0\1a\0\0\0\0\0\0\0\0", -EBADMSG, "not whole pages"),
+		HOSTILE("\0\0\0\0\0\0\x0c\0\1a\0\0\0\0\0\0\10\0", -EBADMSG, "not whole pages"),
+		HOSTILE("\0\0\0\0\0\0\x0c\0\1a\0\0\0\0\0\1\x10\0", -EBADMSG, "block 'a', page 0x0"),
+		HOSTILE("\0\0\0\0\0\0\xfc\0\1a\xff\xff\xff\xff\xff\xff\xf0\0", -EBADMSG,
+			"block 'a', page 0xf000"),
 		HOSTILE("\x7f\0\0\0\0\0\x08\0", -E2BIG, "blocks; at most 65536"),
 	};
 	struct kit_bytes b = { 0 };

@@ -97,6 +97,117 @@ TEST(a_running_machine_moves_with_its_devices)
 	gr_ram_free(m.to);
 }
 
+static void moves_in_ranges(bool present, uint64_t holes)
+{
+	struct move_guest g = {
+		.bytes = RAM_BYTES, .writers = 2, .seed = test_seed(), .pause_us = 20
+	};
+	struct gr_source_ops ops = move_guest_ops(&g);
+	struct move m = { .from = move_ram(), .to = move_ram(), .ops = &ops };
+
+	g.ram = m.from;
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, holes);
+	if (present) {
+		struct gr_ram_block *b = move_add(m.to, "ram", RAM_BYTES, 0, GR_RAM_MEMFD);
+
+		memset(b->host, 0xee, RAM_BYTES);
+	}
+	m.params.rounds_max = 4;
+	move_guest_start(&g);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	ASSERT_EQ(m.to_stats.normal_pages, m.stats.normal_pages);
+	move_guest_stop(&g);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+}
+
+/* Ranges by reference and copied, into memory and through the stage, with pages between them. */
+TEST(a_running_machine_moves_in_ranges_of_pages)
+{
+	moves_in_ranges(true, 0);
+	moves_in_ranges(false, 0);
+	moves_in_ranges(true, 7);
+	moves_in_ranges(false, 7);
+}
+
+struct all_bytes {
+	struct gr_channel *ch;
+	uint8_t data[1 << 20];
+	size_t bytes;
+};
+
+static void *read_all(void *opaque)
+{
+	struct all_bytes *all = opaque;
+	ssize_t got;
+
+	do {
+		struct iovec iov = { all->data + all->bytes, sizeof(all->data) - all->bytes };
+
+		got = gr_channel_readv(all->ch, &iov, 1, NULL);
+		all->bytes += got > 0 ? (size_t)got : 0;
+	} while (got > 0);
+	return NULL;
+}
+
+/* Towards a peer of ours that says so or not: whether a range of pages is in what it is sent. */
+static bool sends_ranges(uint8_t flags)
+{
+	uint8_t answers[] = {
+		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, flags, /* FEATURES */
+		0,    2,    0, 4, 0x47, 0x52, 0, 1,		    /* PONG */
+		0,    7,    0, 0,				    /* SWITCHOVER_ACK */
+		0,    1,    0, 4, 0,	0,    0, 1,		    /* SHUT 1 */
+	};
+	static struct all_bytes all;
+	struct gr_ram *ram = move_ram();
+	struct gr_source *source;
+	struct gr_channel *ch[2];
+	struct gr_error err;
+	pthread_t thread;
+	int rc;
+
+	move_channels(ch);
+	move_fill(move_add(ram, "ram", 8 * MOVE_PAGE, 0, GR_RAM_MEMFD), 1, 0);
+	all.ch = ch[1];
+	all.bytes = 0;
+	ASSERT_EQ(pthread_create(&thread, NULL, read_all, &all), 0);
+	ASSERT_EQ(gr_channel_write_all(ch[1], answers, sizeof(answers) - 8, NULL), 0);
+	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], NULL, NULL, &source, &err), 0);
+	do {
+		struct gr_migrate_stats stats;
+
+		rc = gr_source_step(source, &err);
+		gr_source_stats(source, &stats);
+		if (stats.normal_pages == 8 && answers[0]) {
+			answers[0] = 0;
+			ASSERT_EQ(gr_channel_write_all(ch[1], answers + sizeof(answers) - 8, 8,
+						       NULL),
+				  0);
+		}
+	} while (rc > 0);
+	ASSERT_EQ(rc, -EREMOTEIO);
+	gr_source_free(source);
+	gr_channel_end_writing(ch[0]);
+	pthread_join(thread, NULL);
+	gr_channel_close(ch[0], NULL);
+	gr_channel_close(ch[1], NULL);
+	gr_ram_free(ram);
+	for (size_t i = 0; i + 8 <= all.bytes; i++) {
+		if (memcmp(all.data + i, "\0\0\0\0\0\0\x0c\0\3ram", 12) == 0) {
+			return true;
+		}
+	}
+	return false;
+}
+
+TEST(ranges_are_for_those_who_have_said_that_they_take_them)
+{
+	ASSERT(sends_ranges(1));
+	ASSERT(!sends_ranges(0));
+}
+
 /* A move whose downtime is out of reach: the devices alone are expected to take longer. */
 static uint64_t rounds_with_at_most_four(void)
 {

@@ -127,6 +127,7 @@ static void check_pages(const struct gr_memory_script *script)
 	static const struct gr_stream_block_desc blocks[] = {
 		{ .id = "a", .used_bytes = 0x100000 }, { .id = "bb", .used_bytes = 0x1000 }
 	};
+	const struct gr_channel_file no_file = { .fd = -1 };
 	struct written t = begin(script);
 	struct kit_bytes e = { 0 };
 	static uint8_t ram[N][4096];
@@ -162,6 +163,9 @@ static void check_pages(const struct gr_memory_script *script)
 	kit_be64(&e, 0x3400);
 	kit_str8(&e, "a");
 	kit_be64(&e, 0x5000);
+	kit_be64(&e, 0x9c20);
+	kit_be64(&e, 2 << 12);
+	kit_raw(&e, ram[3], 2 * 4096);
 	kit_be64(&e, (1 << 12) | 0x800);
 	kit_str8(&e, "a");
 	kit_be64(&e, 77);
@@ -186,6 +190,7 @@ static void check_pages(const struct gr_memory_script *script)
 	ASSERT_EQ(gr_stream_write_section(t.w, GR_SECTION_PART, NULL), 0);
 	ASSERT_EQ(gr_stream_write_zero(t.w, "bb", 0, NULL), 0);
 	ASSERT_EQ(gr_stream_write_zero_range(t.w, "a", 0x3000, 0x5000, NULL), 0);
+	ASSERT_EQ(gr_stream_write_page_range(t.w, "a", 0x9000, ram[3], 2 * 4096, &no_file, NULL), 0);
 	{
 		struct gr_stream_block_desc d = { .id = "a",
 						  .used_bytes = 0x100000,
