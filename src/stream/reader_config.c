@@ -4,6 +4,7 @@
  * stand in the buffer together: it is short. A subsection has no length, hence one that is
  * not known cannot be skipped and is refused by name.
  */
+#include "stream/multifd.h"
 #include "stream/reader_internal.h"
 
 static const char prefix[] = "configuration/";
@@ -195,6 +196,11 @@ int reader_config(struct gr_stream_reader *r, struct gr_stream_record *rec)
 
 	if (code < 0) {
 		return code;
+	}
+	if (gr_get_be32(r->buf) == GR_MULTIFD_MAGIC) {
+		return reader_fail(r, -EOPNOTSUPP, 0,
+				   "a further channel (capability multifd), where a stream was to come: the "
+				   "source has multifd on and this side has not");
 	}
 	if (gr_get_be32(r->buf) != GR_STREAM_MAGIC) {
 		return reader_fail(r, -EBADMSG, 0, "not a migration stream: it begins with %08x",

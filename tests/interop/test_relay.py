@@ -72,6 +72,22 @@ def a_source_that_listens_goes_on_when_the_destination_refuses(tmp):
 
 
 @test
+def a_source_with_further_channels_fails_and_its_guest_goes_on(tmp):
+    """A relay passes one channel on."""
+    with running(tmp, "source") as source, \
+            running(tmp, "destination", "-S", "-incoming", "defer") as destination:
+        for q in source, destination:
+            q.capability("multifd")
+        destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
+        wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+        with guestram.Relay(tmp, f"unix:{tmp}/from", f"unix:{tmp}/to") as relay:
+            source.migrate(relay.uri)
+            wait_for(lambda: source.migration().get("status") == "failed", "failure")
+            equal(relay.process.wait(60), 2, "relay")
+        wait_for(lambda: source.cmd("query-status")["running"], "source running")
+
+
+@test
 def a_source_that_dies_leaves_a_destination_that_does_not_start(tmp):
     with running(tmp, "destination", "-S", "-incoming", "defer") as destination:
         destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")

@@ -348,6 +348,7 @@ TEST(hostile_headers_and_configurations_are_refused)
 {
 	static const struct hostile cases[] = {
 		HOSTILE("QEVX\0\0\0\3", -EBADMSG, "not a migration stream"),
+		HOSTILE("\x11\x22\x33\x44\0\0\0\1", -EOPNOTSUPP, "capability multifd"),
 		HOSTILE("QEVM\0\0\0\2", -EOPNOTSUPP, "stream version 2"),
 		HOSTILE("QEVM\0\0\0\3\7\0\0\1\0", -EBADMSG, "a machine name of 256 bytes"),
 		HOSTILE("QEVM\0\0\0\3\7\xff\xff\xff\xff", -EBADMSG, "a machine name of 4294967295"),
