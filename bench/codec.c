@@ -311,7 +311,8 @@ static void xbzrle(const struct bench_options *o, struct pages *p, unsigned perc
 		r[i].peer_name = peers[i];
 		r[i].more_is_better = true;
 	}
-	if (!bench_wanted(o, name[ENCODE]) && !bench_wanted(o, name[DECODE])) {
+	if (!bench_wanted(o, name[ENCODE]) && !bench_wanted(o, name[DECODE]) &&
+	    !bench_wanted(o, name[AT_ONCE])) {
 		return;
 	}
 	change(p, percent, words);
