@@ -44,7 +44,9 @@ static ssize_t plain_readv(struct gr_channel *ch, const struct iovec *iov, int n
 /*
  * A write to a pipe without reader raises SIGPIPE in the writing thread, and there is no
  * flag against it; nor for sendfile(). So it is blocked in this thread for the time of the call and,
- * if the call raised it (it was not pending before), taken away again before it is unblocked.
+ * if the call raised it (it was not pending before), taken away again before it is unblocked. A call
+ * that has moved something before the reader went raises it and returns that much: so whenever
+ * less was moved than there was.
  */
 struct no_sigpipe {
 	sigset_t pipe_set, old;
@@ -63,14 +65,18 @@ static void no_sigpipe_begin(struct no_sigpipe *n)
 }
 
 /* Returns what the call has returned, an error as a negative errno. */
-static ssize_t no_sigpipe_end(const struct no_sigpipe *n, ssize_t done)
+static ssize_t no_sigpipe_end(const struct no_sigpipe *n, ssize_t done, size_t bytes)
 {
 	struct timespec now = { 0, 0 };
 
 	if (done < 0) {
 		done = -errno;
 	}
+#ifdef GR_MUTANT_CHANNEL_SIGPIPE_OF_A_PART
 	if (done == -EPIPE && !n->was_pending) {
+#else
+	if (done < (ssize_t)bytes && !n->was_pending) {
+#endif
 		while (sigtimedwait(&n->pipe_set, NULL, &now) < 0 && errno == EINTR) {
 		}
 	}
@@ -81,9 +87,13 @@ static ssize_t no_sigpipe_end(const struct no_sigpipe *n, ssize_t done)
 ssize_t gr_channel_pipe_writev(int fd, const struct iovec *iov, int n)
 {
 	struct no_sigpipe no;
+	size_t bytes = 0;
 
+	for (int i = 0; i < n; i++) {
+		bytes += iov[i].iov_len;
+	}
 	no_sigpipe_begin(&no);
-	return no_sigpipe_end(&no, writev(fd, iov, n));
+	return no_sigpipe_end(&no, writev(fd, iov, n), bytes);
 }
 
 /*
@@ -110,7 +120,7 @@ static ssize_t socket_send_file(struct gr_channel *ch, int file, uint64_t offset
 		widen(ch);
 	}
 	no_sigpipe_begin(&no);
-	return no_sigpipe_end(&no, sendfile(ch->fd, file, &at, bytes));
+	return no_sigpipe_end(&no, sendfile(ch->fd, file, &at, bytes), bytes);
 }
 
 static ssize_t pipe_writev(struct gr_channel *ch, const struct iovec *iov, int n)
