@@ -4,6 +4,7 @@
 #include "stream/channel.h"
 #include <errno.h>
 #include <fcntl.h>
+#include <netdb.h>
 #include <poll.h>
 #include <pthread.h>
 #include <signal.h>
@@ -148,6 +149,17 @@ static void check_socket_pair(const char *uri)
 TEST(tcp_over_ipv4_carries_both_ways_and_tells_the_port)
 {
 	check_socket_pair("tcp:127.0.0.1:0");
+}
+
+TEST(tcp_finds_a_host_by_its_name)
+{
+	struct addrinfo *found;
+	int rc = getaddrinfo("localhost", NULL, NULL, &found);
+
+	if (rc != 0) {
+		SKIP("localhost has no address here: %s", gai_strerror(rc));
+	}
+	freeaddrinfo(found);
 	check_socket_pair("tcp:localhost:0");
 }
 
