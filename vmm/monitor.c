@@ -130,12 +130,44 @@ static void resume_changed(void *opaque)
 	struct monitor *monitor = opaque;
 	struct gr_error err;
 
-	watch_resume(monitor, false);
 	if (vmm_resume_failed(monitor->resume, &err) < 0) {
 		say(monitor, err.msg); /* who touches it waits until x-resume-retry */
-	} else {
+	} else if (vmm_resume_completed(monitor->resume)) {
 		say(monitor, "all memory has come");
+	} else {
+		return;
 	}
+	watch_resume(monitor, false);
+}
+
+/*
+ * Who touches a page that has not come waits for it, perhaps until x-resume-retry or quit. That must
+ * not be the thread that serves those: neither by touching it, nor by waiting for a vCPU that does. It
+ * makes no difference whether something has failed: it may the moment after.
+ */
+static int memory_has_come(struct monitor *monitor, struct gr_error *err)
+{
+	struct gr_error why;
+
+	if (!monitor->resume || vmm_resume_completed(monitor->resume)) {
+		return 0;
+	}
+	if (vmm_resume_failed(monitor->resume, &why) < 0) {
+		return gr_error_set(err, -EBUSY,
+				    "the machine waits for memory of its image that cannot be read: %s; "
+				    "x-resume-retry tries again",
+				    why.msg);
+	}
+	return gr_error_set(err, -EBUSY,
+			    "the machine's memory still comes from its image; x-query-resume says "
+			    "how far that is");
+}
+
+/* Its vCPUs stand, or none of them can wait for memory. */
+static int may_wait_for_vcpus(struct monitor *monitor, struct gr_error *err)
+{
+	return vmm_machine_state(monitor->machine) == VMM_RUNNING ? memory_has_come(monitor, err)
+								   : 0;
 }
 
 static int do_query_status(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
@@ -163,6 +195,7 @@ static int do_query_version(void *opaque, json_t *args, json_t **ret, struct gr_
 static int do_stop(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
+	int rc;
 
 	(void)args;
 	(void)ret;
@@ -171,12 +204,8 @@ static int do_stop(void *opaque, json_t *args, json_t **ret, struct gr_error *er
 	 * a moment ago, and look_at_incoming() has not seen it yet.
 	 */
 	monitor->autostart = false;
-	if (monitor->resume && vmm_resume_failed(monitor->resume, err) < 0) {
-		/* A vCPU that waits for it would not come. */
-		gr_error_prefix(err, "the machine waits for memory that cannot be read: ");
-		return -EBUSY;
-	}
-	return vmm_machine_stop(monitor->machine, err);
+	rc = may_wait_for_vcpus(monitor, err);
+	return rc < 0 ? rc : vmm_machine_stop(monitor->machine, err);
 }
 
 static int do_cont(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
@@ -498,7 +527,7 @@ static int do_resume_retry(void *opaque, json_t *args, json_t **ret, struct gr_e
 	(void)args;
 	(void)ret;
 	(void)err;
-	if (monitor->resume) {
+	if (monitor->resume && !vmm_resume_completed(monitor->resume)) {
 		vmm_resume_retry(monitor->resume);
 		watch_resume(monitor, true);
 	}
@@ -563,6 +592,7 @@ static int do_pmemsave(void *opaque, json_t *args, json_t **ret, struct gr_error
 	if (rc == 0 && __builtin_add_overflow(val, size, &end)) {
 		rc = gr_error_set(err, -EINVAL, "Invalid addr or size");
 	}
+	rc = rc < 0 ? rc : memory_has_come(monitor, err);
 	if (rc < 0) {
 		return rc;
 	}
@@ -590,8 +620,8 @@ static void emit_register(void *opaque, const char *name, uint64_t value)
 static int do_query_registers(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
+	int rc = may_wait_for_vcpus(monitor, err);
 	json_t *cpus = json_array();
-	int rc = 0;
 
 	(void)args;
 	for (unsigned int v = 0; v < vmm_machine_vcpus(monitor->machine) && rc == 0; v++) {
@@ -617,6 +647,7 @@ static int do_block_add(void *opaque, json_t *args, json_t **ret, struct gr_erro
 	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "id", &id, err);
 	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "size", &size, err);
 	rc = rc < 0 ? rc : vmm_qmp_get_u64(args, "gpa", &gpa, err);
+	rc = rc < 0 ? rc : memory_has_come(monitor, err); /* the guest's table of them is there */
 	return rc < 0 ? rc : vmm_machine_plug(monitor->machine, id, size, gpa, err);
 }
 
@@ -628,6 +659,7 @@ static int do_block_del(void *opaque, json_t *args, json_t **ret, struct gr_erro
 
 	(void)ret;
 	rc = rc < 0 ? rc : vmm_qmp_get_string(args, "id", &id, err);
+	rc = rc < 0 ? rc : memory_has_come(monitor, err);
 	return rc < 0 ? rc : vmm_machine_unplug(monitor->machine, id, err);
 }
 
@@ -680,9 +712,10 @@ static int do_query_heartbeat(void *opaque, json_t *args, json_t **ret, struct g
 {
 	struct monitor *monitor = opaque;
 	struct vmm_heartbeat hb;
-	int rc = vmm_machine_heartbeat(monitor->machine, &hb, err);
+	int rc = memory_has_come(monitor, err);
 
 	(void)args;
+	rc = rc < 0 ? rc : vmm_machine_heartbeat(monitor->machine, &hb, err);
 	if (rc < 0) {
 		return rc;
 	}
@@ -697,10 +730,11 @@ static int do_query_heartbeat(void *opaque, json_t *args, json_t **ret, struct g
 static int do_heartbeat_reset(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
+	int rc = memory_has_come(monitor, err);
 
 	(void)args;
 	(void)ret;
-	return vmm_machine_heartbeat_reset(monitor->machine, err);
+	return rc < 0 ? rc : vmm_machine_heartbeat_reset(monitor->machine, err);
 }
 
 static int do_query_ops(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
@@ -724,9 +758,10 @@ static int do_check(void *opaque, json_t *args, json_t **ret, struct gr_error *e
 	struct vmm_check check;
 	uint64_t began_ns = now_ns();
 	char text[256];
-	int rc = vmm_machine_check(monitor->machine, &check, err);
+	int rc = memory_has_come(monitor, err);
 
 	(void)args;
+	rc = rc < 0 ? rc : vmm_machine_check(monitor->machine, &check, err);
 	if (rc < 0) {
 		return rc;
 	}
@@ -760,9 +795,10 @@ static int do_set_rate(void *opaque, json_t *args, json_t **ret, struct gr_error
 static int do_calc_dirty_rate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)
 {
 	struct monitor *monitor = opaque;
+	int rc = memory_has_come(monitor, err); /* a grace period waits for who waits for memory */
 
 	(void)ret;
-	return vmm_dirty_rate_calc(monitor->dirty_rate, args, err);
+	return rc < 0 ? rc : vmm_dirty_rate_calc(monitor->dirty_rate, args, err);
 }
 
 static int do_query_dirty_rate(void *opaque, json_t *args, json_t **ret, struct gr_error *err)

@@ -70,16 +70,25 @@ int vmm_resume_fd(const struct vmm_resume *r)
 	return r->resume ? gr_image_resume_fd(r->resume) : -1;
 }
 
+static enum gr_image_resume_state state_of(struct vmm_resume *r)
+{
+	struct gr_image_resume_stats stats = { .state = GR_IMAGE_RESUME_COMPLETED };
+
+	if (r->resume) {
+		gr_image_resume_stats(r->resume, &stats);
+	}
+	return stats.state;
+}
+
 int vmm_resume_failed(struct vmm_resume *r, struct gr_error *err)
 {
-	int rc = r->resume ? gr_image_resume_wait(r->resume, 0, err) : 0;
-
-	return rc == -ETIMEDOUT ? 0 : rc;
+	/* It stays so until vmm_resume_retry(). */
+	return state_of(r) == GR_IMAGE_RESUME_FAILED ? gr_image_resume_wait(r->resume, 0, err) : 0;
 }
 
 bool vmm_resume_completed(struct vmm_resume *r)
 {
-	return !r->resume || gr_image_resume_wait(r->resume, 0, NULL) == 0;
+	return state_of(r) == GR_IMAGE_RESUME_COMPLETED;
 }
 
 void vmm_resume_retry(struct vmm_resume *r)

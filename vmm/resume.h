@@ -24,7 +24,7 @@ int vmm_resume_begin(struct vmm_machine *machine, const struct vmm_resume_params
 		     bool *ret_ran, struct vmm_resume **ret_resume, struct gr_error *err);
 /* Readable when all has come or something cannot be read; -1: everything was there at once. */
 int vmm_resume_fd(const struct vmm_resume *resume);
-/* 0 it goes on, or all has come; or what could not be read. Who touches that waits. */
+/* 0: it goes on, or all has come; or what could not be read. Who touches that waits. As vmm_resume_retry(): one thread. */
 int vmm_resume_failed(struct vmm_resume *resume, struct gr_error *err);
 /* Whether all has come. */
 bool vmm_resume_completed(struct vmm_resume *resume);

@@ -72,7 +72,9 @@ uint64_t gr_image_part_run(const struct gr_image_part *part, uint64_t page, uint
 int gr_image_cannot_read(const struct gr_image *image, const struct gr_image_part *part,
 			 uint64_t offset, int rc, struct gr_error *err)
 {
-	return gr_error_set(err, rc, "%s: block '%s' at %#" PRIx64 ", byte %" PRIu64 ": %s",
+	int code = rc == -ETIMEDOUT ? -EIO : rc; /* a disk's is no "wait longer" of ours */
+
+	return gr_error_set(err, code, "%s: block '%s' at %#" PRIx64 ", byte %" PRIu64 ": %s",
 			    image->path, part->place.id, offset, part->place.pages_at + offset,
 			    rc == -EPIPE ? "the file was cut" : strerror(-rc));
 }

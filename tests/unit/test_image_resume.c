@@ -3,6 +3,7 @@
  * stored. */
 #include "concurrent.h"
 #include "harness.h"
+#include "image/image.h"
 #include <errno.h>
 #include <fcntl.h>
 #include <guestram/copy_before_write.h>
@@ -12,6 +13,7 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -492,6 +494,21 @@ TEST(page_that_cannot_be_read_makes_its_reader_wait_until_it_can)
 	check_all(m.big);
 	check_all(m.rom);
 	free_all(&m);
+}
+
+/* -ETIMEDOUT is what gr_image_resume_wait() says while all is well. */
+TEST(disk_that_times_out_is_a_failure_and_no_reason_to_wait_longer)
+{
+	struct gr_image *image;
+	struct gr_error err;
+
+	make_image();
+	ASSERT_EQ(gr_image_open(image_path(), &image, NULL), 0);
+	ASSERT_EQ(gr_image_cannot_read(image, &image->parts[0], 0, -ETIMEDOUT, &err), -EIO);
+	ASSERT_HAS(err.msg, strerror(ETIMEDOUT));
+	ASSERT_EQ(gr_image_cannot_read(image, &image->parts[0], 0, -ENOMEM, &err), -ENOMEM);
+	gr_image_close(image);
+	remove_folder();
 }
 
 /* Who may not load more yet hears of it at once. */

@@ -91,16 +91,18 @@ class Machine:
 
     def lives(self):
         """The guest goes on: its heart and every writer."""
-        beats, ops = self.do("x-query-heartbeat")["beats"], self.do("x-query-ops")
+        beats = self.do("x-query-heartbeat")["beats"]
         until(lambda: self.do("x-query-heartbeat")["beats"] > beats + 10)
-        until(lambda: all(new > old for new, old in zip(self.do("x-query-ops"), ops)))
+        writes(self)
 
     def quit(self):
+        """What it had to say."""
         self.do("quit")
         self.socket.close()
         self.file.close()
         _, err = self.process.communicate(timeout=30)
         equal(self.process.returncode, 0, err.decode())
+        return err.decode()
 
     def kill(self):
         self.process.kill()
@@ -112,6 +114,12 @@ def until(what):
     while not what():
         assert time.monotonic() < end, "it takes too long"
         time.sleep(0.01)
+
+
+def writes(machine):
+    """Every writer goes on."""
+    ops = machine.do("x-query-ops")
+    until(lambda: all(new > old for new, old in zip(machine.do("x-query-ops"), ops)))
 
 
 def migrate(machine, uri, *args):
@@ -326,17 +334,19 @@ def a_machine_runs_before_its_memory_has_come(folder):
     # Ahead of what it asks for comes next to nothing: its heart beats all the same.
     lazy = Machine(folder, "lazy", "--image", image, "--lazy", "--lazy-rate", "4K", memory="64M")
     equal(lazy.status(), "running", "status")
-    lazy.lives()
+    writes(lazy)
     far = lazy.do("x-query-resume")
     equal(far["status"], "active", far)
     assert 0 < far["remaining"] < far["total"] and far["waited-for"] > 0, far
     status, _, err = snapshot(lazy, f"{folder}/no.ram")
     equal(status, 2, err)
     assert "from its image" in err, err
+    refuses_what_waits_for_memory(lazy, folder, "comes from its image")
     lazy.quit()  # in the middle of it
     again = Machine(folder, "again", "--image", image, "--lazy", memory="64M")
-    again.lives()
+    writes(again)
     until(lambda: again.do("x-query-resume")["status"] == "completed")
+    again.lives()
     equal(again.do("x-query-resume")["remaining"], 0, "remaining")
     again.do("stop")
     again.check()
@@ -354,6 +364,81 @@ def a_machine_runs_before_its_memory_has_come(folder):
         p = subprocess.run([TOOL, "run", "--accel", "threads", *args], capture_output=True,
                            timeout=60, check=False)
         assert p.returncode == 2 and why in p.stderr, p
+
+
+def refuses_what_waits_for_memory(machine, folder, why):
+    """What its monitor would do itself, or would wait for vCPUs to do."""
+    if machine.status() == "running":
+        says_no(machine, "stop", why)
+        says_no(machine, "x-query-registers", why)
+    else:
+        machine.do("stop")
+        machine.do("x-query-registers")
+    says_no(machine, "pmemsave", why, val=0, size=4096, filename=f"{folder}/page")
+    says_no(machine, "x-check", why)
+    says_no(machine, "x-query-heartbeat", why)
+    says_no(machine, "x-heartbeat-reset", why)
+    says_no(machine, "x-block-add", why, id="extra", size=1 << 20)
+    says_no(machine, "x-block-del", why, id="extra")
+    says_no(machine, "calc-dirty-rate", why, **{"calc-time": 1})
+
+
+def resume_from_cut(folder, image, name, *args):
+    """A lazy machine whose image loses its end as soon as it is open, and what mends that."""
+    with open(image, "rb") as f:
+        content = f.read()
+
+    def mend():
+        with open(image, "r+b") as f:
+            f.write(content)
+    # The loading ahead must not be through before the file is cut, nor take for ever after.
+    for rate in "4M", "1M", "128K":
+        machine = Machine(folder, name + rate, "--image", image, "--lazy", "--lazy-rate", rate, *args,
+                          memory="16M")
+        os.truncate(image, 1 << 20)
+        machine.socket.settimeout(120)  # where its monitor hangs
+        until(lambda: machine.do("x-query-resume")["status"] != "active")
+        if machine.do("x-query-resume")["status"] == "failed":
+            return machine, mend
+        machine.quit()
+        mend()
+    raise AssertionError("the image is always there before it is cut")
+
+
+@test
+def a_lazy_machine_whose_image_is_cut_waits_and_its_monitor_does_not(folder):
+    here = Machine(folder, "here", memory="16M")
+    image = make_image(folder, here)
+    here.quit()
+    lazy, mend = resume_from_cut(folder, image, "lazy")
+    assert "was cut" in lazy.do("x-query-resume")["error-desc"], "why"
+    lazy.do("x-set-rate", **{"bytes-per-second": 200 << 20})
+    for _ in range(20):
+        refuses_what_waits_for_memory(lazy, folder, "memory")
+        lazy.do("x-resume-retry")  # for a moment nothing has failed
+    mend()
+    until(lambda: lazy.do("x-resume-retry") == {} and
+          lazy.do("x-query-resume")["status"] == "completed")
+    lazy.do("x-resume-retry")  # nothing to try, nothing to say
+    lazy.lives()
+    lazy.do("stop")
+    lazy.check()
+    lazy.do("x-query-registers")
+    lazy.do("pmemsave", val=0, size=16 << 20, filename=f"{folder}/all")
+    err = lazy.quit()
+    equal(err.count("all memory has come"), 1, err)
+    assert "was cut" in err, err
+    # Those that stand are asked as ever, and what cannot be mended can be left.
+    paused, mend = resume_from_cut(folder, image, "paused", "--paused")
+    refuses_what_waits_for_memory(paused, folder, "memory")
+    paused.do("cont")
+    says_no(paused, "stop", "x-resume-retry")
+    paused.quit()
+    mend()
+    signalled, _ = resume_from_cut(folder, image, "signalled")
+    signalled.process.send_signal(signal.SIGTERM)
+    signalled.process.communicate(timeout=60)
+    equal(signalled.process.returncode, 0, "exit status")
 
 
 @test
