@@ -83,7 +83,8 @@ struct gr_dirty_rate_result {
  * @param err      May be NULL.
  * @return 0 or a negative errno.
  * @errors  -EINVAL samples out of range, a tracker or vCPUs missing; what gr_track_start(),
- *          gr_track_sync() and gr_dirty_consumer_add() return; -ENOMEM.
+ *          gr_track_sync() and gr_dirty_consumer_add() return; -ENOMEM; -EBUSY sampling, and the memory
+ *          still comes from an image (gr_image_resume_start()).
  * @context Any thread, outside a read-side section. Bitmap and ring take the tracker locks.
  */
 GR_EXPORT GR_MUST_CHECK int gr_dirty_rate_begin(struct gr_ram *ram,
@@ -98,7 +99,7 @@ GR_EXPORT GR_MUST_CHECK int gr_dirty_rate_begin(struct gr_ram *ram,
  * @param result Filled on success.
  * @param err    May be NULL.
  * @return 0 or a negative errno.
- * @errors  -EINVAL result->size; what gr_track_sync() returns.
+ * @errors  -EINVAL result->size; -EBUSY as gr_dirty_rate_begin(); what gr_track_sync() returns.
  * @context As gr_dirty_rate_begin().
  */
 GR_EXPORT GR_MUST_CHECK int gr_dirty_rate_end(struct gr_dirty_rate *rate,

@@ -278,8 +278,8 @@ struct gr_image_resume_params {
  * What the machine had before is gone. Blocks that cannot be waited for (huge pages, files, the caller's
  * memory; GR_RAM_PREALLOC, GR_RAM_LOCK) are loaded before it returns.
  *
- * Until it is completed a migration, a live snapshot and gr_image_save() of the machine fail with -EBUSY,
- * and so does tracking by userfaultfd; KVM's trackers, software marks and discards work as ever.
+ * Until it is completed a migration, a live snapshot, gr_image_save() of the machine and a dirty rate by
+ * sampling fail with -EBUSY, and so does tracking by userfaultfd; KVM's trackers, software marks and discards work as ever.
  *
  * A page that cannot be read: nothing is made up and nobody gets a signal. Who touched it waits, the state is
  * FAILED, gr_image_resume_wait() says what and where, and gr_image_resume_retry() tries again once the

@@ -8,6 +8,7 @@
 #include "base/compiler.h"
 #include "base/random.h"
 #include "ram/copy.h"
+#include "ram/ram.h"
 #include "track/kvm_memory.h"
 #include <errno.h>
 #include <guestram/dirty_rate.h>
@@ -142,7 +143,10 @@ static uint64_t next_random(uint64_t *state)
 static int sample_begin(struct gr_dirty_rate *rate, struct gr_error *err)
 {
 	uint64_t random = rate->params.seed;
-	int ret = hold_blocks(rate, err);
+	/* What comes from an image would count as written: read through the file it is zero until then. */
+	int ret = gr_ram_loaded_check(rate->ram, err);
+
+	ret = ret < 0 ? ret : hold_blocks(rate, err);
 
 	rate->began_ns = gr_clock_ns();
 	if (random == 0 && !gr_random(&random, sizeof(random))) {
@@ -360,8 +364,12 @@ int gr_dirty_rate_end(struct gr_dirty_rate *rate, struct gr_dirty_rate_result *r
 	result->size = sizeof(*result);
 	result->elapsed_ns = GR_MAX(elapsed, (uint64_t)1);
 	if (rate->params.mode == GR_DIRTY_RATE_SAMPLING) {
-		sample_end(rate, result);
-		return 0;
+		int ret = gr_ram_loaded_check(rate->ram, err);
+
+		if (ret == 0) {
+			sample_end(rate, result);
+		}
+		return ret;
 	}
 	return track_end(rate, result, err);
 }

@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <guestram/copy_before_write.h>
+#include <guestram/dirty_rate.h>
 #include <guestram/image.h>
 #include <guestram/ram_change.h>
 #include <guestram/track.h>
@@ -719,6 +720,38 @@ TEST(who_passes_over_untouched_memory_is_refused_until_all_has_come)
 	gr_source_free(source);
 	check_all(m.big);
 	(void)gr_channel_close(channel, NULL);
+	free_all(&m);
+}
+
+/* Its looks go through the file where they can: there a page that has not come is zero. */
+TEST(sampling_does_not_take_what_comes_for_what_is_written)
+{
+	const struct gr_dirty_rate_params sampling = { .size = sizeof(sampling),
+						       .block_bytes_min = 1,
+						       .samples_per_gib = GR_DIRTY_RATE_SAMPLES_MAX };
+	struct gr_dirty_rate_result result = { .size = sizeof(result) };
+	struct gr_dirty_rate *rate, *early;
+	struct gr_error err;
+	struct machine m;
+	struct resumed r;
+
+	make_image();
+	m = machine_of(GR_RAM_MEMFD, 0);
+	ASSERT_EQ(gr_dirty_rate_begin(m.ram, &sampling, &early, &err), 0);
+	r = resume(&m, &touched_only);
+	ASSERT_EQ(gr_dirty_rate_begin(m.ram, &sampling, &rate, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "still being loaded");
+	ASSERT_EQ(gr_dirty_rate_end(early, &result, &err), -EBUSY);
+	gr_dirty_rate_free(early);
+	give_up(&r);
+
+	r = resume(&m, &fast);
+	complete(&r);
+	ASSERT_EQ(gr_dirty_rate_begin(m.ram, &sampling, &rate, &err), 0);
+	ASSERT_EQ(gr_dirty_rate_end(rate, &result, &err), 0);
+	ASSERT_GT(result.sampled_pages, 0u);
+	ASSERT_EQ(result.dirty_pages, 0u);
+	gr_dirty_rate_free(rate);
 	free_all(&m);
 }
 
