@@ -68,6 +68,8 @@ struct vmm_accel_ops {
 	/* Make the threads; they stay paused. */
 	int (*start)(struct vmm_accel *accel, struct gr_error *err);
 
+	/* Begin to pause: it returns at once; vCPUs finish what they do, and do no more. */
+	void (*pause_begin)(struct vmm_accel *accel);
 	/*
 	 * O6: when it returns, every vCPU is out of the guest with its pending exit
 	 * completed, and its heartbeat has stopped. The registers say what each has done.

@@ -178,10 +178,15 @@ void vmm_device_free(struct vmm_device *device)
 	free(device);
 }
 
-void vmm_device_pause(struct vmm_device *device)
+void vmm_device_pause_begin(struct vmm_device *device)
 {
 	vmm_gate_set(&device->gate, VMM_GATE_CLOSED);
 	vmm_pacer_stop(device->pacer, device->writer.number);
+}
+
+void vmm_device_pause(struct vmm_device *device)
+{
+	vmm_device_pause_begin(device);
 	vmm_gate_await_closed(&device->gate);
 	device->running = false;
 }

@@ -18,6 +18,8 @@ int vmm_device_create(struct gr_ram *ram, const struct vmm_workload *wl, struct 
 		      struct vmm_device **ret_device, struct gr_error *err);
 void vmm_device_free(struct vmm_device *device);
 
+/* Begin to pause: it returns at once, and the thread starts nothing new. */
+void vmm_device_pause_begin(struct vmm_device *device);
 /* O6: when it returns the thread stands still and every iovec has been put back. */
 void vmm_device_pause(struct vmm_device *device);
 void vmm_device_resume(struct vmm_device *device);

@@ -234,11 +234,10 @@ static int start(struct vmm_accel *accel, struct gr_error *err)
 	return 0;
 }
 
-static int pause_vcpus(struct vmm_accel *accel, struct gr_error *err)
+static void pause_begin(struct vmm_accel *accel)
 {
 	struct vmm_kvm *kvm = kvm_of(accel);
 
-	(void)err;
 	for (unsigned int v = 0; accel->env.workload && v < kvm->started; v++) {
 		vmm_pacer_stop(accel->env.pacer, v);
 	}
@@ -247,6 +246,16 @@ static int pause_vcpus(struct vmm_accel *accel, struct gr_error *err)
 	for (unsigned int v = 0; v < kvm->started; v++) {
 		vmm_kvm_vcpu_poke_locked(&kvm->vcpu[v]);
 	}
+	(void)pthread_mutex_unlock(&kvm->lock);
+}
+
+static int pause_vcpus(struct vmm_accel *accel, struct gr_error *err)
+{
+	struct vmm_kvm *kvm = kvm_of(accel);
+
+	(void)err;
+	pause_begin(accel);
+	(void)pthread_mutex_lock(&kvm->lock);
 	for (unsigned int v = 0; v < kvm->started; v++) {
 		while (!kvm->vcpu[v].standing) {
 			(void)pthread_cond_wait(&kvm->changed, &kvm->lock);
@@ -314,6 +323,7 @@ const struct vmm_accel_ops vmm_accel_kvm = {
 	.create = create,
 	.destroy = destroy,
 	.start = start,
+	.pause_begin = pause_begin,
 	.pause = pause_vcpus,
 	.resume = resume,
 	.save = save,

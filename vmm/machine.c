@@ -337,6 +337,22 @@ int vmm_machine_stop(struct vmm_machine *machine, struct gr_error *err)
 	return rc;
 }
 
+void vmm_machine_end_begin(struct vmm_machine *machine)
+{
+#ifndef GR_MUTANT_VMM_ENDS_LATE
+	(void)pthread_mutex_lock(&machine->lock);
+	if (machine->state == VMM_RUNNING) {
+		machine->accel->ops->pause_begin(machine->accel);
+		if (machine->device) {
+			vmm_device_pause_begin(machine->device);
+		}
+	}
+	(void)pthread_mutex_unlock(&machine->lock);
+#else
+	(void)machine;
+#endif
+}
+
 int vmm_machine_switch_over(struct vmm_machine *machine, struct gr_error *err)
 {
 	uint64_t began_ns;

@@ -68,6 +68,11 @@ enum vmm_run_state vmm_machine_state(struct vmm_machine *machine);
 int vmm_machine_cont(struct vmm_machine *machine, struct gr_error *err);
 /* Stop (ordering O6). Does nothing if it does not run. */
 int vmm_machine_stop(struct vmm_machine *machine, struct gr_error *err);
+/*
+ * The beginning of its end: it returns at once, whatever vCPUs and device wait for, and they do nothing new
+ * from then on. Only vmm_machine_free() may follow.
+ */
+void vmm_machine_end_begin(struct vmm_machine *machine);
 
 /*
  * Plug a block. id NULL: "dimmN". gpa 0: the next free address; addresses of plugged blocks

@@ -38,6 +38,7 @@ struct monitor {
 	/* Left by a vCPU's thread for ours. */
 	pthread_mutex_t lock;
 	bool died;     /* (l) */
+	bool leaving;  /* (l) what the machine does from here on is no news */
 	char why[128]; /* (l) */
 };
 
@@ -71,7 +72,14 @@ static void set_u64(json_t *object, const char *name, uint64_t value)
 static void machine_changed(void *opaque, enum vmm_run_state state, const char *why)
 {
 	struct monitor *monitor = opaque;
+	bool leaving;
 
+	(void)pthread_mutex_lock(&monitor->lock);
+	leaving = monitor->leaving;
+	(void)pthread_mutex_unlock(&monitor->lock);
+	if (leaving) {
+		return;
+	}
 	if (state == VMM_SHUTDOWN) {
 		(void)pthread_mutex_lock(&monitor->lock);
 		monitor->died = true;
@@ -996,6 +1004,9 @@ static int run(struct monitor *monitor, struct gr_error *err)
 	vmm_snapshot_free(monitor->snapshot);
 	vmm_dirty_rate_free(monitor->dirty_rate);
 	watch_resume(monitor, false);
+	(void)pthread_mutex_lock(&monitor->lock);
+	monitor->leaving = true;
+	(void)pthread_mutex_unlock(&monitor->lock);
 	vmm_resume_free(monitor->resume); /* first: a vCPU may wait for memory */
 	vmm_machine_free(monitor->machine);
 	if (monitor->changed_handler) {

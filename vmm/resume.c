@@ -127,6 +127,10 @@ void vmm_resume_free(struct vmm_resume *r)
 	if (!r) {
 		return;
 	}
+	if (!vmm_resume_completed(r)) {
+		/* Who waits goes on with zeroes, and must come no further than to where it stands. */
+		vmm_machine_end_begin(r->machine);
+	}
 	if (r->resume) {
 		(void)gr_image_resume_end(r->resume, NULL);
 	}

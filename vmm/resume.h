@@ -32,7 +32,10 @@ bool vmm_resume_completed(struct vmm_resume *resume);
 void vmm_resume_retry(struct vmm_resume *resume);
 /* The answer to a query: "status" and numbers; "error-desc" if something could not be read. */
 json_t *vmm_resume_query(struct vmm_resume *resume);
-/* End and free it, before the machine: who waits for memory waits no more. May be NULL. */
+/*
+ * End and free it, before the machine: who waits for memory waits no more. If not all has come the machine
+ * does nothing new from then on and has to be freed. May be NULL.
+ */
 void vmm_resume_free(struct vmm_resume *resume);
 
 #endif

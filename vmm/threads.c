@@ -211,15 +211,20 @@ static int threads_create(const struct vmm_accel_env *env, struct vmm_accel **re
 	return 0;
 }
 
+static void threads_pause_begin(struct vmm_accel *accel)
+{
+	vmm_gate_set(&threads_of(accel)->gate, VMM_GATE_CLOSED);
+	for (unsigned int v = 0; v < accel->env.vcpus; v++) {
+		vmm_pacer_stop(accel->env.pacer, v);
+	}
+}
+
 static int threads_pause(struct vmm_accel *accel, struct gr_error *err)
 {
 	struct threads *guest = threads_of(accel);
 
 	(void)err;
-	vmm_gate_set(&guest->gate, VMM_GATE_CLOSED);
-	for (unsigned int v = 0; v < accel->env.vcpus; v++) {
-		vmm_pacer_stop(accel->env.pacer, v);
-	}
+	threads_pause_begin(accel);
 	vmm_gate_await_closed(&guest->gate);
 	guest->running = false;
 	return 0;
@@ -325,6 +330,7 @@ const struct vmm_accel_ops vmm_accel_threads = {
 	.create = threads_create,
 	.destroy = threads_destroy,
 	.start = threads_start,
+	.pause_begin = threads_pause_begin,
 	.pause = threads_pause,
 	.resume = threads_resume,
 	.save = threads_save,

@@ -3,9 +3,12 @@
 #include "harness.h"
 #include "machine.h"
 #include "machine_move.h"
+#include "resume.h"
 #include <errno.h>
+#include <guestram/image.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -441,6 +444,61 @@ static void damaged_move(enum gr_source_fault fault)
 	ASSERT_GE(result.pages_wrong, 1u);
 	check(pair.source, &result); /* the source's own memory is right */
 	end(&pair);
+}
+
+static int save(void *opaque, struct gr_state_writer *writer, struct gr_error *err)
+{
+	return vmm_machine_save(opaque, writer, err);
+}
+
+/* Whether no writer has done anything for a while. */
+static bool stands(struct vmm_machine *machine)
+{
+	uint64_t from[VMM_WRITERS_MAX] = { 0 }, now[VMM_WRITERS_MAX] = { 0 };
+
+	vmm_machine_ops(machine, from);
+	nap(200);
+	vmm_machine_ops(machine, now);
+	return memcmp(from, now, sizeof(from)) == 0;
+}
+
+/* What has not come reads as zero once nobody brings it any more. */
+TEST(a_machine_that_ends_while_its_memory_comes_does_nothing_with_zeroes)
+{
+	struct vmm_machine *machine = make(false, true);
+	const struct gr_image_save_params params = { .size = sizeof(params),
+						     .save = save,
+						     .opaque = machine };
+	struct vmm_resume_params lazy = { .lazy = true, .bandwidth_bytes_per_s_max = 4096 };
+	struct vmm_resume *resume;
+	struct gr_error err;
+	char path[] = "/tmp/gr-machine-XXXXXX";
+	bool ran;
+	int rc, fd = mkstemp(path);
+
+	ASSERT_GE(fd, 0);
+	cont(machine);
+	run_ops(machine, 20000);
+	ASSERT_EQ(vmm_machine_switch_over(machine, NULL), 0);
+	ASSERT_EQ(gr_image_save(vmm_machine_ram(machine), path, &params, NULL, &err), 0);
+	vmm_machine_free(machine);
+	machine = make(true, true);
+	lazy.path = path;
+	rc = vmm_resume_begin(machine, &lazy, &ran, &resume, &err);
+	(void)unlink(path);
+	(void)close(fd);
+	if (rc < 0) {
+		vmm_machine_free(machine);
+		SKIP("%s", err.msg);
+	}
+	cont(machine);
+	run_ops(machine, 10);
+	ASSERT_EQ(vmm_resume_completed(resume), false);
+	vmm_resume_free(resume);
+	for (int looks = 0; !stands(machine); looks++) {
+		ASSERT_LT(looks, 100);
+	}
+	vmm_machine_free(machine);
 }
 
 TEST(a_lost_page_is_caught)
