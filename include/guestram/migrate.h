@@ -175,9 +175,12 @@ struct gr_source_params {
 	uint64_t xbzrle_cache_bytes;  /**< send differences (XBZRLE) of pages that change again and
 				       *   again, with a cache of so many bytes; 0: do not. QEMU's
 				       *   default is 64 MiB. Any destination takes them. */
-	/** Blocks of files and descriptors that are mapped shared are not sent: the destination has the same
-	 *  files mapped (QEMU's x-ignore-shared). Both ends must have it on. A QEMU takes the same blocks
-	 *  for shared from 8.1 on; an older one those of memory-backend-memfd too. */
+	/** Blocks of files (GR_RAM_FILE with the path of a file, not PRIVATE) are not sent: the destination
+	 *  has the same files mapped (QEMU's x-ignore-shared). Both ends must have it on. Between two of
+	 *  ours that goes for GR_RAM_FD and GR_RAM_CALLER too, where GR_RAM_SHARED promises it. A QEMU
+	 *  takes named files for shared from 8.1 on, an older one memory-backend-memfd too, which then
+	 *  cannot be used with this. A QEMU as the destination notices nothing of what does not agree:
+	 *  a block that it does not share, or has from another file, would be empty there. */
 	bool ignore_shared;
 	enum gr_source_fault fault;   /**< for tests of checkers only */
 	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
@@ -310,7 +313,8 @@ struct gr_destination_params {
 				  *   the same capability. A guestram is told anyway. */
 	/** As in gr_source_params: blocks of shared files have their content already, and must be there
 	 *  under the same names before the move. A source that has it off, or does not take the same
-	 *  blocks for shared, is refused. */
+	 *  blocks for shared, is refused; so is a block here whose file was made or got its length when
+	 *  the block was added. That both have the same file is for you to see to. */
 	bool ignore_shared;
 	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
 };

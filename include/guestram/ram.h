@@ -74,7 +74,9 @@ enum gr_ram_block_flags {
 	GR_RAM_READONLY = 1 << 0,     /**< the guest may not write it (ROM) */
 	GR_RAM_NO_MIGRATE = 1 << 1,   /**< not part of a migration */
 	/** Stores reach the file and all who map it; ANONYMOUS: children of fork() see them.
-	 *  MEMFD is shared anyway; so are FILE and FD unless PRIVATE is set. */
+	 *  MEMFD is shared anyway; so are FILE and FD unless PRIVATE is set. FD and CALLER (with its
+	 *  fd only): also a promise that the machine at the other end of a migration has this very
+	 *  memory, for gr_source_params.ignore_shared. */
 	GR_RAM_SHARED = 1 << 2,
 	/** FILE, FD: stores stay in this process, the file never changes. CALLER: a promise that
 	 *  host is private memory without a file, which gr_ram_discard() then may throw away. */

@@ -88,11 +88,16 @@ int gr_memory_file(const char *name, uint64_t bytes, size_t page_bytes);
 int64_t gr_memory_file_page_bytes(int fd);
 void gr_memory_file_close(int fd);
 
+enum gr_file_origin {
+	GR_FILE_FOUND,
+	GR_FILE_MADE,	  /* there was none */
+	GR_FILE_NAMELESS, /* made in a directory: nobody else can open it */
+};
 /*
- * Opens the file at path, which is made if there is none (*ret_made). If it is a directory,
- * makes a file in it that has no name. The fd or a negative errno.
+ * Opens the file at path, which is made if there is none. If it is a directory, makes a file in it
+ * that has no name. The fd or a negative errno.
  */
-int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made);
+int gr_file_open(const char *path, const char *name, bool readonly, enum gr_file_origin *ret_origin);
 void gr_file_remove(const char *path);
 /*
  * Locks what fd has open, for whoever asks the same, in other processes too; at once or -EBUSY.

@@ -312,9 +312,10 @@ int gr_ram_sink_block(struct gr_ram *ram, const struct gr_destination_ops *ops,
 	return 0;
 }
 
-static bool is_ignored(const struct gr_ram_sink *sink, const struct gr_ram_block *block)
+static bool is_ignored(const struct gr_ram_sink *sink, const struct gr_ram_block *block,
+		       const struct gr_stream_block *entry)
 {
-	return sink->ignore_shared && gr_ram_block_is_shared_file(block);
+	return sink->ignore_shared && gr_ram_block_is_shared_file(block, entry->incarnation != 0);
 }
 
 /* The region that the source has at this address shows this block's first byte, or none is there. */
@@ -339,11 +340,18 @@ static bool is_at(struct gr_ram_sink *sink, const struct gr_ram_block *block, ui
 static int check_shared(struct gr_ram_sink *sink, const struct gr_ram_block *block,
 			const struct gr_stream_block *entry, struct gr_error *err)
 {
-	bool here = is_ignored(sink, block), there = (entry->flags & GR_RAM_SHARED) != 0;
+	bool here = is_ignored(sink, block, entry), there = (entry->flags & GR_RAM_SHARED) != 0;
 
 #ifdef GR_MUTANT_SINK_TRUSTS_SHARED
 	return 0;
 #endif
+	if (here && gr_block(block)->made_longer) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': its file was empty or not there when the block was added here, "
+				    "so it is not the one that the source has (x-ignore-shared): start the "
+				    "source first, and look at the path",
+				    entry->id);
+	}
 	if (entry->incarnation == 0 || (!here && !there)) {
 		return 0;
 	}
@@ -380,7 +388,7 @@ static int attach(struct gr_ram_sink *sink, struct gr_stream_block *entry, struc
 	b = calloc(1, sizeof(*b));
 	if (b) {
 		b->bytes = entry->used_bytes;
-		b->ignored = is_ignored(sink, block);
+		b->ignored = is_ignored(sink, block, entry);
 		b->announced = entry->incarnation != 0;
 		b->present = calloc(b->ignored ? 1 : GR_DIV_ROUND_UP(b->bytes / sink->page_bytes, 64),
 				    sizeof(*b->present));

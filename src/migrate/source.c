@@ -311,6 +311,7 @@ static int step_start(struct gr_source *s, struct gr_error *err)
 		freeze(s, FROZEN_WHY);
 	}
 	gr_source_multifd_set_dialect(s);
+	s->table.promised = s->ours;
 	rc = gr_source_blocks_fill(&s->table, s->ram, &s->watch, err);
 	if (rc == 0) {
 		rc = gr_source_blocks_describe(&s->table, &descs, err);

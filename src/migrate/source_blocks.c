@@ -12,7 +12,7 @@ enum { FIRST_CAPACITY = 16, TRIES_MAX = 64 };
 void gr_source_blocks_destroy(struct gr_source_blocks *t)
 {
 	free(t->entries);
-	*t = (struct gr_source_blocks){ .ignore_shared = t->ignore_shared };
+	*t = (struct gr_source_blocks){ .ignore_shared = t->ignore_shared, .promised = t->promised };
 }
 
 static void copy_block(struct gr_source_block *e, const struct gr_ram_block *block, const char *id,
@@ -41,7 +41,7 @@ static void take(struct gr_source_blocks *t, const struct gr_ram_block *block, c
 	}
 	if (t->count < t->capacity) {
 		copy_block(&t->entries[t->count], block, id, page_bytes, t->count,
-			   t->ignore_shared && gr_ram_block_is_shared_file(block));
+			   t->ignore_shared && gr_ram_block_is_shared_file(block, t->promised));
 	}
 	t->count++;
 }
@@ -203,6 +203,7 @@ int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
 			  struct gr_section_watch *watch, struct gr_error *err)
 {
 	struct gr_source_blocks n = { .ignore_shared = t->ignore_shared,
+				      .promised = t->promised,
 				      .capacity = GR_MAX(t->count + 4, (uint32_t)FIRST_CAPACITY) };
 	int ret;
 

@@ -27,7 +27,7 @@ struct gr_source_block {
 
 /* Zero-initialise. */
 struct gr_source_blocks {
-	bool ignore_shared; /* set by the owner */
+	bool ignore_shared, promised; /* gr_ram_block_is_shared_file(); set by the owner */
 	struct gr_source_block *entries; /* by RAM address */
 	uint32_t count;
 	uint32_t capacity;

@@ -207,7 +207,6 @@ void gr_backing_keep(struct gr_block *block)
 {
 	free(block->made_path);
 	block->made_path = NULL;
-	block->made_longer = false;
 	if (block->file_locked) {
 		unlock(block);
 	}

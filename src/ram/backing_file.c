@@ -7,19 +7,23 @@
 static int open_path(struct gr_block *block, const struct gr_ram_block_desc *desc, int *ret_fd,
 		     struct gr_error *err)
 {
-	bool made = false;
+	enum gr_file_origin origin;
 	int fd;
 
 	if (!desc->path || desc->path[0] == '\0') {
 		return gr_error_set(err, -EINVAL, "block '%s': GR_RAM_FILE without a path", desc->id);
 	}
-	fd = gr_file_open(desc->path, desc->id, desc->flags & GR_RAM_HOST_READONLY, &made);
+	fd = gr_file_open(desc->path, desc->id, desc->flags & GR_RAM_HOST_READONLY, &origin);
 	if (fd < 0) {
 		return gr_error_set(err, fd, "block '%s': cannot open '%s': %s", desc->id,
 				    desc->path, strerror(-fd));
 	}
 	*ret_fd = fd;
-	if (made) {
+	block->named = origin != GR_FILE_NAMELESS;
+#ifdef GR_MUTANT_FILE_NAMELESS_IS_SHARED
+	block->named = true;
+#endif
+	if (origin == GR_FILE_MADE) {
 		block->made_path = strdup(desc->path);
 		if (!block->made_path) {
 			gr_file_remove(desc->path);
@@ -151,4 +155,20 @@ int gr_backing_open(struct gr_block *block, const struct gr_ram_block_desc *desc
 	block->pub.fd = fd;
 	block->pub.fd_offset = desc->fd_offset;
 	return make_room(block, desc, fd, err);
+}
+
+bool gr_ram_block_is_shared_file(const struct gr_ram_block *block, bool promised)
+{
+	unsigned int flags = gr_ram_block_flags(block);
+
+	if (flags & (GR_RAM_PRIVATE | GR_RAM_HOST_READONLY)) {
+		return false;
+	}
+	if (block->backing == GR_RAM_FD || block->backing == GR_RAM_CALLER) {
+#ifdef GR_MUTANT_FD_IS_SHARED_UNPROMISED
+		return block->fd >= 0;
+#endif
+		return promised && (flags & GR_RAM_SHARED);
+	}
+	return block->backing == GR_RAM_FILE && gr_block(block)->named;
 }

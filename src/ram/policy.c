@@ -19,7 +19,7 @@ static const struct {
 #define ANY	    (WHOLE | ON(ON_DEMAND))
 	{ GR_RAM_READONLY, ANY, "READONLY" },
 	{ GR_RAM_NO_MIGRATE, ANY, "NO_MIGRATE" },
-	{ GR_RAM_SHARED, OURS | ON(ON_DEMAND), "SHARED" },
+	{ GR_RAM_SHARED, ANY, "SHARED" },
 	{ GR_RAM_PRIVATE, FILES | ON(ANONYMOUS) | ON(CALLER), "PRIVATE" },
 	{ GR_RAM_NO_RESERVE, OURS, "NO_RESERVE" },
 	{ GR_RAM_HOST_READONLY, FILES | ON(ON_DEMAND), "HOST_READONLY" },
@@ -52,6 +52,12 @@ static int check_flags(const struct gr_ram_block_desc *desc, struct gr_error *er
 	}
 	if ((desc->flags & GR_RAM_SHARED) && (desc->flags & GR_RAM_PRIVATE)) {
 		return gr_error_set(err, -EINVAL, "block '%s': both shared and private", desc->id);
+	}
+	if ((desc->flags & GR_RAM_SHARED) && desc->backing == GR_RAM_CALLER && desc->fd < 0) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s': GR_RAM_SHARED for the caller's memory, without the fd "
+				    "that is behind it",
+				    desc->id);
 	}
 	if (((desc->flags & GR_RAM_HOST_READONLY) || desc->backing == GR_RAM_ON_DEMAND) &&
 	    !(desc->flags & GR_RAM_NO_MIGRATE)) {

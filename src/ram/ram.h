@@ -69,7 +69,8 @@ struct gr_block {
 	bool own_memory;	       /* (c) we mapped it */
 	struct gr_windows *windows;    /* (c) host is NULL: what is mapped instead */
 	char *made_path;	       /* the file that came with it; until the block is on the list */
-	bool made_longer;	       /* its file was empty; as above */
+	bool made_longer;	       /* (c) its file was empty, or there was none */
+	bool named;		       /* (c) its file was opened by its path: others can do the same */
 	bool file_locked;	       /* nobody else has mapped it since; as above */
 	int lock_fd;		       /* that has the lock if pub.fd shares its locks, or -1; as above */
 	struct gr_block_id *ids;       /* (l) the texts of all ids it ever had */
@@ -168,14 +169,12 @@ GR_MUST_CHECK int gr_ram_tables_forbid(struct gr_ram *ram, struct gr_error *err)
 void gr_ram_tables_allow(struct gr_ram *ram);
 
 /*
- * Whether another process may have the block's very memory: a file or descriptor of the caller's that is
- * mapped shared. Those x-ignore-shared leaves where they are. A memfd that was made here has no name.
+ * backing_file.c: whether the other end of a move may have the block's very memory, which x-ignore-shared then leaves where
+ * it is: a file that is mapped shared and that others find by its name. With `promised` also a
+ * descriptor's memory of which the caller says so (GR_RAM_SHARED): nobody can see it from here, and a
+ * QEMU does not take such memory for shared.
  */
-static inline bool gr_ram_block_is_shared_file(const struct gr_ram_block *block)
-{
-	return block->fd >= 0 && block->backing != GR_RAM_MEMFD &&
-	       !(gr_ram_block_flags(block) & (GR_RAM_PRIVATE | GR_RAM_HOST_READONLY));
-}
+bool gr_ram_block_is_shared_file(const struct gr_ram_block *block, bool promised);
 
 /*
  * loading.c: from begin to end the machine may run, but who passes over untouched pages may not read

@@ -1,45 +1,86 @@
 /* SPDX-License-Identifier: MIT */
 /* x-ignore-shared: memory that both machines have mapped from one file stays where it is. */
 #include "move.h"
+#include <fcntl.h>
 #include <guestram/dirty.h>
+#include <sys/mman.h>
 
 enum { SHARED_PAGES = 256, OWN_PAGES = 32, OWN_AT = 1 << 24 };
 
-static char path[64];
+#define SHARED_BYTES ((uint64_t)SHARED_PAGES * MOVE_PAGE)
+
+static char folder[64], path[80], new_path[80];
+static int fd = -1; /* of the file */
 
 static void make_file(void)
 {
-	int fd;
-
-	(void)snprintf(path, sizeof(path), "/tmp/guestram-shared-XXXXXX");
-	fd = mkstemp(path);
+	(void)snprintf(folder, sizeof(folder), "/tmp/guestram-shared-XXXXXX");
+	ASSERT(mkdtemp(folder));
+	(void)snprintf(path, sizeof(path), "%s/ram", folder);
+	(void)snprintf(new_path, sizeof(new_path), "%s/new", folder);
+	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
 	ASSERT(fd >= 0);
-	ASSERT_EQ(ftruncate(fd, SHARED_PAGES * MOVE_PAGE), 0);
-	(void)close(fd);
+	ASSERT_EQ(ftruncate(fd, (off_t)SHARED_BYTES), 0);
 }
 
-static struct gr_ram_block *add_file(struct gr_ram *ram, uint64_t gpa, unsigned int flags)
+/* What is in a machine beside the block "own": "shared" as that file in some way, or as other memory. */
+enum with {
+	A_FILE,
+	A_PRIVATE_FILE,
+	A_FILE_ELSEWHERE,
+	A_NEW_FILE,  /* another path, where nothing is yet */
+	A_DIRECTORY, /* a file without a name */
+	AN_FD,	     /* of a file that only this machine has */
+	A_PROMISED_FD,
+	CALLERS, /* copied on write from the file whose fd comes with it */
+	PROMISED_CALLERS,
+	A_MEMFD,
+	NOTHING
+};
+
+static void unmap(void *host, uint64_t bytes, void *opaque)
+{
+	(void)opaque;
+	(void)munmap(host, bytes);
+}
+
+static struct gr_ram_block *add_file(struct gr_ram *ram, enum with with)
 {
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),
 					  .id = "shared",
-					  .used_bytes = SHARED_PAGES * MOVE_PAGE,
+					  .used_bytes = SHARED_BYTES,
 					  .backing = GR_RAM_FILE,
-					  .path = path,
-					  .flags = flags,
+					  .path = with == A_NEW_FILE  ? new_path :
+						  with == A_DIRECTORY ? folder :
+									path,
+					  .flags = with == A_PRIVATE_FILE ? GR_RAM_PRIVATE : 0,
 					  .mapped = true,
-					  .gpa = gr_gpa(gpa),
+					  .gpa = gr_gpa(with == A_FILE_ELSEWHERE ? 2 * OWN_AT : 0),
 					  .fd = -1 };
+	bool callers = with == CALLERS || with == PROMISED_CALLERS, own = with == AN_FD;
 	struct gr_ram_block *block;
 	struct gr_error err;
 
+	if (callers || own || with == A_PROMISED_FD) {
+		desc.backing = callers ? GR_RAM_CALLER : GR_RAM_FD;
+		desc.path = NULL;
+		desc.fd = own ? memfd_create("own", MFD_CLOEXEC) : fd;
+		desc.flags = own || with == CALLERS ? 0 : GR_RAM_SHARED;
+	}
+	if (callers) {
+		desc.host = mmap(NULL, SHARED_BYTES, PROT_READ | PROT_WRITE,
+				 with == CALLERS ? MAP_PRIVATE : MAP_SHARED, fd, 0);
+		ASSERT(desc.host != MAP_FAILED);
+		desc.release = unmap;
+	}
 	if (gr_ram_block_add(ram, &desc, &block, &err) < 0) {
 		FAIL("%s", err.msg);
 	}
+	if (own) {
+		(void)close(desc.fd);
+	}
 	return block;
 }
-
-/* What is in a machine beside the block "own": "shared" as a file, or as memory of its own. */
-enum with { A_FILE, A_PRIVATE_FILE, A_MEMFD, A_FILE_ELSEWHERE, NOTHING };
 
 static struct gr_ram_block *make(struct gr_ram **ram, enum with with)
 {
@@ -49,8 +90,7 @@ static struct gr_ram_block *make(struct gr_ram **ram, enum with with)
 	if (with == A_MEMFD) {
 		block = move_add(*ram, "shared", SHARED_PAGES * MOVE_PAGE, 0, GR_RAM_MEMFD);
 	} else if (with != NOTHING) {
-		block = add_file(*ram, with == A_FILE_ELSEWHERE ? 2 * OWN_AT : 0,
-				 with == A_PRIVATE_FILE ? GR_RAM_PRIVATE : 0);
+		block = add_file(*ram, with);
 	}
 	if (with == A_FILE_ELSEWHERE) {
 		(void)move_add(*ram, "other", MOVE_PAGE, 0, GR_RAM_MEMFD);
@@ -74,18 +114,21 @@ static void end(struct move *m)
 {
 	gr_ram_free(m->from);
 	gr_ram_free(m->to);
+	(void)close(fd);
+	(void)unlink(new_path);
 	ASSERT_EQ(unlink(path), 0);
+	ASSERT_EQ(rmdir(folder), 0);
 }
 
-static void nothing_of_it_travels(bool plain)
+static void nothing_of_it_travels(enum with with, bool plain)
 {
 	struct move m = { .params = { .ignore_shared = true, .plain = plain },
 			  .to_params = { .ignore_shared = true, .plain = plain } };
 	struct gr_ram_block *from;
 
 	make_file();
-	from = make(&m.from, A_FILE);
-	(void)make(&m.to, A_FILE);
+	from = make(&m.from, with);
+	(void)make(&m.to, with);
 	move_fill(from, test_seed(), 3);
 	move_fill(find(m.from, "own"), test_seed(), 3);
 	move_must_succeed(&m);
@@ -98,12 +141,71 @@ static void nothing_of_it_travels(bool plain)
 
 TEST(what_is_shared_does_not_travel_and_the_rest_does)
 {
-	nothing_of_it_travels(false);
+	nothing_of_it_travels(A_FILE, false);
 }
 
 TEST(in_qemus_dialect_it_does_not_travel_either)
 {
-	nothing_of_it_travels(true);
+	nothing_of_it_travels(A_FILE, true);
+}
+
+TEST(what_the_callers_promise_to_share_does_not_travel)
+{
+	nothing_of_it_travels(A_PROMISED_FD, false);
+	nothing_of_it_travels(PROMISED_CALLERS, false);
+}
+
+/* Memory that the other end may well not have is sent, and is there. */
+static void all_of_it_travels(enum with with, bool plain)
+{
+	struct move m = { .params = { .ignore_shared = true, .plain = plain },
+			  .to_params = { .ignore_shared = true, .plain = plain } };
+
+	make_file();
+	move_fill(make(&m.from, with), test_seed(), 3);
+	(void)make(&m.to, with);
+	move_must_succeed(&m);
+	ASSERT_EQ(m.to_stats.normal_pages + m.to_stats.zero_pages, SHARED_PAGES + OWN_PAGES);
+	ASSERT_EQ(move_compare(m.from, m.to), 0);
+	end(&m);
+}
+
+TEST(a_file_without_a_name_is_not_shared)
+{
+	all_of_it_travels(A_DIRECTORY, false);
+	all_of_it_travels(A_DIRECTORY, true);
+}
+
+TEST(descriptors_are_not_shared_unless_their_callers_say_so)
+{
+	all_of_it_travels(AN_FD, false);
+	all_of_it_travels(CALLERS, false);
+}
+
+/* A QEMU takes for shared what has a name, whatever we know. */
+TEST(in_qemus_dialect_descriptors_travel)
+{
+	all_of_it_travels(A_PROMISED_FD, true);
+	all_of_it_travels(PROMISED_CALLERS, true);
+}
+
+TEST(the_callers_memory_is_promised_with_its_fd)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "shared",
+					  .used_bytes = MOVE_PAGE,
+					  .backing = GR_RAM_CALLER,
+					  .flags = GR_RAM_SHARED,
+					  .host = aligned_alloc(MOVE_PAGE, MOVE_PAGE),
+					  .fd = -1 };
+	struct gr_error err;
+
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, NULL, &err), -EINVAL);
+	ASSERT_HAS(err.msg, "GR_RAM_SHARED");
+	ASSERT_HAS(err.msg, "without the fd");
+	free(desc.host);
+	gr_ram_free(ram);
 }
 
 TEST(a_writing_guest_moves_and_its_shared_memory_stays)
@@ -188,6 +290,14 @@ TEST(memory_that_one_side_only_shares_is_refused_in_qemus_dialect)
 	refused(A_FILE, true, A_MEMFD, true, true, "'shared': nothing of it came");
 	refused(A_FILE, true, NOTHING, true, true, "'shared': nothing of it came");
 	refused(A_MEMFD, true, A_FILE, true, true, "its content was sent");
+}
+
+/* A wrong path at the destination: there is a file now, and nothing of the source's is in it. */
+TEST(a_file_that_was_made_for_the_destination_is_refused)
+{
+	for (int plain = 0; plain < 2; plain++) {
+		refused(A_FILE, true, A_NEW_FILE, true, plain, "'shared': its file was empty or not there");
+	}
 }
 
 TEST(shared_memory_at_another_address_is_refused)

@@ -34,23 +34,24 @@ static int open_in(const char *directory, const char *name)
 	return fd;
 }
 
-int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made)
+int gr_file_open(const char *path, const char *name, bool readonly, enum gr_file_origin *ret_origin)
 {
 	/* A FIFO is refused by who asks for its length: do not wait here for its other end. */
 	int flags = O_CLOEXEC | O_NONBLOCK | O_NOCTTY | (readonly ? O_RDONLY : O_RDWR);
 	struct stat st;
 	int fd = -1;
 
-	*ret_made = false;
+	*ret_origin = GR_FILE_FOUND;
 	for (int tries = 0; fd < 0 && tries < TRIES_MAX; tries++) {
 		if (stat(path, &st) == 0 && S_ISDIR(st.st_mode)) {
+			*ret_origin = GR_FILE_NAMELESS;
 			return readonly ? -EISDIR : open_in(path, name);
 		}
 		fd = open(path, flags);
 		if (fd < 0 && errno == ENOENT && !readonly) {
 			/* Ours only if nobody else makes it meanwhile: then that one is opened. */
 			fd = open(path, flags | O_CREAT | O_EXCL, 0600);
-			*ret_made = fd >= 0;
+			*ret_origin = fd >= 0 ? GR_FILE_MADE : GR_FILE_FOUND;
 		}
 		if (fd < 0 && errno != EINTR && errno != EEXIST) {
 			return -errno;

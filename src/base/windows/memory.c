@@ -150,12 +150,12 @@ int gr_memory_file(const char *name, uint64_t bytes, size_t page_bytes)
 	return -ENOTSUP;
 }
 
-int gr_file_open(const char *path, const char *name, bool readonly, bool *ret_made)
+int gr_file_open(const char *path, const char *name, bool readonly, enum gr_file_origin *ret_origin)
 {
 	(void)path;
 	(void)name;
 	(void)readonly;
-	(void)ret_made;
+	(void)ret_origin;
 	return -ENOTSUP;
 }
 
