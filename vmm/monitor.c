@@ -242,16 +242,20 @@ static int do_quit(void *opaque, json_t *args, json_t **ret, struct gr_error *er
 	return 0;
 }
 
-static int take_snapshot(struct monitor *monitor, json_t *args, struct gr_error *err)
+/* changed: NULL, or who is told as of a migration. */
+static int take_snapshot(struct monitor *monitor, json_t *args, vmm_snapshot_changed_fn *changed,
+			 struct gr_error *err)
 {
-	struct vmm_snapshot *snapshot;
+	struct vmm_snapshot *snapshot = NULL;
 	int status, rc;
 
 	if ((monitor->snapshot && !vmm_snapshot_ended(monitor->snapshot)) ||
 	    (monitor->out && !vmm_move_ended(monitor->out, &status, NULL))) {
 		return gr_error_set(err, -EBUSY, "a snapshot or a migration is in progress");
 	}
-	rc = vmm_snapshot_begin(monitor->machine, args, &snapshot, err);
+	rc = memory_has_come(monitor, err);
+	rc = rc < 0 ? rc
+		    : vmm_snapshot_begin(monitor->machine, args, changed, monitor, &snapshot, err);
 	if (rc == 0) {
 		vmm_snapshot_free(monitor->snapshot);
 		monitor->snapshot = snapshot;
@@ -271,7 +275,7 @@ static int background_snapshot(struct monitor *monitor, const char *uri, struct 
 	}
 	args = json_pack("{sssI}", "filename", uri + 5, "max-bandwidth",
 			 (json_int_t)monitor->settings.max_bandwidth);
-	rc = take_snapshot(monitor, args, err);
+	rc = take_snapshot(monitor, args, move_changed, err);
 	monitor->snapshot_migrates = monitor->snapshot_migrates || rc == 0;
 	json_decref(args);
 	return rc;
@@ -332,7 +336,7 @@ static int do_snapshot(void *opaque, json_t *args, json_t **ret, struct gr_error
 	int rc;
 
 	(void)ret;
-	rc = take_snapshot(monitor, args, err);
+	rc = take_snapshot(monitor, args, NULL, err);
 	monitor->snapshot_migrates = monitor->snapshot_migrates && rc < 0;
 	return rc;
 }

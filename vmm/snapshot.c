@@ -7,9 +7,12 @@
 #include <string.h>
 
 struct vmm_snapshot {
-	struct vmm_machine *machine;  /* (c) */
-	struct gr_snapshot *snapshot; /* (c) */
-	pthread_t thread;	      /* (c) */
+	struct vmm_machine *machine;	  /* (c) */
+	struct gr_snapshot *snapshot;	  /* (c) */
+	pthread_t thread;		  /* (c) */
+	vmm_snapshot_changed_fn *changed; /* (c) */
+	void *opaque;			  /* (c) for changed() */
+	enum gr_migrate_state told;	  /* (o) its thread: what changed() knows */
 
 	pthread_mutex_t lock;
 	bool ended;	     /* (l) */
@@ -17,10 +20,35 @@ struct vmm_snapshot {
 	struct gr_error err; /* (l) when it has failed */
 };
 
+static bool get_stats(struct vmm_snapshot *s, struct gr_snapshot_stats *stats)
+{
+	bool ended = vmm_snapshot_ended(s); /* then the numbers are the last ones */
+
+	gr_snapshot_stats(s->snapshot, stats);
+	if (!ended && stats->move.state > GR_MIGRATE_DEVICE) {
+		stats->move.state = GR_MIGRATE_DEVICE; /* its thread is about to say so */
+	}
+	return ended;
+}
+
+/* That it is over is told when everything else has been done. */
+static void tell(struct vmm_snapshot *s)
+{
+	struct gr_snapshot_stats stats;
+
+	gr_snapshot_stats(s->snapshot, &stats);
+	if (s->changed && stats.move.state != s->told &&
+	    (stats.move.state <= GR_MIGRATE_DEVICE || vmm_snapshot_ended(s))) {
+		s->told = stats.move.state;
+		s->changed(s->opaque, &stats.move);
+	}
+}
+
 static int on_pause(void *opaque, struct gr_error *err)
 {
 	struct vmm_snapshot *s = opaque;
 
+	tell(s);
 	return vmm_machine_switch_over(s->machine, err);
 }
 
@@ -42,13 +70,18 @@ static void *run(void *opaque)
 {
 	struct vmm_snapshot *s = opaque;
 	struct gr_error err = { .msg = "" };
-	int status = gr_snapshot_run(s->snapshot, &err);
+	int status;
 
+	do {
+		status = gr_snapshot_step(s->snapshot, &err);
+		tell(s);
+	} while (status > 0);
 	(void)pthread_mutex_lock(&s->lock);
 	s->status = status;
 	s->err = err;
 	s->ended = true;
 	(void)pthread_mutex_unlock(&s->lock);
+	tell(s);
 	return NULL;
 }
 
@@ -72,8 +105,8 @@ static int parse(json_t *args, const char **filename, struct gr_snapshot_params 
 	return rc;
 }
 
-int vmm_snapshot_begin(struct vmm_machine *machine, json_t *args,
-		       struct vmm_snapshot **ret_snapshot, struct gr_error *err)
+int vmm_snapshot_begin(struct vmm_machine *machine, json_t *args, vmm_snapshot_changed_fn *changed,
+		       void *opaque, struct vmm_snapshot **ret_snapshot, struct gr_error *err)
 {
 	struct gr_snapshot_params params = { .size = sizeof(params),
 					     .writers = vmm_machine_writers(machine) };
@@ -95,6 +128,8 @@ int vmm_snapshot_begin(struct vmm_machine *machine, json_t *args,
 		return gr_error_set(err, -ENOMEM, "no memory for a snapshot");
 	}
 	s->machine = machine;
+	s->changed = changed;
+	s->opaque = opaque;
 	ops.opaque = s;
 	rc = gr_snapshot_create(vmm_machine_ram(machine), filename, &params, &ops, &s->snapshot,
 				err);
@@ -129,17 +164,6 @@ static json_t *stalls(const struct gr_cbw_stalls *st)
 	return json_pack("{sI sI sI sI}", "count", (json_int_t)st->count, "total-ns",
 			 (json_int_t)st->ns_total, "max-ns", (json_int_t)st->ns_max, "p99-ns",
 			 (json_int_t)st->ns_p99);
-}
-
-static bool get_stats(struct vmm_snapshot *s, struct gr_snapshot_stats *stats)
-{
-	bool ended = vmm_snapshot_ended(s); /* then the numbers are the last ones */
-
-	gr_snapshot_stats(s->snapshot, stats);
-	if (!ended && stats->move.state > GR_MIGRATE_DEVICE) {
-		stats->move.state = GR_MIGRATE_DEVICE; /* its thread is about to say so */
-	}
-	return ended;
 }
 
 int vmm_snapshot_stats(struct vmm_snapshot *s, struct gr_migrate_stats *ret_stats,

@@ -11,9 +11,12 @@
 
 struct vmm_snapshot;
 
+/* Its state is another one: from its own thread, no lock held. NULL: nobody wants to know. */
+typedef void vmm_snapshot_changed_fn(void *opaque, const struct gr_migrate_stats *stats);
+
 /* Begin one, as a QMP command says (VMM_SNAPSHOT_ARGUMENTS). */
-int vmm_snapshot_begin(struct vmm_machine *machine, json_t *args,
-		       struct vmm_snapshot **ret_snapshot, struct gr_error *err);
+int vmm_snapshot_begin(struct vmm_machine *machine, json_t *args, vmm_snapshot_changed_fn *changed,
+		       void *opaque, struct vmm_snapshot **ret_snapshot, struct gr_error *err);
 /* The answer to a query: "status" and numbers; "error-desc" if it has failed. */
 json_t *vmm_snapshot_query(struct vmm_snapshot *snapshot);
 /* The numbers as a migration's; whether it has failed, and why in err. */

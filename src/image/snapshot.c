@@ -382,6 +382,8 @@ static int step_start(struct gr_snapshot *s, struct gr_error *err)
 	struct gr_migrate_stats *stats;
 	uint64_t began;
 
+	/* Before the machine stands: a vCPU that waits for its memory would be waited for. */
+	ret = ret < 0 ? ret : gr_ram_loaded_check(s->ram, err);
 	if (ret < 0) {
 		return ret;
 	}

@@ -10,6 +10,7 @@
 #include <guestram/dirty_rate.h>
 #include <guestram/image.h>
 #include <guestram/ram_change.h>
+#include <guestram/snapshot.h>
 #include <guestram/track.h>
 #include <poll.h>
 #include <pthread.h>
@@ -676,6 +677,50 @@ static enum gr_cbw_verdict never(void *opaque, const struct gr_cbw_piece *piece)
 	(void)opaque;
 	(void)piece;
 	FAIL("asked");
+}
+
+static int no_pause(void *opaque, struct gr_error *err)
+{
+	(void)opaque;
+	(void)err;
+	FAIL("it would wait for a vCPU that waits for memory");
+}
+
+static void no_resume(void *opaque)
+{
+	(void)opaque;
+}
+
+static int no_save(void *opaque, struct gr_state_writer *writer, struct gr_error *err)
+{
+	(void)opaque;
+	(void)writer;
+	(void)err;
+	return 0;
+}
+
+TEST(live_snapshot_is_refused_before_the_machine_is_stopped)
+{
+	const struct gr_source_ops ops = { .pause = no_pause, .resume = no_resume, .save = no_save };
+	const struct gr_snapshot_params params = { .size = sizeof(params),
+						   .writers = GR_WRITERS_STORES };
+	struct gr_snapshot *snapshot;
+	struct gr_error err;
+	struct machine m;
+	struct resumed r;
+	char other[128];
+
+	make_image();
+	(void)snprintf(other, sizeof(other), "%s.other", image_path());
+	m = machine_of(GR_RAM_MEMFD, 0);
+	r = resume(&m, &touched_only);
+	ASSERT_EQ(gr_snapshot_create(m.ram, other, &params, &ops, &snapshot, &err), 0);
+	ASSERT_EQ(gr_snapshot_run(snapshot, &err), -EBUSY);
+	ASSERT_HAS(err.msg, "still being loaded");
+	gr_snapshot_free(snapshot);
+	ASSERT_EQ(access(other, F_OK), -1);
+	give_up(&r);
+	free_all(&m);
 }
 
 TEST(who_passes_over_untouched_memory_is_refused_until_all_has_come)

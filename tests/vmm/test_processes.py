@@ -55,6 +55,7 @@ class Machine:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         PROCESSES.append(self.process)
         self.events = []
+        self.states = []  # of migrations, by their events
         self.socket = socket.socket(socket.AF_UNIX)
         until(lambda: self.process.poll() is not None or self.connects())
         self.file = self.socket.makefile("rw")
@@ -75,6 +76,8 @@ class Machine:
             answer = json.loads(self.file.readline())
             if "event" in answer:
                 self.events.append(answer["event"])
+                if answer["event"] == "MIGRATION":
+                    self.states.append(answer["data"]["status"])
             elif "error" in answer:
                 raise Refused(answer["error"]["desc"])
             else:
@@ -225,16 +228,19 @@ def a_machine_moves_over_further_channels(folder):
         uri = f"unix:{folder}/{compression}"
         there = Machine(folder, "there" + compression, "--incoming", "defer")
         capabilities(there, "multifd")
-        there.do("migrate-set-parameters",
-                 **{"multifd-channels": 3, "multifd-compression": compression})
+        try:
+            there.do("migrate-set-parameters",
+                     **{"multifd-channels": 3, "multifd-compression": compression})
+        except Refused as e:
+            if "this build has no" not in str(e):
+                raise
+            raise Skip(e) from e
         there.do("migrate-incoming", uri=uri)
         says_no(there, "migrate-incoming", "already been started", uri=uri)
         here = Machine(folder, "here" + compression, "--rate", "4M")
         here.lives()
         status, result, err = migrate(here, uri, "--multifd", "3", "--multifd-compression",
                                       compression)
-        if status == 2 and "zlib" in err:
-            raise Skip(err)
         equal((status, result and result["status"]), (0, "completed"), err)
         until(lambda: there.status() == "running")  # pylint: disable=cell-var-from-loop
         there.lives()
@@ -381,6 +387,7 @@ def refuses_what_waits_for_memory(machine, folder, why):
     says_no(machine, "x-block-add", why, id="extra", size=1 << 20)
     says_no(machine, "x-block-del", why, id="extra")
     says_no(machine, "calc-dirty-rate", why, **{"calc-time": 1})
+    says_no(machine, "x-snapshot", why, filename=f"{folder}/no.ram")
 
 
 def resume_from_cut(folder, image, name, *args):
@@ -456,6 +463,18 @@ def the_capability_background_snapshot_saves_a_machine_that_stays(folder):
         raise Skip(said)
     equal((status, result["status"]), (0, "completed"), err)
     equal(here.status(), "running", "the machine stays")
+    # Who follows its events hears what it would hear of a migration, the end among it.
+    for last, command in [("completed", None), ("cancelled", "migrate_cancel")]:
+        here.states.clear()
+        if command:
+            here.do("migrate-set-parameters", **{"max-bandwidth": 1 << 18})
+        here.do("migrate", uri=f"file:{image}")
+        until(lambda: "active" in here.states or not here.do("query-status"))
+        if command:
+            here.do(command)
+        until(lambda: last in here.states  # pylint: disable=cell-var-from-loop
+              or not here.do("query-status"))
+        equal(here.states, ["setup", "active", last], "states")
     here.lives()
     back = Machine(folder, "back", "--image", image)
     back.lives()
@@ -463,6 +482,7 @@ def the_capability_background_snapshot_saves_a_machine_that_stays(folder):
     back.check()
     back.quit()
     # It can go afterwards, as any other.
+    here.do("migrate-set-parameters", **{"max-bandwidth": 0})
     here.do("migrate-set-capabilities",
             capabilities=[{"capability": "background-snapshot", "state": False}])
     there = Machine(folder, "there", "--incoming", f"unix:{folder}/move")
