@@ -42,6 +42,10 @@ static int check_origin(const struct vmm_monitor_params *params)
 	if ((image->lazy && !image->path) || (image->bandwidth_bytes_per_s_max && !image->lazy)) {
 		return tool_usage_error(&verb_run, "--lazy needs --image, --lazy-rate needs --lazy");
 	}
+	if (image->lazy && params->machine.memory_file) {
+		return tool_usage_error(&verb_run, "--lazy and --memory-file exclude each other: a "
+						   "file's memory has to come at once");
+	}
 	return TOOL_OK;
 }
 
@@ -94,8 +98,10 @@ static int parse_options(int argc, char **argv, struct vmm_monitor_params *param
 			params->image.lazy = true;
 			break;
 		case 'L':
-			if (tool_parse_size(optarg, &params->image.bandwidth_bytes_per_s_max) < 0) {
-				return tool_usage_error(&verb_run, "not a rate: '%s'", optarg);
+			if (tool_parse_size(optarg, &params->image.bandwidth_bytes_per_s_max) < 0 ||
+			    params->image.bandwidth_bytes_per_s_max == 0) {
+				return tool_usage_error(&verb_run, "not a rate of loading: '%s'",
+							optarg);
 			}
 			break;
 		case 'M':
@@ -183,9 +189,11 @@ const struct verb verb_run = {
 		"                        options must be those of the source; defer: from where\n"
 		"                        the monitor's `migrate-incoming` says\n"
 		"  --image FILE          bring the machine from an image, of `guestram snapshot` or\n"
-		"                        `guestram receive`; the other options as for --incoming\n"
+		"                        `guestram receive`, also file:PATH,offset=N; the other\n"
+		"                        options as for --incoming\n"
 		"  --lazy                with --image: it runs at once, its memory comes while it\n"
-		"                        does (needs userfaultfd)\n"
+		"                        does (needs userfaultfd, not with --memory-file); until all\n"
+		"                        has come it cannot be stopped, moved or saved\n"
 		"  --lazy-rate SIZE      so many bytes a second ahead of what it asks for, at most\n"
 		"  --memory-file FILE    its RAM is this file, which others may map too; with\n"
 		"                        capability x-ignore-shared it does not travel\n"

@@ -91,6 +91,9 @@ static int run(int argc, char **argv)
 	if (argc - optind != 2) {
 		return tool_usage_error(&verb_send, "needs an image and a URI");
 	}
+	if (multifd.params.uuid && multifd.params.count == 0) {
+		return tool_error("--uuid needs --multifd N: it is told on further channels only");
+	}
 	if (tool_multifd_check(&multifd, &err) < 0) {
 		return tool_error("%s", err.msg);
 	}

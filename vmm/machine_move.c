@@ -351,8 +351,15 @@ int vmm_move_in(struct vmm_machine *machine, const char *uri, const struct vmm_m
 		struct vmm_move **ret_move, struct gr_error *err)
 {
 	struct gr_channel_listener *listener;
-	int rc = gr_channel_listen(uri, &listener, err);
+	int rc;
 
+	/* The thread would say so too, but then it is over: this can be asked for again. */
+	if (params && params->multifd_channels > 0 && strncmp(uri, "tcp:", 4) != 0 &&
+	    strncmp(uri, "unix:", 5) != 0) {
+		return gr_error_set(err, -EINVAL,
+				    "%s: further channels need a socket: tcp: or unix:", uri);
+	}
+	rc = gr_channel_listen(uri, &listener, err);
 	if (rc < 0) {
 		return rc;
 	}

@@ -235,6 +235,8 @@ def a_machine_moves_over_further_channels(folder):
             if "this build has no" not in str(e):
                 raise
             raise Skip(e) from e
+        says_no(there, "migrate-incoming", "need a socket", uri=f"file:{folder}/x")
+        says_no(there, "migrate-incoming", "need a socket", uri="exec:true")
         there.do("migrate-incoming", uri=uri)
         says_no(there, "migrate-incoming", "already been started", uri=uri)
         here = Machine(folder, "here" + compression, "--rate", "4M")
@@ -251,6 +253,15 @@ def a_machine_moves_over_further_channels(folder):
         says_no(here, "migrate-set-parameters", "1 and 255", **{"multifd-channels": 256})
         says_no(here, "migrate-incoming", "defer", uri=uri)
         here.quit()
+
+
+@test
+def a_uuid_that_nobody_would_hear_is_refused(folder):
+    p = subprocess.run([TOOL, "send", f"{folder}/none", f"file:{folder}/x", "--uuid",
+                        "12345678-9abc-def0-1234-56789abcdef0"], capture_output=True, timeout=30,
+                       check=False)
+    assert p.returncode == 2 and b"needs --multifd" in p.stderr, p
+    assert not os.path.exists(f"{folder}/x"), "sent"
 
 
 def says_no(machine, command, why, **arguments):
@@ -366,6 +377,9 @@ def a_machine_runs_before_its_memory_has_come(folder):
     for args, why in ([["--image", image, "--memory", "32M"], b"ram"],
                       [["--image", f"{folder}/none", "--lazy"], b"none"],
                       [["--lazy"], b"--image"], [["--image", image, "--lazy-rate", "1"], b"--lazy"],
+                      [["--image", image, "--lazy", "--lazy-rate", "0"], b"rate"],
+                      [["--lazy-rate", "0"], b"rate"],
+                      [["--image", image, "--lazy", "--memory-file", f"{folder}/r"], b"exclude"],
                       [["--image", image, "--incoming", "tcp:127.0.0.1:0"], b"exclude"]):
         p = subprocess.run([TOOL, "run", "--accel", "threads", *args], capture_output=True,
                            timeout=60, check=False)
