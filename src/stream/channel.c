@@ -182,7 +182,16 @@ int gr_channel_write_all(struct gr_channel *ch, const void *data, size_t n, stru
 
 bool gr_channel_sends_files(const struct gr_channel *ch)
 {
-	return ch->ops->send_file != NULL;
+	return ch->ops->send_file != NULL && !ch->refused_file;
+}
+
+/* Whether a write would fail too: of what else is in the way there may be a copy. */
+static bool is_broken(ssize_t code)
+{
+#ifdef GR_MUTANT_CHANNEL_FILE_OR_NOTHING
+	return code < 0 && code != -EINVAL;
+#endif
+	return code == -ECANCELED || code == -EPIPE || code == -ECONNRESET;
 }
 
 ssize_t gr_channel_send_file(struct gr_channel *ch, int file, uint64_t offset, size_t bytes,
@@ -190,17 +199,19 @@ ssize_t gr_channel_send_file(struct gr_channel *ch, int file, uint64_t offset, s
 {
 	size_t sent = 0;
 
-	while (ch->ops->send_file && sent < bytes) {
+	while (gr_channel_sends_files(ch) && sent < bytes) {
 		struct transfer t = { .how = SEND_FILE,
 				      .file = file,
 				      .offset = offset + sent,
 				      .bytes = bytes - sent };
-		ssize_t done = attempt(ch, &t, err);
+		struct gr_error why = { 0 };
+		ssize_t done = attempt(ch, &t, &why);
 
-		if (done < 0 && done != -EINVAL && done != -ENOSYS && done != -EOPNOTSUPP) {
-			return done;
+		if (is_broken(done)) {
+			return gr_error_set(err, (int)done, "%s", why.msg);
 		}
 		if (done <= 0) {
+			ch->refused_file = done < 0; /* or the file ends */
 			break; /* what is wrong with the channel the write that follows will say */
 		}
 		gr_store_relaxed(&ch->bytes_written, ch->bytes_written + (uint64_t)done);

@@ -31,6 +31,7 @@ struct gr_channel {
 	bool is_socket;			  /* (c) */
 	bool restore_blocking;		  /* (c) clear O_NONBLOCK again when closing */
 	bool widened;			  /* (the writing thread) its buffer is large enough for files */
+	bool refused_file;		  /* (the writing thread) nothing goes by reference here */
 	bool shut;			  /* (a) */
 	gr_atomic_u64 bytes_read;		  /* (a) written by the reading thread */
 	gr_atomic_u64 bytes_written;		  /* (a) written by the writing thread */
@@ -74,13 +75,13 @@ void gr_channel_end_reading(struct gr_channel *ch);
  */
 void gr_channel_stop_waiting(struct gr_channel *ch);
 
-/* Whether gr_channel_send_file() is more than a refusal. */
+/* Whether gr_channel_send_file() is more than a refusal; after one it is not asked again. Writing thread. */
 bool gr_channel_sends_files(const struct gr_channel *ch);
 /*
  * Sends bytes of a file without copying them: the peer reads them from the file's own memory, as
  * they are then. Waits, and ends when shut down, as gr_channel_writev_all(). Returns how many went; fewer than
- * asked: the rest cannot go that way (not on this channel, not from this file, the file ends), write it.
- * Or a negative errno.
+ * asked: the rest cannot go that way (not on this channel, not from this file, not in this process, the
+ * file ends), write it. -ECANCELED, -EPIPE or -ECONNRESET: nor can that.
  */
 ssize_t gr_channel_send_file(struct gr_channel *ch, int file, uint64_t offset, size_t bytes,
 			     struct gr_error *err);
