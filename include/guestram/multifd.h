@@ -75,7 +75,7 @@ GR_EXPORT GR_MUST_CHECK int gr_multifd_connect(const char *uri, unsigned int cou
 /**
  * Accept all channels of a move, in whatever order they come: their first byte, which is looked
  * at and not taken, tells the main one from the others. Who connects and closes again without
- * a word is passed over.
+ * a word is passed over, and gives the others no time.
  * @param listener     Of tcp: or unix:.
  * @param count        Further channels, 1..GR_MULTIFD_CHANNELS_MAX.
  * @param ret_main     The main channel.

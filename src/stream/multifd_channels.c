@@ -75,7 +75,9 @@ struct gathering {
 	struct gr_channel *main;
 	struct gr_channel **channels;
 	unsigned int count, further; /* wanted, had */
-	uint64_t limit_ns, until;    /* 0: nobody of the move has come yet */
+	uint64_t limit_ns;
+	uint64_t kept_until; /* of the channels that are kept; 0: there are none yet */
+	uint64_t until;	     /* also of those that have come and may be; 0 as above */
 	uint64_t (*clock_ns)(void);
 };
 
@@ -127,16 +129,25 @@ static int first_byte(const struct gathering *g, struct gr_channel *ch, struct g
 	return rc;
 }
 
-static int gather_one(struct gathering *g, struct gr_channel *ch, struct gr_error *err)
+/* A connection that was accepted, and until when the next one may come if this one is kept. */
+struct arrival {
+	struct gr_channel *ch;
+	uint64_t until;
+};
+
+static int gather_one(struct gathering *g, const struct arrival *a, struct gr_error *err)
 {
+	struct gr_channel *ch = a->ch;
 	int byte = first_byte(g, ch, err);
 
 	if (byte == GR_MULTIFD_MAGIC >> 24 && g->further < g->count) {
 		g->channels[g->further++] = ch;
+		g->kept_until = a->until;
 		return 0;
 	}
 	if (byte == GR_STREAM_MAGIC >> 24 && !g->main) {
 		g->main = ch;
+		g->kept_until = a->until;
 		return 0;
 	}
 	if (byte == PEER_HAS_GONE) {
@@ -155,35 +166,63 @@ static int gather_one(struct gathering *g, struct gr_channel *ch, struct gr_erro
 	return byte;
 }
 
-/* Neither before nor among these: looks at the port only. */
-static bool all_have_gone(const struct gathering *g, struct gr_channel *const *come, unsigned int n)
+/* Looks at the port only: they take no place and give nobody time. Whether there were any. */
+static bool drop_gone(struct gathering *g, struct arrival *come, unsigned int *n)
 {
-	if (g->main || g->further > 0) {
-		return false;
-	}
-	for (unsigned int i = 0; i < n; i++) {
-		if (peek(come[i]) != PEER_HAS_GONE) {
-			return false;
+	unsigned int stay = 0, n_before = *n;
+
+#ifdef GR_MUTANT_MULTIFD_LOOK_GIVES_TIME
+	return false;
+#endif
+	g->until = g->kept_until;
+	for (unsigned int i = 0; i < n_before; i++) {
+		if (peek(come[i].ch) == PEER_HAS_GONE) {
+			(void)gr_channel_close(come[i].ch, NULL);
+			continue;
 		}
+		come[stay++] = come[i];
+		g->until = come[i].until;
 	}
-	return true;
+	*n = stay;
+	return stay < n_before;
 }
 
-/* As many as are wanted; fewer if an error or the time limit says so, or if all have gone by then. */
-static int collect(struct gathering *g, struct gr_channel **come, unsigned int wanted,
-		   unsigned int *ret_n, struct gr_error *err)
+/*
+ * Waits for the next one. Whoever has gone meanwhile had no time to give: without them it may be over, or
+ * not have begun.
+ */
+static int await_next(struct gathering *g, struct arrival *come, unsigned int *n, struct gr_error *err)
+{
+	int rc = gr_channel_listener_wait(g->listener, timeout_ms(g), err);
+
+	if (rc < 0 && rc != -ETIMEDOUT) {
+		return rc;
+	}
+	if (drop_gone(g, come, n)) {
+		if (g->until == 0) {
+			return 0;
+		}
+		if (timeout_ms(g) == 0) {
+			return gr_error_set(err, -ETIMEDOUT, "%s: nobody of the move has come in time",
+					    gr_channel_listener_uri(g->listener));
+		}
+		return rc == 0 ? 0 : await_next(g, come, n, err);
+	}
+	return rc;
+}
+
+/* As many as are wanted; fewer if an error or the time limit says so. */
+static int collect(struct gathering *g, struct arrival *come, unsigned int wanted, unsigned int *ret_n,
+		   struct gr_error *err)
 {
 	struct gr_error late = { 0 };
 	int rc = 0;
 
 	for (*ret_n = 0; *ret_n < wanted; (*ret_n)++) {
 		if (g->until != 0) {
-			rc = gr_channel_listener_wait(g->listener, timeout_ms(g), &late);
+			rc = await_next(g, come, ret_n, &late);
 		}
 		if (rc == -ETIMEDOUT) {
-			if (all_have_gone(g, come, *ret_n)) {
-				return 0;
-			}
 			gr_error_prefix(&late,
 					"%u of %u channels have come (has the source as many?): ",
 					g->count + 1 - wanted + *ret_n, g->count + 1);
@@ -194,7 +233,7 @@ static int collect(struct gathering *g, struct gr_channel **come, unsigned int w
 			}
 			return rc;
 		}
-		rc = gr_channel_accept(g->listener, &come[*ret_n], err);
+		rc = gr_channel_accept(g->listener, &come[*ret_n].ch, err);
 		if (rc < 0) {
 			return rc;
 		}
@@ -203,6 +242,7 @@ static int collect(struct gathering *g, struct gr_channel **come, unsigned int w
 		if (g->until == 0)
 #endif
 			g->until = g->clock_ns() + g->limit_ns;
+		come[*ret_n].until = g->until;
 	}
 	return 0;
 }
@@ -213,7 +253,7 @@ static int collect(struct gathering *g, struct gr_channel **come, unsigned int w
  */
 static int gather(struct gathering *g, struct gr_error *err)
 {
-	struct gr_channel *come[GR_MULTIFD_CHANNELS_MAX + 1];
+	struct arrival come[GR_MULTIFD_CHANNELS_MAX + 1];
 	unsigned int n, missing;
 	int rc = 0;
 
@@ -221,14 +261,12 @@ static int gather(struct gathering *g, struct gr_error *err)
 		rc = collect(g, come, missing, &n, err);
 		for (unsigned int i = 0; i < n; i++) {
 			if (rc == 0) {
-				rc = gather_one(g, come[i], err);
+				rc = gather_one(g, &come[i], err);
 			} else {
-				(void)gr_channel_close(come[i], NULL);
+				(void)gr_channel_close(come[i].ch, NULL);
 			}
 		}
-		if (!g->main && g->further == 0) {
-			g->until = 0;
-		}
+		g->until = g->kept_until;
 	}
 	return rc;
 }

@@ -241,11 +241,12 @@ TEST(pages_packed_by_zstd_come_back_and_nothing_else_is_unpacked)
 
 struct door {
 	struct gr_channel_listener *listener;
-	struct gr_channel *main, *further[4];
+	struct gr_channel *main, *further[30];
 	unsigned int count;
 	uint64_t limit_ns; /* 0: as gr_multifd_accept() has it */
 	uint64_t (*clock_ns)(void);
 	pthread_t thread;
+	bool ended; /* (atomic) */
 	int rc;
 	struct gr_error err;
 };
@@ -264,6 +265,7 @@ static void *accept_all(void *opaque)
 			: gr_multifd_accept_within(d->listener, d->count, d->limit_ns,
 						   d->clock_ns ? d->clock_ns : real_ns, &d->main,
 						   d->further, &d->err);
+	__atomic_store_n(&d->ended, true, __ATOMIC_SEQ_CST);
 	return NULL;
 }
 
@@ -369,7 +371,7 @@ static void wait_accepted(struct door *d)
 {
 	struct pollfd p = { gr_channel_listener_fd(d->listener), POLLIN, 0 };
 
-	while (poll(&p, 1, 0) > 0) {
+	while (!__atomic_load_n(&d->ended, __ATOMIC_SEQ_CST) && poll(&p, 1, 0) > 0) {
 		usleep(1000);
 	}
 }
@@ -430,14 +432,14 @@ static uint64_t fake_ns(void)
 /* The time of the peers begins with them, however long before somebody looked at the port. */
 TEST(a_look_at_the_port_takes_no_time_from_the_peers)
 {
-	struct gr_channel *ch[4];
+	struct gr_channel *ch[5];
 	struct door d;
 
-	make_door(&d, "tcp:127.0.0.1:0", 2);
+	make_door(&d, "tcp:127.0.0.1:0", 3);
 	d.limit_ns = 60 * GR_NS_PER_S;
 	d.clock_ns = fake_ns;
 	ASSERT_EQ(pthread_create(&d.thread, NULL, accept_all, &d), 0);
-	for (int i = 0; i < 4; i++) {
+	for (int i = 0; i < 5; i++) {
 		ch[i] = knock(&d, i == 0 ? "" : i == 1 ? "QEVM" : "\x11");
 		if (i == 0) {
 			(void)gr_channel_close(ch[0], NULL);
@@ -453,9 +455,40 @@ TEST(a_look_at_the_port_takes_no_time_from_the_peers)
 		FAIL("%s", d.err.msg);
 	}
 	close_door(&d);
-	for (int i = 1; i < 4; i++) {
+	for (int i = 1; i < 5; i++) {
 		(void)gr_channel_close(ch[i], NULL);
 	}
+}
+
+/* Somebody looks at the port again and again, and a further channel never comes. */
+TEST(looks_at_the_port_give_the_peers_no_time)
+{
+	struct gr_channel *ch;
+	struct door d;
+
+	__atomic_store_n(&fake_looks, 0, __ATOMIC_SEQ_CST);
+	make_door(&d, "tcp:127.0.0.1:0", 30); /* more than look */
+	d.limit_ns = 60 * GR_NS_PER_S;
+	d.clock_ns = fake_ns;
+	ASSERT_EQ(pthread_create(&d.thread, NULL, accept_all, &d), 0);
+	ch = knock(&d, "QEVM");
+	for (int i = 0; i < 20 && !__atomic_load_n(&d.ended, __ATOMIC_SEQ_CST); i++) {
+		uint64_t looks = __atomic_load_n(&fake_looks, __ATOMIC_SEQ_CST);
+
+		(void)gr_channel_close(knock(&d, ""), NULL);
+		/* The clock is read by whoever has accepted it. */
+		while (__atomic_load_n(&fake_looks, __ATOMIC_SEQ_CST) == looks &&
+		       !__atomic_load_n(&d.ended, __ATOMIC_SEQ_CST)) {
+			usleep(1000);
+		}
+		__atomic_add_fetch(&fake_now, 40 * GR_NS_PER_S, __ATOMIC_SEQ_CST);
+	}
+	gr_channel_listener_shutdown(d.listener);
+	pthread_join(d.thread, NULL);
+	ASSERT_EQ(d.rc, -ETIMEDOUT);
+	ASSERT_HAS(d.err.msg, "1 of 31 channels have come");
+	gr_channel_listener_close(d.listener);
+	(void)gr_channel_close(ch, NULL);
 }
 
 TEST(channels_that_do_not_come_in_time_are_told_of)
