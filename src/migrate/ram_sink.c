@@ -511,6 +511,12 @@ static uint8_t *sink_page_memory(void *opaque, struct gr_stream_block *entry, ui
 		return NULL;
 	}
 #endif
+#ifndef GR_MUTANT_SINK_MEMORY_OF_STORES_ONLY
+	/* pages() stores: what protects the block serves that, and not the system call that would read here. */
+	if (gr_load_relaxed(&gr_block(b->block)->stores_only) != 0) {
+		return NULL;
+	}
+#endif
 	/* A fresh page is cheaper to fill as a whole (migrate/place.h). */
 	return page_present(b, offset / sink->page_bytes) ? b->block->host + offset : NULL;
 }

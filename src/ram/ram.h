@@ -76,6 +76,7 @@ struct gr_block {
 	struct gr_block_id *ids;       /* (l) the texts of all ids it ever had */
 	enum gr_ram_numa numa_policy;  /* (c) */
 	uint64_t numa_nodes;	       /* (c) */
+	uint32_t stores_only;	       /* (a) protected, and system calls that write there get EFAULT */
 	uint64_t discards;	       /* (discard_lock) how often a piece was thrown away */
 	uint64_t *gone;		       /* (discard_lock) bit set: granule unplugged; NULL: none ever was */
 	struct gr_ram_populate_listener *populate_listeners; /* (discard_lock) in the order they came */

@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 #include "track/uffd_server.h"
+#include "base/atomic.h"
 #include "base/clock.h"
 #include "base/hook.h"
 #include "base/memory.h"
 #include "base/poll.h"
 #include "base/uapi.h"
 #include "base/wake_fd.h"
+#include "ram/ram.h"
 #include "track/uffd_wp.h"
 #include <errno.h>
 #include <linux/userfaultfd.h>
@@ -156,14 +158,31 @@ static const char *register_hint(int code)
 	}
 }
 
+/* Who would read into the block from a file or a socket asks beforehand whether that is possible. */
+static void keep_system_calls_off(const struct gr_uffd_server *s, const struct gr_uffd_range *r)
+{
+	if (!s->kernel_faults) {
+		(void)gr_add_acq_rel(&gr_block(r->block)->stores_only, 1u);
+	}
+}
+
+static void let_system_calls_in(const struct gr_uffd_server *s, const struct gr_uffd_range *r)
+{
+	if (!s->kernel_faults) {
+		(void)gr_sub_acq_rel(&gr_block(r->block)->stores_only, 1u);
+	}
+}
+
 int gr_uffd_arm(struct gr_uffd_server *s, const struct gr_uffd_range *r, struct gr_error *err)
 {
 	int ret;
 
+	keep_system_calls_off(s, r);
 	unmerge(r->start, r->bytes);
 	ret = register_range(s, r->start, r->bytes);
 	if (ret < 0) {
 		merge_again(r);
+		let_system_calls_in(s, r);
 		return gr_error_set(err, ret, "block '%s': UFFDIO_REGISTER: %s%s", r->block->id,
 				    strerror(-ret), register_hint(ret));
 	}
@@ -187,6 +206,7 @@ void gr_uffd_disarm(struct gr_uffd_server *s, const struct gr_uffd_range *r)
 	wake(s, r->start, r->bytes);
 #endif
 	merge_again(r);
+	let_system_calls_in(s, r);
 }
 
 /* ---- the descriptor and its thread ----------------------------------------------------- */

@@ -7,8 +7,11 @@
 #include "stream/channel.h"
 #include "track/tracker.h"
 #include <guestram/ram_change.h>
+#include <guestram/track.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <time.h>
+#include <unistd.h>
 
 enum { MIB = 1 << 20, RAM_BYTES = 8 * MIB };
 
@@ -129,6 +132,33 @@ TEST(a_running_machine_moves_in_ranges_of_pages)
 	moves_in_ranges(false, 0);
 	moves_in_ranges(true, 7);
 	moves_in_ranges(false, 7);
+}
+
+/* A system call that reads into it gets EFAULT. */
+TEST(a_machine_moves_into_memory_that_only_stores_may_change)
+{
+	struct move m = { .from = move_ram(), .to = move_ram() };
+	struct gr_ram_block *b = move_add(m.to, "ram", RAM_BYTES, 0, GR_RAM_MEMFD);
+	struct gr_track *track;
+	struct gr_error err;
+
+	if (geteuid() == 0) {
+		ASSERT_EQ(setgid(65534) | setuid(65534), 0);
+		ASSERT_EQ(prctl(PR_SET_DUMPABLE, 1), 0);
+	}
+	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 0);
+	memset(b->host, 0xee, RAM_BYTES);
+	ASSERT_EQ(gr_track_create(m.to, &track, &err), 0);
+	if (gr_track_use(track, GR_TRACKER_UFFD_SYNC, NULL, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+	ASSERT_EQ(gr_track_start(track, GR_WRITERS_STORES, &err), 0);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	gr_track_stop(track);
+	gr_track_free(track);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
 }
 
 struct all_bytes {
