@@ -51,7 +51,9 @@ GR_EXPORT GR_MUST_CHECK ssize_t gr_xbzrle_encode(const uint8_t *old, const uint8
 						 size_t page_bytes, uint8_t *out, size_t room);
 
 /**
- * Apply a delta to a page. Nothing is written unless all of it is valid.
+ * Apply a delta to a page. Nothing is written unless all of it is valid. Up to 31 bytes of the page
+ * behind a changed stretch may be read and written again as they are: nobody may store to the page
+ * meanwhile.
  *
  * @param page          The content that the sender knew of.
  * @param payload       The delta.

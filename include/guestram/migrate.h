@@ -267,7 +267,8 @@ struct gr_block_announcement {
 	uint64_t max_bytes;
 	uint64_t incarnation;  /**< 0: from a QEMU, which has none */
 	uint32_t page_bytes;
-	unsigned int flags;    /**< enum gr_ram_block_flags */
+	unsigned int flags;    /**< of enum gr_ram_block_flags READONLY; SHARED: it stays where it is
+				*   (ignore_shared), make it from the file that the source has */
 	bool mapped;
 	gr_gpa_t gpa;
 };

@@ -230,7 +230,7 @@ static int block_make(struct gr_ram *ram, const struct gr_destination_ops *ops,
 		.max_bytes = GR_MAX(entry->max_bytes, entry->used_bytes),
 		.incarnation = entry->incarnation,
 		.page_bytes = entry->page_bytes,
-		.flags = entry->flags & GR_RAM_READONLY,
+		.flags = entry->flags & (GR_RAM_READONLY | GR_RAM_SHARED),
 		.mapped = entry->incarnation != 0 && entry->gpa != GR_STREAM_GPA_NONE,
 		.gpa = gr_gpa(entry->gpa == GR_STREAM_GPA_NONE ? 0 : entry->gpa),
 	};
@@ -251,6 +251,12 @@ static int block_make(struct gr_ram *ram, const struct gr_destination_ops *ops,
 	}
 	if (ops->block_add) {
 		return ops->block_add(ops->opaque, &what, err);
+	}
+	if (what.flags & GR_RAM_SHARED) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s' is shared memory at the source and not here: both must have "
+				    "it from the same file (x-ignore-shared)",
+				    what.id);
 	}
 	return gr_ram_block_add(ram, &desc, NULL, err);
 }
@@ -318,19 +324,42 @@ static bool is_ignored(const struct gr_ram_sink *sink, const struct gr_ram_block
 	return sink->ignore_shared && gr_ram_block_is_shared_file(block, entry->incarnation != 0);
 }
 
-/* The region that the source has at this address shows this block's first byte, or none is there. */
-static bool is_at(struct gr_ram_sink *sink, const struct gr_ram_block *block, uint64_t gpa)
+/* Whether any region shows it. */
+static bool is_mapped(struct gr_ram_sink *sink, const struct gr_ram_block *block)
 {
 	struct gr_ram_region region;
-	bool same = true;
+	gr_gpa_t at = gr_gpa(0);
+	bool more = true, found = false;
 
-	gr_section_enter(&sink->watch);
-	if (gpa != GR_STREAM_GPA_NONE && gr_ram_region_next_rcu(sink->ram, gr_gpa(gpa), &region) &&
-	    region.gpa.v == gpa) {
-		same = region.block == block && region.block_offset == 0;
+	while (more && !found) {
+		gr_section_enter(&sink->watch);
+		for (int i = 0; more && !found && i < GR_SECTION_STEPS; i++) {
+			more = gr_ram_region_next_rcu(sink->ram, at, &region);
+			if (more) {
+				gr_section_step(&sink->watch);
+				found = region.block == block;
+				at = gr_gpa(region.gpa.v + region.bytes);
+				more = at.v != 0;
+			}
+		}
+		gr_section_leave(&sink->watch);
 	}
+	return found;
+}
+
+/* What is at this address shows this block's first byte; or nothing does, and the block is not mapped. */
+static bool is_at(struct gr_ram_sink *sink, const struct gr_ram_block *block, uint64_t gpa)
+{
+	const struct gr_ram_block *there;
+	uint64_t offset = 0, len;
+
+	if (gpa == GR_STREAM_GPA_NONE) {
+		return true;
+	}
+	gr_section_enter(&sink->watch);
+	there = gr_ram_block_by_gpa_rcu(sink->ram, gr_gpa(gpa), &offset, &len);
 	gr_section_leave(&sink->watch);
-	return same;
+	return there ? there == block && offset == 0 : !is_mapped(sink, block);
 }
 
 /*
@@ -364,7 +393,7 @@ static int check_shared(struct gr_ram_sink *sink, const struct gr_ram_block *blo
 	}
 	if (!is_at(sink, block, entry->gpa)) {
 		return gr_error_set(err, -EINVAL,
-				    "block '%s' is at 0x%llx at the source; here another one is there",
+				    "block '%s' is at 0x%llx at the source and not here (x-ignore-shared)",
 				    entry->id, (unsigned long long)entry->gpa);
 	}
 	return 0;
