@@ -207,6 +207,24 @@ static int read_payload(struct gr_packet_reader *r, struct iovec *iov, int n, si
 	return 0;
 }
 
+static bool in_place(const struct gr_packet_reader *r, uint32_t i)
+{
+	return (r->in_place[i / 64] >> i % 64 & 1) != 0;
+}
+
+/* It failed: bytes may have come into each page that was to be read in place. */
+static void tear(struct gr_packet_reader *r, struct gr_stream_block *block)
+{
+	const struct gr_sink *sink = &r->context->sink;
+
+	for (uint32_t i = 0; i < r->header.pages; i++) {
+		if (in_place(r, i)) {
+			sink->ops->torn(sink->opaque, block, r->header.offsets[i],
+					r->context->page_bytes);
+		}
+	}
+}
+
 static int read_pages(struct gr_packet_reader *r, int n, struct gr_error *err)
 {
 	struct iovec packed[2] = { { r->packed, r->header.payload_bytes } };
@@ -244,11 +262,6 @@ static int place(struct gr_packet_reader *r, struct gr_stream_block *block, uint
 		}
 	}
 	return rc;
-}
-
-static bool in_place(const struct gr_packet_reader *r, uint32_t i)
-{
-	return (r->in_place[i / 64] >> i % 64 & 1) != 0;
 }
 
 static int give_pages(struct gr_packet_reader *r, struct gr_stream_block *block,
@@ -332,6 +345,7 @@ static int take(struct gr_packet_reader *r, struct gr_error *err)
 		rc = give_in_turn(r, block, err);
 	}
 	if (rc < 0) {
+		tear(r, block);
 		gr_error_prefix(err, "block '%s': ", block->id);
 	}
 	return rc;

@@ -559,6 +559,16 @@ static void sink_stored(void *opaque, struct gr_stream_block *entry, uint64_t of
 	(void)gr_add_relaxed(&b->placed_pages, bytes / sink->page_bytes);
 }
 
+static void sink_torn(void *opaque, struct gr_stream_block *entry, uint64_t offset, uint64_t bytes)
+{
+	struct sink_block *b = entry->user;
+
+	(void)opaque;
+#ifndef GR_MUTANT_SINK_TORN_UNMARKED
+	gr_ram_mark(b->block, offset, bytes); /* O1: what came before the failure is in */
+#endif
+}
+
 static int sink_pages(void *opaque, struct gr_stream_block *entry, uint32_t count,
 		      const uint64_t *offsets, const uint8_t *data, uint32_t *ret_bad,
 		      struct gr_error *err)
@@ -782,6 +792,7 @@ const struct gr_sink_ops gr_ram_sink_ops = {
 	.zero = sink_zero,
 	.page_memory = sink_page_memory,
 	.stored = sink_stored,
+	.torn = sink_torn,
 	.page_read = sink_page_read,
 	.finish = sink_finish,
 };

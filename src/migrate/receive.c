@@ -51,6 +51,13 @@ static uint8_t *page_memory(void *opaque, struct gr_stream_block *block, uint64_
 	return ops->page_memory(r->sink.opaque, block, offset);
 }
 
+static void torn(void *opaque, struct gr_stream_block *block, uint64_t offset, uint64_t bytes)
+{
+	struct gr_receive *r = opaque;
+
+	r->sink.ops->torn(r->sink.opaque, block, offset, bytes);
+}
+
 int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 		      const struct gr_receive_params *params, struct gr_receive **ret_receive,
 		      struct gr_error *err)
@@ -86,7 +93,7 @@ int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 		gr_stream_reader_allow_ignore_shared(r->reader);
 	}
 	if (rc == 0) {
-		struct gr_stream_memory memory = { page_memory, r };
+		struct gr_stream_memory memory = { page_memory, torn, r };
 
 		gr_stream_reader_set_memory(r->reader, &memory);
 	}

@@ -85,7 +85,8 @@ struct gr_sink_ops {
 	 * @param sink   The sink's opaque.
 	 * @param block  The table's entry.
 	 * @param offset Bytes in the block; inside.
-	 * @return One page, to be followed by stored() when the bytes are in; NULL: use pages().
+	 * @return One page, to be followed by stored() when the bytes are in, or by torn(); NULL: use
+	 *         pages().
 	 */
 	uint8_t *(*page_memory)(void *sink, struct gr_stream_block *block, uint64_t offset);
 
@@ -97,6 +98,15 @@ struct gr_sink_ops {
 	 * @param bytes  A multiple of the page size.
 	 */
 	void (*stored)(void *sink, struct gr_stream_block *block, uint64_t offset, uint64_t bytes);
+
+	/**
+	 * The stream broke off while bytes came where page_memory() said: some may be in. NULL if that is.
+	 * @param sink   The sink's opaque.
+	 * @param block  The table's entry.
+	 * @param offset Bytes in the block.
+	 * @param bytes  A multiple of the page size.
+	 */
+	void (*torn)(void *sink, struct gr_stream_block *block, uint64_t offset, uint64_t bytes);
 
 	/**
 	 * What the sink has for a page now, for a difference to be applied to. NULL: streams

@@ -189,10 +189,11 @@ void gr_stream_reader_allow_extensions(struct gr_stream_reader *r);
 /*
  * Where a page's bytes may be received at once: one page, or NULL: deliver it as PAGES. Asked for pages of
  * ranges, after their header was checked. Bytes are in it that no record has told of until STORED
- * comes, or the stream fails.
+ * comes, or the stream fails: then torn(), which may be NULL, is called with all that was begun.
  */
 struct gr_stream_memory {
 	uint8_t *(*page)(void *opaque, struct gr_stream_block *block, uint64_t offset);
+	void (*torn)(void *opaque, struct gr_stream_block *block, uint64_t offset, uint64_t bytes);
 	void *opaque;
 };
 

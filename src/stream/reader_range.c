@@ -80,6 +80,10 @@ int reader_range(struct gr_stream_reader *r, struct gr_stream_record *rec)
 	}
 	code = fill(r, memory ? memory : r->stage, bytes);
 	if (code < 0) {
+		if (memory && r->memory.torn) {
+			r->memory.torn(r->memory.opaque, &r->blocks.entries[r->last_block],
+				       r->range_offset, bytes);
+		}
 		return code;
 	}
 	if (memory) {

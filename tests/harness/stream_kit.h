@@ -437,7 +437,7 @@ static inline struct kit_trace kit_trace(struct kit_source *source, int flags)
 		gr_stream_reader_allow_flush(r);
 	}
 	if (flags & KIT_MEMORY) {
-		struct gr_stream_memory memory = { kit_memory, NULL };
+		struct gr_stream_memory memory = { .page = kit_memory };
 
 		gr_stream_reader_set_memory(r, &memory);
 	}

@@ -296,7 +296,7 @@ static void receive(struct machine *m, struct kit_source *source, bool own)
 
 	ASSERT_EQ(gr_stream_reader_create(&src, &r, NULL), 0);
 	if (own) {
-		struct gr_stream_memory memory = { page_memory, NULL };
+		struct gr_stream_memory memory = { .page = page_memory };
 
 		gr_stream_reader_allow_extensions(r);
 		gr_stream_reader_set_memory(r, &memory);

@@ -496,6 +496,52 @@ TEST(what_arrives_is_dirty_for_consumers_here)
 	gr_ram_free(to);
 }
 
+/* What came of it is in memory already, and no record tells of it. */
+TEST(the_pages_of_a_range_that_breaks_off_are_dirty_for_consumers_here)
+{
+	enum { FIRST = 16, RANGE_PAGES = 8 };
+	static uint8_t data[RANGE_PAGES * MOVE_PAGE];
+	struct gr_stream_block_desc d = { .id = name,
+					  .used_bytes = RAM_BYTES,
+					  .max_bytes = RAM_BYTES,
+					  .incarnation = 5,
+					  .page_bytes = MOVE_PAGE };
+	struct gr_channel_file no_file = { .fd = -1 };
+	struct made s;
+	struct feed f = { 0 };
+	struct gr_ram *to = move_ram();
+	struct gr_ram_block *b = move_add(to, name, RAM_BYTES, 0, GR_RAM_MEMFD);
+	struct gr_dirty_consumer *c;
+	uint64_t pages, first, n;
+
+	memset(data, 0x11, sizeof(data));
+	memset(b->host, 0xee, RAM_BYTES);
+	ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(to), "backup", GR_DIRTY_START_CLEAN, &c, NULL),
+		  0);
+	make(&s);
+	ASSERT_EQ(gr_stream_write_command(s.w, GR_COMMAND_OPEN_RETURN_PATH, NULL, 0, NULL), 0);
+	ASSERT_EQ(gr_stream_write_ping(s.w, GR_PING_FEATURES, NULL), 0);
+	make_start(&s, name, RAM_BYTES);
+	ASSERT_EQ(gr_stream_write_announce(s.w, &d, 1, NULL), 0);
+	ASSERT_EQ(gr_stream_write_page_range(s.w, name, FIRST * MOVE_PAGE, data, sizeof(data),
+					     &no_file, NULL),
+		  0);
+	ASSERT_EQ(gr_stream_flush(s.w, NULL), 0);
+	f.data = gr_channel_memory_written(s.ch, &f.bytes);
+	f.bytes -= 3 * MOVE_PAGE + 7;
+	feed(&f, to);
+	ASSERT_EQ(f.rc, -EPIPE);
+	ASSERT_EQ(b->host[(FIRST + 3) * MOVE_PAGE], 0x11);
+	ASSERT_EQ(gr_dirty_epoch_begin(c, &pages, NULL), 0);
+	ASSERT_EQ(pages, (uint64_t)RANGE_PAGES);
+	ASSERT(gr_dirty_epoch_next(c, 0, &first, &n));
+	ASSERT_EQ(first, (uint64_t)FIRST);
+	ASSERT_EQ(n, (uint64_t)RANGE_PAGES);
+	gr_dirty_consumer_del(c);
+	unmake(&s);
+	gr_ram_free(to);
+}
+
 static int refuse(void *opaque, const struct gr_block_announcement *what, struct gr_error *err)
 {
 	unsigned int *calls = opaque;

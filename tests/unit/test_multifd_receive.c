@@ -748,15 +748,21 @@ TEST(ram_that_ends_without_a_last_meeting_is_refused)
 	gr_ram_free(ram);
 }
 
+/* What has come of a page is in memory: consumers here have to look at it. */
 TEST(a_channel_that_breaks_off_ends_the_move)
 {
 	for (size_t cut = 0; cut < 1344 + MOVE_PAGE; cut += 331) {
 		struct gr_multifd_header h = { .pages = 1, .block = "ram" };
 		uint8_t raw[1344 + MOVE_PAGE] = { 0 };
 		struct gr_ram *ram = ram_with(true);
+		struct gr_dirty_consumer *c;
 		struct kit_bytes b = { 0 };
 		struct rig r = { 0 };
+		uint64_t pages;
 
+		ASSERT_EQ(gr_dirty_consumer_add(gr_ram_dirty(ram), "backup", GR_DIRTY_START_CLEAN,
+						&c, NULL),
+			  0);
 		rig_open(&r, ram);
 		main_start(&b, true);
 		main_end(&b, true);
@@ -767,8 +773,14 @@ TEST(a_channel_that_breaks_off_ends_the_move)
 		}
 		gr_multifd_header_put(&h, MOVE_PAGE, raw);
 		(void)!gr_channel_write_all(r.further[1][0], raw, cut, NULL);
+		while (cut > 1344 && __atomic_load_n(host_of(ram), __ATOMIC_RELAXED) == 0xee) {
+			usleep(1000);
+		}
 		ASSERT_EQ(rig_end(&r), -EPIPE);
 		ASSERT_HAS(r.err.msg, "multifd channel");
+		ASSERT_EQ(gr_dirty_epoch_begin(c, &pages, NULL), 0);
+		ASSERT_EQ(pages, cut > 1344 ? 1u : 0u);
+		gr_dirty_consumer_del(c);
 		gr_ram_free(ram);
 	}
 }
