@@ -23,9 +23,12 @@ struct gr_channel_file gr_source_file_of(const struct gr_source *s, const struct
 					.bytes = block->max_bytes };
 	bool shown = (block->backing == GR_RAM_MEMFD || block->backing == GR_RAM_FILE ||
 		      block->backing == GR_RAM_FD) &&
-		     (gr_ram_block_flags(block) & GR_RAM_PRIVATE) == 0 && block->fd >= 0 &&
-		     block->page_bytes == s->holes.host_page_bytes;
+		     block->fd >= 0 && block->page_bytes == s->holes.host_page_bytes &&
+		     s->params.fault == GR_FAULT_NONE; /* damage is done to what is copied */
 
+#ifndef GR_MUTANT_SOURCE_REFERS_PRIVATE
+	shown &= (gr_ram_block_flags(block) & GR_RAM_PRIVATE) == 0; /* the file has other bytes */
+#endif
 #ifndef GR_MUTANT_SOURCE_REFERS_UNANSWERED
 	shown &= s->answer_expected;
 #endif

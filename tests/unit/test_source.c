@@ -134,6 +134,29 @@ TEST(a_running_machine_moves_in_ranges_of_pages)
 	moves_in_ranges(false, 7);
 }
 
+/* The file behind it has other bytes: it is not referred to. */
+TEST(what_a_private_mapping_has_changed_arrives)
+{
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "ram",
+					  .used_bytes = RAM_BYTES,
+					  .backing = GR_RAM_FD,
+					  .flags = GR_RAM_PRIVATE,
+					  .mapped = true };
+	struct move m = { .from = move_ram(), .to = move_ram() };
+	struct gr_ram_block *b;
+
+	desc.fd = memfd_create("private", MFD_CLOEXEC);
+	ASSERT_EQ(ftruncate(desc.fd, RAM_BYTES), 0);
+	ASSERT_EQ(gr_ram_block_add(m.from, &desc, &b, NULL), 0);
+	move_fill(b, 1, 0);
+	move_must_succeed(&m);
+	ASSERT_EQ(move_compare(m.from, m.to), 0u);
+	gr_ram_free(m.from);
+	gr_ram_free(m.to);
+	close(desc.fd);
+}
+
 /* A system call that reads into it gets EFAULT. */
 TEST(a_machine_moves_into_memory_that_only_stores_may_change)
 {
