@@ -82,6 +82,28 @@ TEST(a_memfd_that_is_full_has_no_hole_until_one_is_made)
 	gr_ram_free(ram);
 }
 
+/* As the kernel counts them, all of its pages are allocated. */
+TEST(what_fallocate_gave_and_nobody_wrote_is_a_hole)
+{
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block *b = move_add(ram, "ram", BYTES, 0, GR_RAM_MEMFD);
+	char got[PAGES + 1];
+
+	ASSERT_EQ(fallocate(b->fd, 0, (off_t)b->fd_offset, BYTES), 0);
+	b->host[0] = 1;
+	view(b, MOVE_PAGE, got);
+	ASSERT_EQ(got[0], 'x');
+	ASSERT_EQ(strspn(got + 1, "."), (size_t)PAGES - 1);
+	/* Whatever is said of the others, none with data is a hole. */
+	touch_some(b->host);
+	view(b, MOVE_PAGE, got);
+	ASSERT_EQ(got[0], 'x');
+	ASSERT_EQ(got[3], 'x');
+	ASSERT_EQ(got[4], 'x');
+	ASSERT_EQ(got[63], 'x');
+	gr_ram_free(ram);
+}
+
 TEST(anonymous_blocks_show_their_holes)
 {
 	struct gr_ram *ram = move_ram();
