@@ -8,6 +8,7 @@
  */
 #include "fuzz.h"
 #include "stream_kit.h"
+#include <errno.h>
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 {
@@ -27,7 +28,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n)
 	plain.piece_max = pieces[(data[0] >> 1 & 7) ^ 1];
 	a = kit_trace(&staged, flags);
 	b = kit_trace(&plain, flags | KIT_NO_STAGING | KIT_MEMORY);
-	kit_check(a.rc == b.rc && a.hash == b.hash && a.pages == b.pages);
+	kit_check(a.rc == b.rc);
 	kit_check(strcmp(a.err.msg, b.err.msg) == 0);
+	/* Of a range that breaks off each has delivered the pieces that were complete, and theirs differ. */
+	kit_check((a.rc == -EPIPE && flags & KIT_EXTENSIONS) ||
+		  (a.hash == b.hash && a.pages == b.pages));
 	return 0;
 }

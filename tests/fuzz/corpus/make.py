@@ -40,6 +40,11 @@ def compressed(offset, data, block=None):
         struct.pack(">I", len(data)) + data
 
 
+def page_range(offset, block, *fills, said=None):
+    return be64(offset | 0xc00) + str8(block) + be64((said or len(fills)) << 12) + \
+        b"".join(bytes([f]) * 4096 for f in fills)
+
+
 def announce(*blocks):
     out = be64(len(blocks) << 12 | 0x800)
     for name, incarnation, used, largest in blocks:
@@ -88,6 +93,10 @@ READER = {
                                                    ("c", 2, 0x1000, 0x1000)) +
                   be64(0x1400) + str8("a") + be64(0x5000) + page(0, 9, "c") +
                   announce(("c", 3, 0x2000, 0x2000)) + zero(0x1000, "c") + EOS + END + EOS + OWN,
+    "range": b"\1" + BEGIN + PART + page_range(0x2000, "a", 1, 2, 3, 4, 5, 6) + page(0x8000, 7) +
+             page_range(0, "bb", 8) + EOS + END + EOS + OWN,
+    "range-beyond": b"\1" + BEGIN + PART + page_range(0xf000, "a", 1, 2) + EOS + END + EOS + OWN,
+    "range-breaks": b"\1" + BEGIN + PART + page_range(0x2000, "a", 1, 2, said=6),
     "pages64k": b"\0QEVM" + struct.pack(">I", 3) + b"\x07\0\0\0\1m\x05" +
                 str8("configuration/target-page-bits") + struct.pack(">II", 1, 13) + START +
                 be64(0x4004) + str8("a") + be64(0x4000) + EOS + PART + zero(0x2000, "a") +
