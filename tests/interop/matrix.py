@@ -108,7 +108,10 @@ class Move:
         q = self.lane.running_source(*self.options)
         self.lane.set_up(q, "source", [*self.capabilities, *capabilities],
                          {**self.parameters, **(parameters or {})})
-        q.cmd("migrate-set-parameters", max_bandwidth=LIMIT, downtime_limit=1)
+        # What shrinks well is soon sent, and a source that could send all the rest at once ends.
+        shrinks = self.parameters.get("multifd-compression", "none") != "none"
+        q.cmd("migrate-set-parameters", max_bandwidth=LIMIT // 64 if shrinks else LIMIT,
+              downtime_limit=1)
         return q
 
     def destination(self, uri, capabilities=None, parameters=None):
@@ -151,8 +154,8 @@ class Move:
             early = False
             if follow:
                 self.rounds_of(source, rounds)
-                # A guest that does not run for a moment writes nothing, and what shrinks well is soon
-                # sent: then the source thinks that it can end, and nothing can keep it from that.
+                # A guest that does not run for a moment writes nothing: then the source can end, and
+                # nothing keeps it from that.
                 wait_for(lambda: forward.last("round") >= ROUNDS - 1
                          or source.migration()["status"] in ("pre-switchover", *ENDS),
                          f"round {ROUNDS - 1} of ours")
