@@ -55,11 +55,29 @@ class Machine:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
         PROCESSES.append(self.process)
         self.events = []
+        self.states = []  # of migrations, by their events
+        self.join()
+
+    def join(self):
+        """Be the monitor's one client."""
         self.socket = socket.socket(socket.AF_UNIX)
         until(lambda: self.process.poll() is not None or self.connects())
-        self.file = self.socket.makefile("rw")
+        # To be read only: a text file that is written too forgets what it has read ahead.
+        self.file = self.socket.makefile("r")
         assert "QMP" in json.loads(self.file.readline())
         self.do("qmp_capabilities")
+
+    def leave(self):
+        """Another may be the client."""
+        self.socket.close()
+        self.file.close()
+
+    def tool(self, *args, timeout=120):
+        """What guestram's tool says to this machine."""
+        self.leave()
+        done = subprocess.run([TOOL, *args], capture_output=True, timeout=timeout, check=False)
+        self.join()
+        return done
 
     def connects(self):
         try:
@@ -68,13 +86,17 @@ class Machine:
         except OSError:
             return False
 
+    def send(self, *requests):
+        self.socket.sendall("".join(json.dumps(r) + "\n" for r in requests).encode())
+
     def do(self, command, **arguments):
-        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
-        self.file.flush()
+        self.send({"execute": command, "arguments": arguments})
         while True:
             answer = json.loads(self.file.readline())
             if "event" in answer:
                 self.events.append(answer["event"])
+                if answer["event"] == "MIGRATION":
+                    self.states.append(answer["data"]["status"])
             elif "error" in answer:
                 raise Refused(answer["error"]["desc"])
             else:
@@ -98,8 +120,7 @@ class Machine:
     def quit(self):
         """What it had to say."""
         self.do("quit")
-        self.socket.close()
-        self.file.close()
+        self.leave()
         _, err = self.process.communicate(timeout=30)
         equal(self.process.returncode, 0, err.decode())
         return err.decode()
@@ -124,15 +145,7 @@ def writes(machine):
 
 def migrate(machine, uri, *args):
     """Exit status and the result, by the tool."""
-    machine.socket.close()  # one client at a time
-    machine.file.close()
-    p = subprocess.run([TOOL, "migrate", "--json", "--qmp", "unix:" + machine.path, *args, uri],
-                       capture_output=True, timeout=60, check=False)
-    machine.socket = socket.socket(socket.AF_UNIX)
-    assert machine.connects()
-    machine.file = machine.socket.makefile("rw")
-    machine.file.readline()
-    machine.do("qmp_capabilities")
+    p = machine.tool("migrate", "--json", "--qmp", "unix:" + machine.path, *args, uri)
     return p.returncode, json.loads(p.stdout or "null"), p.stderr.decode()
 
 
@@ -160,15 +173,7 @@ def a_machine_moves_to_another_process_and_runs_on(folder):
 
 def snapshot(machine, path, *args):
     """Exit status and the result, by the tool."""
-    machine.socket.close()  # one client at a time
-    machine.file.close()
-    p = subprocess.run([TOOL, "snapshot", "--json", "--qmp", "unix:" + machine.path, *args, path],
-                       capture_output=True, timeout=120, check=False)
-    machine.socket = socket.socket(socket.AF_UNIX)
-    until(machine.connects)
-    machine.file = machine.socket.makefile("rw")
-    machine.file.readline()
-    machine.do("qmp_capabilities")
+    p = machine.tool("snapshot", "--json", "--qmp", "unix:" + machine.path, *args, path)
     return p.returncode, json.loads(p.stdout or "null"), p.stderr.decode()
 
 
@@ -474,6 +479,18 @@ def the_capability_background_snapshot_saves_a_machine_that_stays(folder):
         raise Skip(said)
     equal((status, result["status"]), (0, "completed"), err)
     equal(here.status(), "running", "the machine stays")
+    # Who follows its events hears what it would hear of a migration, the end among it.
+    for last, command in [("completed", None), ("cancelled", "migrate_cancel")]:
+        here.states.clear()
+        if command:
+            here.do("migrate-set-parameters", **{"max-bandwidth": 1 << 18})
+        here.do("migrate", uri=f"file:{image}")
+        until(lambda: "active" in here.states or not here.do("query-status"))
+        if command:
+            here.do(command)
+        until(lambda: last in here.states  # pylint: disable=cell-var-from-loop
+              or not here.do("query-status"))
+        equal(here.states, ["setup", "active", last], "states")
     here.lives()
     back = Machine(folder, "back", "--image", image)
     back.lives()
@@ -481,6 +498,7 @@ def the_capability_background_snapshot_saves_a_machine_that_stays(folder):
     back.check()
     back.quit()
     # It can go afterwards, as any other.
+    here.do("migrate-set-parameters", **{"max-bandwidth": 0})
     here.do("migrate-set-capabilities",
             capabilities=[{"capability": "background-snapshot", "state": False}])
     there = Machine(folder, "there", "--incoming", f"unix:{folder}/move")
@@ -495,23 +513,13 @@ def the_capability_background_snapshot_saves_a_machine_that_stays(folder):
 def the_tool_shows_the_ram_of_a_running_machine(folder):
     machine = Machine(folder, "here")
     machine.do("x-block-add", id="extra", size=1 << 20, gpa=1 << 32)
-    machine.file.close()
-    machine.socket.close()
-    p = subprocess.run([TOOL, "info", "--json", "--qmp", "unix:" + machine.path],
-                       capture_output=True, timeout=60, check=True)
-    shown = json.loads(p.stdout)
+    shown = json.loads(machine.tool("info", "--json", "--qmp", "unix:" + machine.path).stdout)
     lines = shown["blocks"].splitlines()
     equal([line.split()[0] for line in lines[1:]], ["ram", "extra"], "blocks")
     equal(int(lines[2].split()[4], 16), 1 << 20, "used")
     assert "  0000000100000000-00000001000fffff (prio 0, ram): extra\n" in shown["regions"], shown
-    text = subprocess.run([TOOL, "info", "--qmp", "unix:" + machine.path],
-                          capture_output=True, timeout=60, check=True).stdout.decode()
+    text = machine.tool("info", "--qmp", "unix:" + machine.path).stdout.decode()
     equal(text, shown["blocks"] + "\n" + shown["regions"], "for people")
-    machine.socket = socket.socket(socket.AF_UNIX)
-    until(machine.connects)
-    machine.file = machine.socket.makefile("rw")
-    machine.file.readline()
-    machine.do("qmp_capabilities")
     equal(machine.do("x-query-ramblock")["human-readable-text"], shown["blocks"], "QMP")
     try:
         machine.do("human-monitor-command", **{"command-line": "info cpus"})
@@ -596,11 +604,9 @@ def a_stop_that_comes_just_after_the_machine_is_obeyed(folder):
     here = Machine(folder, "here")
     here.lives()
     # the monitor hangs in the first one, and the second one is next: before it looks around
-    there.file.write(
-        json.dumps({"execute": "pmemsave",
-                    "arguments": {"val": 0, "size": 4096, "filename": fifo}}) +
-        json.dumps({"execute": "stop"}) + "\n")
-    there.file.flush()
+    there.send({"execute": "pmemsave",
+                "arguments": {"val": 0, "size": 4096, "filename": fifo}},
+               {"execute": "stop"})
     status, _, err = migrate(here, uri)
     equal(status, 0, err)
     time.sleep(0.5)  # the source's end is not quite the destination's
