@@ -22,15 +22,18 @@ enum {
 
 struct vmm_qmp;
 
+/*
+ * A command. args is an object, maybe empty; ret_value, a new reference, may be left NULL for
+ * an empty object. On failure the message of err goes to the client.
+ */
+typedef int vmm_qmp_command_fn(void *opaque, json_t *args, json_t **ret_value,
+			       struct gr_error *err);
+
 struct vmm_qmp_command {
 	const char *name;
 	/* Its arguments' names, separated by blanks; others are refused. */
 	const char *arguments;
-	/*
-	 * args is an object, maybe empty; ret_value, a new reference, may be left NULL for
-	 * an empty object. On failure the message of err goes to the client.
-	 */
-	int (*fn)(void *opaque, json_t *args, json_t **ret_value, struct gr_error *err);
+	vmm_qmp_command_fn *fn;
 };
 
 /*
@@ -57,6 +60,10 @@ void vmm_qmp_event(struct vmm_qmp *qmp, const char *name, json_t *data);
 int vmm_qmp_get_string(json_t *args, const char *name, const char **ret, struct gr_error *err);
 int vmm_qmp_get_u64(json_t *args, const char *name, uint64_t *ret, struct gr_error *err);
 int vmm_qmp_need(json_t *args, const char *name, struct gr_error *err);
+
+/* Numbers in answers; what a JSON integer has no room for becomes the largest. */
+json_t *vmm_qmp_u64(uint64_t value);
+void vmm_qmp_set_u64(json_t *object, const char *name, uint64_t value);
 
 /*
  * How long the first message in some bytes is, for readers of either side: 0 if it is not
