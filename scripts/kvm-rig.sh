@@ -8,8 +8,10 @@
 # PROGRAM, the libraries it needs and each FILE are copied into a memory-only system under
 # their own absolute names. What it prints comes out here, its exit status is ours (124: it
 # did not end in time). Nothing is installed: packages are unpacked into build-kvm-rig/.
-# Environment: KVM_RIG_ACCEL (tcg,thread=multi), KVM_RIG_CPU (max), KVM_RIG_SMP (2), KVM_RIG_MEMORY (2G), KVM_RIG_SECONDS (300),
-# KVM_RIG_KVM and KVM_RIG_KVM_AMD (module parameters, e.g. npt=0), and every GR_* is handed on.
+# QEMU is a newer one where scripts/qemu10.sh has it, and KVM uses shadow paging: docs/testing.md says why.
+# Environment: KVM_RIG_QEMU (the program), KVM_RIG_ACCEL (tcg,thread=multi), KVM_RIG_CPU (max), KVM_RIG_SMP (2),
+# KVM_RIG_MEMORY (2G), KVM_RIG_SECONDS (300), KVM_RIG_KVM and KVM_RIG_KVM_AMD (module parameters, the latter's
+# npt=0 unless set), and every GR_* is handed on.
 set -eu
 
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -46,12 +48,21 @@ shift $((OPTIND - 1))
 program=$(realpath -e "$1") || die "no program $1"
 shift
 
-command -v qemu-system-x86_64 >/dev/null || die "needs qemu-system-x86 (scripts/deps.sh test)"
 mkdir -p "$dir"
 ( # two runs at once fetch once
 	flock 9
+	"$root/scripts/qemu10.sh" >/dev/null || echo "kvm-rig: with the QEMU that is installed" >&2
 	[ -d "$dir/system.done" ] || fetch
 ) 9>"$dir/lock"
+
+qemu() {
+	new=$root/build/qemu10/usr
+	if [ -z "${KVM_RIG_QEMU:-}" ] && [ -d "$new" ]; then
+		timeout "${KVM_RIG_SECONDS:-300}" "$new/bin/qemu-system-x86_64" -L "$new/share/qemu" "$@"
+	else
+		timeout "${KVM_RIG_SECONDS:-300}" "${KVM_RIG_QEMU:-qemu-system-x86_64}" "$@"
+	fi
+}
 
 system=$dir/system.done
 busybox=$system/bin/busybox
@@ -79,7 +90,7 @@ done
 	echo 'stty -F /dev/ttyS1 raw; echo 1 > /proc/sys/kernel/panic'
 	echo 'insmod /modules/irqbypass.ko'
 	echo "insmod /modules/kvm.ko ${KVM_RIG_KVM:-}"
-	echo "insmod /modules/kvm-amd.ko ${KVM_RIG_KVM_AMD:-}"
+	echo "insmod /modules/kvm-amd.ko ${KVM_RIG_KVM_AMD-npt=0}"
 	# Some hundred times slower, on a busy machine more: slow is no hang.
 	echo "export GR_TEST_TIMEOUT=240"
 	env | sed -n "s/'/'\\\\''/g; s/^\(GR_[A-Z0-9_]*\)=\(.*\)/export \1='\2'/p"
@@ -98,14 +109,14 @@ chmod +x "$tree/init"
 kernel=$(echo "$system"/boot/vmlinuz-*)
 status=0
 {
-	qemu=0
-	timeout "${KVM_RIG_SECONDS:-300}" qemu-system-x86_64 -accel "${KVM_RIG_ACCEL:-tcg,thread=multi}" \
+	ended=0
+	qemu -accel "${KVM_RIG_ACCEL:-tcg,thread=multi}" \
 		-cpu "${KVM_RIG_CPU:-max}" -smp "${KVM_RIG_SMP:-2}" -m "${KVM_RIG_MEMORY:-2G}" \
 		-nodefaults -no-user-config -display none -monitor none -no-reboot \
 		-serial "file:$work/console" -serial stdio -kernel "$kernel" \
 		-initrd "$work/initrd" \
-		-append "console=ttyS0 loglevel=6 panic=-1 mitigations=off no_timer_check" </dev/null || qemu=$?
-	echo "$qemu" >"$work/qemu"
+		-append "console=ttyS0 loglevel=6 panic=-1 mitigations=off no_timer_check" </dev/null || ended=$?
+	echo "$ended" >"$work/qemu"
 } | tee "$work/out" | grep --line-buffered -v '^kvm-rig: exit ' || true
 status=$(sed -n 's/^kvm-rig: exit \([0-9]*\).*/\1/p' "$work/out")
 if [ -z "$status" ]; then
