@@ -3,7 +3,8 @@
  * guestram/codec.h - pages made short: zeros found, and the difference to what the other side has.
  *
  * XBZRLE in QEMU's dialect: pairs of "so many bytes are the same", "so many are new" and the new
- * ones. The fastest way that the processor has is chosen at run time (AVX2, SSE2, or plain C).
+ * ones. The fastest way that the processor has is chosen at run time (AVX-512, AVX2, SSE2, or plain
+ * C).
  *
  *     n = gr_xbzrle_encode(sent_last, page, 4096, delta, sizeof(delta));
  *     if (n == 0)              // nothing has changed
@@ -60,8 +61,8 @@ GR_EXPORT GR_MUST_CHECK ssize_t gr_xbzrle_encode(const uint8_t *old, const uint8
  * @param payload_bytes 0 changes nothing.
  * @param page_bytes    Bytes of the page.
  * @return 0 or -EBADMSG.
- * @errors  -EBADMSG it goes beyond the page, is cut off, or breaks one of the rules that QEMU
- * enforces.
+ * @errors  -EBADMSG it goes beyond the page, is cut off, breaks one of the rules that QEMU
+ *          enforces, or is longer than UINT32_MAX, or the page is.
  * @context Any.
  */
 GR_EXPORT GR_MUST_CHECK int gr_xbzrle_decode(uint8_t *page, const uint8_t *payload,

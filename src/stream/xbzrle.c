@@ -34,6 +34,15 @@ struct delta {
 	size_t in, out; /* everything before is known */
 };
 
+/* Whether a run can say where it is. */
+INLINE bool is_in_reach(const struct delta *d)
+{
+#ifdef GR_MUTANT_XBZRLE_ANY_LENGTH
+	return true;
+#endif
+	return (uint64_t)d->payload_bytes <= UINT32_MAX && (uint64_t)d->page_bytes <= UINT32_MAX;
+}
+
 /* The next four bytes, as far as there are as many. */
 INLINE uint64_t get_some(const uint8_t *p, size_t n)
 {
@@ -120,7 +129,9 @@ static int check_rest(struct delta d)
 
 int gr_xbzrle_check(const uint8_t *payload, size_t payload_bytes, size_t page_bytes)
 {
-	return check_rest((struct delta){ payload, payload_bytes, page_bytes, 0, 0 });
+	struct delta d = { payload, payload_bytes, page_bytes, 0, 0 };
+
+	return is_in_reach(&d) ? check_rest(d) : -EBADMSG;
 }
 
 INLINE int decode(uint8_t *page, const uint8_t *payload, size_t payload_bytes, size_t page_bytes,
@@ -128,7 +139,7 @@ INLINE int decode(uint8_t *page, const uint8_t *payload, size_t payload_bytes, s
 {
 	struct delta d = { payload, payload_bytes, page_bytes, 0, 0 };
 	struct run runs[RUNS_MAX];
-	ssize_t n = get_runs(&d, runs, page);
+	ssize_t n = is_in_reach(&d) ? get_runs(&d, runs, page) : -EBADMSG;
 
 #ifndef GR_MUTANT_XBZRLE_REST
 	if (n == RUNS_MAX && check_rest(d) < 0) {
@@ -157,9 +168,15 @@ INLINE void copy_plain(uint8_t *page, const struct delta *d, const struct run *r
 	};
 	const uint8_t *from = d->payload + run->from;
 	uint8_t *to = page + run->to;
+	size_t payload_left = d->payload_bytes - run->from, page_left = d->page_bytes - run->to;
 
-	if (run->bytes > SHORT || d->payload_bytes - run->from < SHORT ||
-	    d->page_bytes - run->to < SHORT) {
+#ifdef GR_MUTANT_XBZRLE_BEHIND_THE_DELTA
+	payload_left = SHORT;
+#endif
+#ifdef GR_MUTANT_XBZRLE_BEHIND_THE_PAGE
+	page_left = SHORT;
+#endif
+	if (run->bytes > SHORT || payload_left < SHORT || page_left < SHORT) {
 		memcpy(to, from, run->bytes);
 		return;
 	}

@@ -50,6 +50,7 @@ INLINE bool put_pair(struct out *o, size_t begin, size_t end)
 {
 	size_t skip = begin - o->done, bytes = end - begin;
 	size_t numbers = 2u + (skip >= 0x80) + (bytes >= 0x80);
+	ptrdiff_t room, left = o->page_end - (o->page + begin);
 
 	if (bytes > LENGTH_MAX || (size_t)(o->end - o->at) < numbers + bytes) {
 		return false;
@@ -57,7 +58,14 @@ INLINE bool put_pair(struct out *o, size_t begin, size_t end)
 	o->at = put_length(o->at, skip);
 	o->at = put_length(o->at,
 			   bytes); /* at most the first byte of what follows is overwritten */
-	if (bytes <= SHORT && o->end - o->at >= SHORT && o->page_end - (o->page + begin) >= SHORT) {
+	room = o->end - o->at;
+#ifdef GR_MUTANT_XBZRLE_BEHIND_THE_ROOM
+	room = SHORT;
+#endif
+#ifdef GR_MUTANT_XBZRLE_READS_ON
+	left = SHORT;
+#endif
+	if (bytes <= SHORT && room >= SHORT && left >= SHORT) {
 		memcpy(o->at, o->page + begin, SHORT);
 	} else {
 		memcpy(o->at, o->page + begin, bytes);
@@ -201,6 +209,19 @@ static ssize_t encode_sse2(const uint8_t *old, const uint8_t *page, size_t page_
 	return encode(old, page, page_bytes, out, room, differing_sse2);
 }
 
+#	define AVX512 __attribute__((target("avx512f,avx512bw,bmi,popcnt")))
+
+AVX512 INLINE uint64_t differing_avx512(const uint8_t *a, const uint8_t *b)
+{
+	return _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(a), _mm512_loadu_si512(b));
+}
+
+AVX512 static ssize_t encode_avx512(const uint8_t *old, const uint8_t *page, size_t page_bytes,
+				    uint8_t *out, size_t room)
+{
+	return encode(old, page, page_bytes, out, room, differing_avx512);
+}
+
 #	define AVX2 __attribute__((target("avx2,bmi,popcnt")))
 
 AVX2 INLINE uint64_t differing_avx2(const uint8_t *a, const uint8_t *b)
@@ -226,6 +247,7 @@ const struct gr_xbzrle_encoder *gr_xbzrle_encoder(unsigned int i)
 {
 	static const struct gr_xbzrle_encoder encoders[] = {
 #if defined(__x86_64__)
+		{ "avx512", encode_avx512 },
 		{ "avx2", encode_avx2 },
 		{ "sse2", encode_sse2 },
 #endif
@@ -233,8 +255,10 @@ const struct gr_xbzrle_encoder *gr_xbzrle_encoder(unsigned int i)
 	};
 
 #if defined(__x86_64__)
-	if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("bmi") ||
-	    !__builtin_cpu_supports("popcnt")) {
+	if (!__builtin_cpu_supports("bmi") || !__builtin_cpu_supports("popcnt") ||
+	    !__builtin_cpu_supports("avx2")) {
+		i += 2;
+	} else if (!__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512bw")) {
 		i++;
 	}
 #endif

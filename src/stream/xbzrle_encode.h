@@ -9,7 +9,7 @@
 #include <sys/types.h>
 
 struct gr_xbzrle_encoder {
-	const char *name; /* "avx2", "sse2", "plain" */
+	const char *name; /* "avx512", "avx2", "sse2", "plain" */
 	ssize_t (*encode)(const uint8_t *old, const uint8_t *page, size_t page_bytes, uint8_t *out,
 			  size_t room);
 };

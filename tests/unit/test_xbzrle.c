@@ -3,7 +3,9 @@
 #include "stream/reader.h"
 #include "stream/xbzrle_decode.h"
 #include "stream/xbzrle_encode.h"
+#include "xbzrle_model.h"
 #include <errno.h>
+#include <sys/mman.h>
 
 enum { PAGE = 4096 };
 
@@ -160,31 +162,174 @@ TEST(a_delta_that_is_wrong_at_its_end_leaves_the_page)
 	}
 }
 
-TEST(noise_never_writes_outside_of_the_page)
+/* Memory that ends where nothing is: who reads or writes on is ended. */
+static uint8_t *before_nothing(size_t bytes)
 {
-	static uint8_t room[PAGE + 512], delta[64];
-	uint64_t s = test_seed();
-	const struct gr_xbzrle_decoder *d;
-	unsigned int good = 0;
-	int valid;
+	size_t room = 65536;
+	uint8_t *p =
+		mmap(NULL, 2 * room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-	for (int round = 0; round < 200000; round++) {
-		size_t n = test_rand(&s) % 16;
+	ASSERT(p != MAP_FAILED && bytes <= room);
+	ASSERT_EQ(mprotect(p + room, room, PROT_NONE), 0);
+	return p + room - bytes;
+}
 
-		for (size_t i = 0; i < n; i++) {
-			delta[i] = (uint8_t)(test_rand(&s) % (round & 1 ? 256 : 5));
+static size_t put_number(uint8_t *p, size_t v)
+{
+	p[0] = (uint8_t)(v < 0x80 ? v : v | 0x80);
+	p[1] = (uint8_t)(v >> 7);
+	return v < 0x80 ? 1 : 2;
+}
+
+/* Mostly right, of short runs or long ones; sometimes cut off or with a wrong byte. */
+static size_t some_delta(uint8_t *delta, size_t page_bytes, uint64_t *s)
+{
+	static const size_t most[] = { 1, 3, 36, 36, 200 };
+	size_t skip_max = most[test_rand(s) % 5], bytes_max = most[test_rand(s) % 5];
+	size_t n = 0, out = 0;
+
+	while (test_rand(s) % 64 != 0) {
+		size_t skip = (size_t)(test_rand(s) % skip_max) + (n != 0);
+		size_t bytes = (size_t)(test_rand(s) % bytes_max) + 1;
+
+		if (page_bytes - out < skip + bytes) {
+			break;
 		}
-		valid = gr_xbzrle_check(delta, n, 32);
-		good += valid == 0;
-		for (unsigned int k = 0; (d = gr_xbzrle_decoder(k)) != NULL; k++) {
-			ASSERT_EQ(d->decode(room + 256, delta, n, 32), valid);
+		n += put_number(delta + n, skip);
+		n += put_number(delta + n, bytes);
+		out += skip + bytes;
+		while (bytes-- > 0) {
+			delta[n++] = (uint8_t)test_rand(s);
 		}
 	}
-	ASSERT_GT(good, 100u);
-	for (size_t i = 0; i < sizeof(room); i++) {
-		if (i < 256 || i >= 256 + 32) {
-			ASSERT_EQ(room[i], 0);
+	if (n > 0 && test_rand(s) % 4 == 0) {
+		delta[test_rand(s) % n] ^= (uint8_t)(1u << test_rand(s) % 8);
+	}
+	return n > 0 && test_rand(s) % 8 == 0 ? (size_t)(test_rand(s) % n) : n;
+}
+
+TEST(noise_does_what_it_says_or_nothing_and_only_in_the_page)
+{
+	enum { MOST = 1024, BEFORE = 64 };
+	static uint8_t old[MOST], want[MOST], noise[2 * MOST];
+	uint8_t *page_end = before_nothing(0), *delta_end = before_nothing(0);
+	const struct gr_xbzrle_decoder *d;
+	unsigned int good = 0, bad = 0;
+	uint64_t s = test_seed();
+
+	for (int round = 0; round < 30000; round++) {
+		size_t page_bytes = 1 + (size_t)(test_rand(&s) % (round & 1 ? MOST : 100));
+		size_t n = some_delta(noise, page_bytes, &s);
+		uint8_t *page = page_end - page_bytes, *delta = delta_end - n;
+		int valid;
+
+		for (size_t i = 0; i < page_bytes; i++) {
+			old[i] = want[i] = (uint8_t)test_rand(&s);
 		}
+		memcpy(delta, noise, n);
+		valid = model_xbzrle_decode(want, delta, n, page_bytes) ? 0 : -EBADMSG;
+		good += valid == 0;
+		bad += valid != 0;
+		ASSERT_EQ(gr_xbzrle_check(delta, n, page_bytes), valid);
+		for (unsigned int k = 0; (d = gr_xbzrle_decoder(k)) != NULL; k++) {
+			memcpy(page, old, page_bytes);
+			memset(page - BEFORE, 0x5a, BEFORE);
+			ASSERT_EQ(d->decode(page, delta, n, page_bytes), valid);
+			ASSERT_MEM_EQ(page, valid == 0 ? want : old, page_bytes);
+			for (size_t i = 1; i <= BEFORE; i++) {
+				ASSERT_EQ(*(page - i), 0x5a);
+			}
+		}
+	}
+	ASSERT_GT(good, 1000u);
+	ASSERT_GT(bad, 1000u);
+}
+
+/* Runs of each length at each distance from the end of the page, or of the delta: either is the
+ * nearer one, as runs behind it say much in a few bytes of the page or little in many. */
+TEST(what_is_copied_wide_ends_with_the_delta_and_with_the_page)
+{
+	static uint8_t want[300], delta[300];
+	uint8_t *page_end = before_nothing(0), *delta_end = before_nothing(0);
+	const struct gr_xbzrle_decoder *d;
+
+	for (size_t bytes = 1; bytes <= 40; bytes++) {
+		for (size_t behind = 0; behind <= 80; behind++) {
+			size_t page_bytes = bytes + behind, n = put_number(delta, 0);
+			uint8_t *page = page_end - page_bytes;
+
+			n += put_number(delta + n, bytes);
+			memset(delta + n, 7, bytes);
+			n += bytes;
+			/* how many of the bytes behind are said */
+			for (size_t said = 0; said + 2 <= behind; said += 2) {
+				memcpy(delta + n, "\1\1\11", 3);
+				n += 3;
+				memcpy(delta_end - n, delta, n);
+				memset(want, 3, sizeof(want));
+				ASSERT(model_xbzrle_decode(want, delta, n, page_bytes));
+				for (unsigned int k = 0; (d = gr_xbzrle_decoder(k)) != NULL; k++) {
+					memset(page, 3, page_bytes);
+					ASSERT_EQ(d->decode(page, delta_end - n, n, page_bytes), 0);
+					ASSERT_MEM_EQ(page, want, page_bytes);
+				}
+			}
+		}
+	}
+}
+
+/* The same of the encoders: a run of each length at each distance from the end of the page, into
+ * room that just does, and into more. */
+TEST(what_is_encoded_wide_ends_with_the_page_and_with_the_room)
+{
+	enum { BYTES = 128 };
+	uint8_t *old = before_nothing(BYTES), *page = before_nothing(BYTES), got[BYTES];
+	uint8_t *room_end = before_nothing(0);
+	const struct gr_xbzrle_encoder *e;
+
+	for (size_t bytes = 1; bytes <= 40; bytes++) {
+		for (size_t behind = 0; behind <= 40; behind++) {
+			size_t n = 2 + bytes;
+
+			memset(page, 0, BYTES);
+			memset(page + BYTES - behind - bytes, 7, bytes);
+			for (unsigned int k = 0; (e = gr_xbzrle_encoder(k)) != NULL; k++) {
+				for (size_t more = 0; more <= 64; more += 64) {
+					uint8_t *out = room_end - n - more;
+
+					ASSERT_EQ(e->encode(old, page, BYTES, out, n + more),
+						  (ssize_t)n);
+					memset(got, 0, BYTES);
+					ASSERT_EQ(gr_xbzrle_decode(got, out, n, BYTES), 0);
+					ASSERT_MEM_EQ(got, page, BYTES);
+				}
+				ASSERT_EQ(e->encode(old, page, BYTES, room_end - n + 1, n - 1),
+					  -E2BIG);
+			}
+		}
+	}
+}
+
+TEST(a_page_or_a_delta_of_4_gib_is_refused_not_cut_short)
+{
+	static const uint8_t delta[] = { 1, 1, 7 };
+	const struct gr_xbzrle_decoder *d;
+	uint8_t page[64] = { 0 };
+
+	if (SIZE_MAX <= UINT32_MAX) {
+		SKIP("nothing is as long here");
+	}
+	ASSERT_EQ(gr_xbzrle_check(delta, 3, UINT32_MAX), 0);
+	ASSERT_EQ(gr_xbzrle_check(delta, 3, (size_t)UINT32_MAX + 1), -EBADMSG);
+	ASSERT_EQ(gr_xbzrle_check(delta, (size_t)UINT32_MAX + 4, sizeof(page)), -EBADMSG);
+	for (unsigned int k = 0; (d = gr_xbzrle_decoder(k)) != NULL; k++) {
+		/* the delta, or the page, is never looked at beyond its first bytes */
+		ASSERT_EQ(d->decode(page, delta, 3, (size_t)UINT32_MAX + 1), -EBADMSG);
+		ASSERT_EQ(d->decode(page, delta, (size_t)UINT32_MAX + 4, sizeof(page)), -EBADMSG);
+		ASSERT_EQ(page[1], 0);
+		ASSERT_EQ(d->decode(page, delta, 3, UINT32_MAX), 0);
+		ASSERT_EQ(page[1], 7);
+		page[1] = 0;
 	}
 }
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes the seeds of multifd/, reader/ and tail/ beside itself: small streams of every record, made
+"""Writes the seeds of multifd/, reader/, tail/ and xbzrle/ beside itself: small streams of every record, made
 from the layout in docs/wire-format.md. The files are kept; run this to add one."""
 import os
 import struct
@@ -143,7 +143,30 @@ MULTIFD = {
     "zstd": b"\2" + GREETING + packet(4, (0, 0x1000), said=40) + ZSTD,
 }
 
-for kind, seeds in (("multifd", MULTIFD), ("reader", READER), ("tail", TAILS)):
+
+def runs(*pairs):
+    """A delta: so many bytes are skipped, so many follow."""
+    def number(v):
+        return bytes([v]) if v < 0x80 else bytes([v & 0x7f | 0x80, v >> 7])
+    return b"".join(number(skip) + number(n) + bytes(1 + i % 255 for i in range(n)) for skip, n in pairs)
+
+
+# The first byte: pages of 64 << n bytes.
+XBZRLES = {
+    "nothing": b"\6",
+    "words": b"\6" + runs((0, 8), (800, 8), (1000, 8), (56, 8), (8, 16), (1900, 8)),
+    "bytes": b"\6" + runs(*[(1, 1)] * 600),
+    "wide": b"\2" + runs((3, 31), (1, 32), (1, 33), (5, 64), (1, 65), (4, 15)),
+    "to-the-end": b"\0" + runs((2, 30), (1, 31)),
+    "beyond": b"\0" + runs((2, 30), (1, 32)),
+    "whole": b"\6" + runs((0, 4096)),
+    "long": b"\x09" + runs((16000, 40), (16000, 100), (1, 20)),
+    "second-skips-nothing": b"\6" + runs((0, 8), (0, 8)),
+    "cut": b"\6" + runs((7, 40))[:-1],
+    "three-bytes": b"\6\x80\x80\x01\x01\x01",
+}
+
+for kind, seeds in (("multifd", MULTIFD), ("reader", READER), ("tail", TAILS), ("xbzrle", XBZRLES)):
     for name, data in seeds.items():
         with open(f"{HERE}/{kind}/{name}", "wb") as f:
             f.write(data)
