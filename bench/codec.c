@@ -9,6 +9,7 @@
  *   codec.xbzrle_decode/N    GiB/s of pages decoded, the same deltas for both
  *   .../N/at_once            the same beside a peer that writes before it has seen all of a delta
  *   .../N_bytes              the same with single bytes, anywhere, instead of words
+ *   .../N/near               the same with so few pages that a processor's own cache has them
  *
  * The scalar peer skips unchanged bytes, and collects changed ones, eight at a time. Decoding it
  * keeps the same promise: nothing is written unless all of a delta is valid, so it looks at each
@@ -23,7 +24,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
-enum { PAGE = 4096, PAGES = 256, LENGTH_MAX = 0x3fff };
+enum { PAGE = 4096, PAGES = 256, NEAR = 32 };
 
 static const double GIB = 1 << 30;
 
@@ -154,8 +155,10 @@ static size_t new_until(const uint8_t *old, const uint8_t *page, size_t at)
 	return at;
 }
 
-static ssize_t scalar_encode(const uint8_t *old, const uint8_t *page, uint8_t *out, size_t room)
+static ssize_t scalar_encode(const uint8_t *old, const uint8_t *page, size_t page_bytes,
+			     uint8_t *out, size_t room)
 {
+	(void)page_bytes;
 	size_t n = 0, at = 0;
 
 	for (;;) {
@@ -230,10 +233,10 @@ static int scalar_decode(uint8_t *page, const uint8_t *p, size_t n, size_t page_
 
 typedef int decode_fn(uint8_t *page, const uint8_t *p, size_t n, size_t page_bytes);
 
-/* Pages before and after, and deltas of them. */
+/* Pages before and after, and deltas of them, one behind the other as in a stream. */
 struct pages {
-	uint8_t *old, *page, *got;
-	uint8_t (*delta)[PAGE];
+	size_t count;
+	uint8_t *old, *page, *got, *deltas;
 	ssize_t *bytes;
 };
 
@@ -242,9 +245,9 @@ static void change(struct pages *p, unsigned percent, bool words)
 	size_t step = words ? 8 : 1;
 	uint64_t rnd[2] = { 0 };
 
-	bench_fill_random(p->old, (size_t)PAGES * PAGE, 1);
-	memcpy(p->page, p->old, (size_t)PAGES * PAGE);
-	for (size_t at = 0; at < (size_t)PAGES * PAGE; at += step) {
+	bench_fill_random(p->old, p->count * PAGE, 1);
+	memcpy(p->page, p->old, p->count * PAGE);
+	for (size_t at = 0; at < p->count * PAGE; at += step) {
 		bench_fill_random(rnd, sizeof(rnd), at + 7);
 		if (rnd[0] % 100 < percent) {
 			for (size_t i = 0; i < step; i++) {
@@ -254,15 +257,22 @@ static void change(struct pages *p, unsigned percent, bool words)
 	}
 }
 
-static double encode_s(struct pages *p, bool ours)
+typedef ssize_t encode_fn(const uint8_t *old, const uint8_t *page, size_t page_bytes, uint8_t *out,
+			  size_t room);
+
+/* Seconds for PAGES pages: the few that there may be are taken again and again. */
+static double encode_s(struct pages *p, encode_fn *encode)
 {
 	double begin = bench_now_s();
 
-	for (size_t i = 0; i < PAGES; i++) {
-		const uint8_t *old = p->old + i * PAGE, *page = p->page + i * PAGE;
+	for (size_t n = 0; n < PAGES; n += p->count) {
+		uint8_t *delta = p->deltas;
 
-		p->bytes[i] = ours ? gr_xbzrle_encode(old, page, PAGE, p->delta[i], PAGE)
-				   : scalar_encode(old, page, p->delta[i], PAGE);
+		for (size_t i = 0; i < p->count; i++) {
+			p->bytes[i] =
+				encode(p->old + i * PAGE, p->page + i * PAGE, PAGE, delta, PAGE);
+			delta += p->bytes[i] > 0 ? p->bytes[i] : 0;
+		}
 	}
 	return bench_now_s() - begin;
 }
@@ -273,17 +283,20 @@ static double decode_s(struct pages *p, decode_fn *decode)
 	double begin;
 	int bad = 0;
 
-	memcpy(p->got, p->old, (size_t)PAGES * PAGE);
+	memcpy(p->got, p->old, p->count * PAGE);
 	begin = bench_now_s();
-	for (size_t i = 0; i < PAGES; i++) {
-		uint8_t *page = p->got + i * PAGE;
+	for (size_t n = 0; n < PAGES; n += p->count) {
+		const uint8_t *delta = p->deltas;
 
-		if (p->bytes[i] >= 0) {
-			bad |= decode(page, p->delta[i], (size_t)p->bytes[i], PAGE);
+		for (size_t i = 0; i < p->count; i++) {
+			if (p->bytes[i] >= 0) {
+				bad |= decode(p->got + i * PAGE, delta, (size_t)p->bytes[i], PAGE);
+				delta += p->bytes[i];
+			}
 		}
 	}
 	begin = bench_now_s() - begin;
-	for (size_t i = 0; i < PAGES; i++) {
+	for (size_t i = 0; i < p->count; i++) {
 		const uint8_t *want = p->bytes[i] < 0 ? p->old : p->page;
 
 		if (bad || memcmp(p->got + i * PAGE, want + i * PAGE, PAGE) != 0) {
@@ -304,8 +317,9 @@ static void xbzrle(const struct bench_options *o, struct pages *p, unsigned perc
 	char name[RESULTS][64];
 
 	for (int i = 0; i < RESULTS; i++) {
-		(void)snprintf(name[i], sizeof(name[i]), "codec.xbzrle_%s/%u%s%s", verbs[i],
-			       percent, words ? "" : "_bytes", i == AT_ONCE ? "/at_once" : "");
+		(void)snprintf(name[i], sizeof(name[i]), "codec.xbzrle_%s/%u%s%s%s", verbs[i],
+			       percent, words ? "" : "_bytes", p->count < PAGES ? "/near" : "",
+			       i == AT_ONCE ? "/at_once" : "");
 		r[i].name = name[i];
 		r[i].unit = "GiB/s";
 		r[i].peer_name = peers[i];
@@ -319,9 +333,9 @@ static void xbzrle(const struct bench_options *o, struct pages *p, unsigned perc
 	for (int run = -1; run < o->runs; run++) {
 		double ours[RESULTS], peer[RESULTS];
 
-		peer[ENCODE] = encode_s(p, false);
+		peer[ENCODE] = encode_s(p, scalar_encode);
 		(void)decode_s(p, gr_xbzrle_decode); /* what it wrote is right */
-		ours[ENCODE] = encode_s(p, true);
+		ours[ENCODE] = encode_s(p, gr_xbzrle_encode);
 		peer[DECODE] = decode_s(p, scalar_decode);
 		peer[AT_ONCE] = decode_s(p, scalar_decode_at_once);
 		ours[AT_ONCE] = ours[DECODE] = decode_s(p, gr_xbzrle_decode);
@@ -347,13 +361,14 @@ int main(int argc, char **argv)
 	p.old = get_memory((size_t)PAGES * PAGE);
 	p.page = get_memory((size_t)PAGES * PAGE);
 	p.got = get_memory((size_t)PAGES * PAGE);
-	p.delta = get_memory((size_t)PAGES * PAGE);
+	p.deltas = get_memory((size_t)PAGES * PAGE);
 	p.bytes = get_memory(PAGES * sizeof(*p.bytes));
 	zero(&o);
-	for (size_t i = 0; i < sizeof(percents) / sizeof(percents[0]); i++) {
-		xbzrle(&o, &p, percents[i], true);
-		if (percents[i] != 0) {
-			xbzrle(&o, &p, percents[i], false);
+	for (size_t i = 0; i < 2 * sizeof(percents) / sizeof(percents[0]); i++) {
+		p.count = i % 2 ? NEAR : PAGES;
+		xbzrle(&o, &p, percents[i / 2], true);
+		if (percents[i / 2] != 0) {
+			xbzrle(&o, &p, percents[i / 2], false);
 		}
 	}
 	return 0;
