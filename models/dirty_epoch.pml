@@ -11,7 +11,8 @@
  * when the markers have returned. With -DADD, C is added at any moment, makes its first full
  * copy, then waits and has a last epoch. With -DDELETE, B goes, and its sets are freed. With -DKEEP, A
  * sets its first epoch aside (gr_dirty_epoch_keep()) and has another one; both are read and end, by
- * commit or abort, in either order.
+ * commit or abort, in either order. With -DDEFER, A leaves pages of its first epoch to the next
+ * (gr_dirty_epoch_defer()), reads the others, and has another epoch before the last.
  *
  * Claim: at the end each consumer's copy holds every store; nobody touches freed sets (asserts).
  *
@@ -19,7 +20,7 @@
  *
  * Mutants: NO_FENCE FENCE_AFTER_UNLOCK (H2) NO_FAN_OUT FAN_OUT_LATE (H3) NO_LOCK ABORT_DROPS
  * ABORT_OVERWRITES (L3) KEPT_ABORT_DROPS KEPT_ABORT_OVERWRITES KEPT_ABORT_UNLOCKED KEPT_COMMIT_CLEANS (KEEP)
- * ADD_NO_FENCE ADD_DROPS (ADD) DELETE_UNLOCKED (DELETE).
+ * DEFER_NO_FENCE DEFER_DROPS DEFER_FORGETS DEFER_UNLOCKED (DEFER) ADD_NO_FENCE ADD_DROPS (ADD) DELETE_UNLOCKED (DELETE).
  */
 #ifndef P0
 #define P0 1
@@ -179,6 +180,53 @@ proctype consumer(byte me)
 	last_epoch()
 }
 
+inline end_open()
+{
+	read_pages();
+	if
+	:: epoch_commit()
+	:: epoch_abort()
+	fi
+}
+
+#ifdef DEFER
+proctype deferrer(byte me)
+{
+	byte taken = 0, got = 0, i = 0;
+#ifdef MUTANT_DEFER_UNLOCKED
+	byte was = 0;
+#endif
+
+	epoch_begin();
+	LOCK;
+#ifdef MUTANT_DEFER_DROPS
+	harvest(3, true, true);
+#else
+#ifdef MUTANT_DEFER_NO_FENCE
+	harvest(3, false, false);
+#else
+	harvest(3, false, true);
+#endif
+#endif
+	taken = 0;
+	set[me] = set[me] & ~pend[me];
+#ifdef MUTANT_DEFER_FORGETS
+	pend[me] = 0;
+#endif
+	UNLOCK;
+#ifdef MUTANT_DEFER_UNLOCKED
+	/* As if what waits were sorted by its owner alone. */
+	was = pend[me];
+	pend[me] = was;
+	was = 0;
+#endif
+	end_open();
+	epoch_begin();
+	end_open();
+	last_epoch()
+}
+#endif
+
 #ifdef KEEP
 inline end_kept()
 {
@@ -211,15 +259,6 @@ inline end_kept()
 #endif
 	fi;
 	kept = 0
-}
-
-inline end_open()
-{
-	read_pages();
-	if
-	:: epoch_commit()
-	:: epoch_abort()
-	fi
 }
 
 proctype keeper(byte me)
@@ -291,7 +330,11 @@ init {
 #ifdef KEEP
 		run keeper(0);
 #else
+#ifdef DEFER
+		run deferrer(0);
+#else
 		run consumer(0);
+#endif
 #endif
 #ifdef ADD
 		run newcomer(2)

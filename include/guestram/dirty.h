@@ -257,6 +257,24 @@ GR_EXPORT void gr_dirty_epoch_done(struct gr_dirty_consumer *consumer, uint64_t 
 				   uint64_t pages);
 
 /**
+ * Leave pages of the open epoch to the next one: those that have been marked again since it began.
+ * They are in that one whatever happens to this, so a consumer that works its way through a long epoch need
+ * not save them twice. Pages that were done already and have been marked again are as before: in the
+ * next epoch.
+ *
+ * With a tracker call gr_track_sync() before, or only software marks are seen. One that reports pages
+ * again and again until they are re-armed (KVM's log with manual protect) has all that is
+ * not done yet left to the next epoch.
+ *
+ * @param consumer  Whose epoch. Without an open one it only looks.
+ * @param ret_pages Set: how many pages are sure to be in the next epoch. May be NULL.
+ * @return How many left the open epoch.
+ * @context The consumer's thread; takes the harvest lock. Costs what is dirty.
+ * @source  Clark et al., "Live Migration of Virtual Machines", NSDI 2005: pages that are skipped.
+ */
+GR_EXPORT uint64_t gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer, uint64_t *ret_pages);
+
+/**
  * Put pages into the open epoch, as if they had been dirty when it began: for a consumer
  * that learns of a page by other means (a block that appeared).
  * @param consumer Whose epoch.

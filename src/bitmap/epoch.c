@@ -11,6 +11,9 @@
  * read the pages, and a store after that read marks again: its mark cannot have found the bit of
  * this epoch, which was cleared before the fence, and the fence ran before the read. An epoch that
  * is kept differs in nothing: it only stands between its begin and its end while others begin.
+ * Defer moves live to c->pend, as another consumer's begin does, and takes out of c->set what is in
+ * c->pend: the two together are as before. A page that stays in c->set was not live, or its mark
+ * is still to come; nobody reads it because of this look, its fence was that of begin.
  *
  * Model: models/dirty_epoch.pml.
  */
@@ -163,6 +166,34 @@ bool gr_dirty_epoch_next(const struct gr_dirty_consumer *consumer, uint64_t from
 void gr_dirty_epoch_done(struct gr_dirty_consumer *consumer, uint64_t page, uint64_t pages)
 {
 	(void)gr_bits_clear_range(&consumer->set, page, pages);
+}
+
+uint64_t gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer, uint64_t *ret_pages)
+{
+	uint64_t at = 0, left = 0, first, pages;
+	struct gr_dirty *d = consumer->dirty;
+
+	gr_dirty_lock(d);
+#ifdef GR_MUTANT_DEFER_TAKES_FOR_NOBODY
+	gr_dirty_harvest_locked(d, NULL, consumer);
+#else
+	gr_dirty_harvest_locked(d, NULL, NULL);
+#endif
+	/* What is before the open epoch's first page is done. */
+	if (gr_bits_find_set(&consumer->set, 0, &at)) {
+		while (gr_bits_next_run(&consumer->pend, at, &first, &pages)) {
+			left += gr_bits_clear_range(&consumer->set, first, pages);
+			at = first + pages;
+		}
+	}
+#ifdef GR_MUTANT_DEFER_DROPS_PENDING
+	gr_bits_clear(&consumer->pend);
+#endif
+	if (ret_pages) {
+		*ret_pages = consumer->pend.pages;
+	}
+	gr_dirty_unlock(d);
+	return left;
 }
 
 /*

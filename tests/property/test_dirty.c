@@ -208,6 +208,19 @@ static void keep_or_end(struct model *m, bool abort)
 	m->kept = NULL;
 }
 
+static void defer(struct model *m)
+{
+	uint64_t waiting, left = 0;
+
+	for (unsigned int i = 0; i < PAGES; i++) {
+		left += m->set[i] && m->next[i];
+		m->set[i] = m->set[i] && !m->next[i];
+	}
+	ASSERT_EQ(gr_dirty_epoch_defer(m->c, &waiting), left);
+	ASSERT_EQ(waiting, count(m->next));
+	check_epoch(m);
+}
+
 static void change_epoch(struct model *m)
 {
 	unsigned int first, n;
@@ -271,6 +284,8 @@ static void step(void)
 		begin(m);
 	} else if (what < 75) {
 		keep_or_end(m, roll(2));
+	} else if (what < 80) {
+		defer(m);
 	} else if (what < 90) {
 		change_epoch(m);
 	} else {

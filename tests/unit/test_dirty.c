@@ -306,6 +306,48 @@ TEST(aborted_epoch_comes_back_together_with_what_is_newer)
 	gr_dirty_free(d);
 }
 
+TEST(pages_that_are_deferred_are_in_the_next_epoch_and_no_page_is_lost)
+{
+	struct gr_dirty *d = make(CHUNK);
+	struct gr_dirty_consumer *a = add(d, GR_DIRTY_START_CLEAN);
+	struct gr_dirty_consumer *b = add(d, GR_DIRTY_START_CLEAN);
+	uint64_t waiting = 77;
+
+	mark_range(d, 100, 10);
+	ASSERT_EQ(begin(a), (uint64_t)10);
+	ASSERT_EQ(gr_dirty_epoch_defer(a, &waiting), (uint64_t)0);
+	ASSERT_EQ(waiting, (uint64_t)0);
+	gr_dirty_epoch_done(a, 100, 4);
+	/* Of those that are done, of those that wait, and one that was not in the epoch. */
+	mark_range(d, 102, 4);
+	mark_range(d, 500, 1);
+	ASSERT_EQ(gr_dirty_epoch_defer(a, &waiting), (uint64_t)2);
+	ASSERT_EQ(waiting, (uint64_t)5);
+	ASSERT_EPOCH_IS(a, 106, 4);
+	ASSERT_EQ(gr_dirty_epoch_defer(a, NULL), (uint64_t)0);
+	/* What another one's begin has found counts as well. */
+	mark_range(d, 107, 1);
+	ASSERT_EQ(begin(b), (uint64_t)11);
+	ASSERT_EQ(gr_dirty_epoch_defer(a, &waiting), (uint64_t)1);
+	ASSERT_EQ(waiting, (uint64_t)6);
+	ASSERT_EQ(gr_dirty_epoch_commit(a), 0);
+	ASSERT_EQ(begin(a), (uint64_t)6);
+	ASSERT_EQ(gr_dirty_epoch_count(a, 102, 4), (uint64_t)4);
+	ASSERT_EQ(gr_dirty_epoch_count(a, 107, 1), (uint64_t)1);
+	ASSERT_EQ(gr_dirty_epoch_count(a, 500, 1), (uint64_t)1);
+	mark_range(d, 103, 1);
+	ASSERT_EQ(gr_dirty_epoch_defer(a, NULL), (uint64_t)1);
+	ASSERT_EQ(gr_dirty_epoch_abort(a), 0);
+	ASSERT_EQ(begin(a), (uint64_t)6);
+	/* The others' next epochs have what was found for this one. */
+	ASSERT_EQ(gr_dirty_epoch_commit(b), 0);
+	ASSERT_EQ(begin(b), (uint64_t)1);
+	ASSERT_EPOCH_IS(b, 103, 1);
+	gr_dirty_consumer_del(a);
+	gr_dirty_consumer_del(b);
+	gr_dirty_free(d);
+}
+
 TEST(each_consumer_gets_ranges_that_were_marked_as_a_whole)
 {
 	struct gr_dirty *d = make(2 * CHUNK);
