@@ -15,6 +15,7 @@ enum { AT_ONCE = 64 << 10 };
 struct way {
 	int from, to;
 	uint64_t bytes_per_s; /* 0: at once */
+	uint64_t bytes;	      /* passed on */
 	pthread_t thread;
 };
 
@@ -80,6 +81,7 @@ static void *pass_on(void *opaque)
 		if (n == 0) {
 			break;
 		}
+		w->bytes += (uint64_t)n;
 	}
 	(void)shutdown(w->to, SHUT_WR);
 	free(buffer);
@@ -123,9 +125,13 @@ struct bench_link *bench_link_start(const char *from, const char *to, uint64_t b
 	return l;
 }
 
-void bench_link_end(struct bench_link *l)
+uint64_t bench_link_end(struct bench_link *l)
 {
+	uint64_t bytes;
+
 	(void)pthread_join(l->thread, NULL);
+	bytes = l->there.bytes;
 	close(l->listener);
 	free(l);
+	return bytes;
 }

@@ -16,7 +16,7 @@ struct bench_link;
  */
 struct bench_link *bench_link_start(const char *from, const char *to, uint64_t bytes_per_s);
 
-/* When both ends have closed. */
-void bench_link_end(struct bench_link *link);
+/* When both ends have closed. Returns how many bytes it passed on to the second one. */
+uint64_t bench_link_end(struct bench_link *link);
 
 #endif

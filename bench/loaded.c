@@ -38,6 +38,7 @@ static const double GAP_S = (double)GUEST_PAGE * 100 / DIRTY_PERCENT / LINK_BYTE
 struct seen {
 	double total_s; /* from the order to the guest's first store over there */
 	double gap_s;	/* its longest standstill meanwhile, and for a while after */
+	double sent_mib; /* through the link */
 };
 
 /* Both memories, for whoever looks at them. */
@@ -407,7 +408,7 @@ static struct seen over_link(struct bench_machine *m, const char *dst_file,
 	link = bench_link_start(here + strlen("unix:"), there + strlen("unix:"), LINK_BYTES_PER_S);
 	m->uri = there;
 	seen = move(m, dst_file, here);
-	bench_link_end(link);
+	seen.sent_mib = (double)bench_link_end(link) / (1 << 20);
 	return seen;
 }
 
@@ -419,6 +420,9 @@ void bench_loaded(const struct bench_options *o, const char *tmp, const char *qe
 	struct bench_result gap = { .name = "migrate.loaded/downtime",
 				    .unit = "s",
 				    .peer_name = qemu_name };
+	struct bench_result sent = { .name = "migrate.loaded/sent",
+				     .unit = "MiB",
+				     .peer_name = qemu_name };
 	char file[64], dst_file[80], floppy[64];
 	struct bench_machine m = {
 		.tmp = tmp, .src_file = file, .floppy = floppy, .bytes = o->size_mib << 18
@@ -443,9 +447,11 @@ void bench_loaded(const struct bench_options *o, const char *tmp, const char *qe
 		peer = over_link(&m, dst_file, qemus);
 		bench_add(&total, us.total_s, peer.total_s);
 		bench_add(&gap, us.gap_s, peer.gap_s);
+		bench_add(&sent, us.sent_mib, peer.sent_mib);
 	}
 	bench_print(o, &total);
 	bench_print(o, &gap);
+	bench_print(o, &sent);
 	(void)unlink(file);
 	(void)unlink(dst_file);
 }
