@@ -36,6 +36,12 @@ void gr_model_harvest(struct gr_model *m, uint64_t pages, uint64_t cost_ns, uint
 	m->harvested_ns = now_ns;
 }
 
+/* What a page takes on the wire: fewer bytes than it has where differences are sent. */
+static uint64_t wire_bytes(const struct gr_model *m, uint64_t page_bytes)
+{
+	return m->pages == 0 ? page_bytes : GR_MIN(page_bytes, m->bytes / m->pages);
+}
+
 uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t page_bytes)
 {
 #ifdef GR_MUTANT_MODEL_ALWAYS_GUESSES
@@ -53,9 +59,7 @@ uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t
 	if (bandwidth == 0) {
 		return UINT64_MAX;
 	}
-	if (m->pages != 0) {
-		page_bytes = GR_MIN(page_bytes, m->bytes / m->pages);
-	}
+	page_bytes = wire_bytes(m, page_bytes);
 	dirtied = (unsigned __int128)m->dirty_pages_per_s * (pause + m->harvest_ns) /
 		  GR_NS_PER_S;
 	send = (((unsigned __int128)pages + dirtied) * page_bytes + m->state_bytes) * GR_NS_PER_S /
@@ -79,4 +83,16 @@ bool gr_model_fits(const struct gr_model *m, uint64_t pages, uint64_t page_bytes
 	fixed = (unsigned __int128)m->state_bytes * GR_NS_PER_S / bandwidth;
 	fixed += (unsigned __int128)m->pause_ns + m->state_ns + m->answer_ns;
 	return fixed > m->limit_ns - m->limit_ns / 4 && total <= fixed + m->limit_ns / 4;
+}
+
+bool gr_model_gains(const struct gr_model *m, uint64_t pages, uint64_t page_bytes)
+{
+	uint64_t bandwidth = gr_model_bandwidth(m);
+	unsigned __int128 send;
+
+	if (bandwidth == 0) {
+		return false;
+	}
+	send = (unsigned __int128)pages * wire_bytes(m, page_bytes) * GR_NS_PER_S / bandwidth;
+	return send > m->limit_ns / 8 && m->dirty_pages_per_s * send / GR_NS_PER_S <= pages / 2;
 }

@@ -73,4 +73,15 @@ uint64_t gr_model_downtime_ns(const struct gr_model *m, uint64_t pages, uint64_t
  */
 bool gr_model_fits(const struct gr_model *m, uint64_t pages, uint64_t page_bytes);
 
+/**
+ * Whether one more round is worth its time for a guest that may be stopped now: sending these pages takes
+ * more than an eighth of the limit, and so little is dirtied meanwhile that half of them at most are left. The move
+ * takes longer by what is sent twice, the standstill shorter by the rest.
+ * @param m          The model, with a limit.
+ * @param pages      As above.
+ * @param page_bytes As above.
+ * @return true if so.
+ */
+bool gr_model_gains(const struct gr_model *m, uint64_t pages, uint64_t page_bytes);
+
 #endif

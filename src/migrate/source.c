@@ -353,151 +353,6 @@ static int step_start(struct gr_source *s, struct gr_error *err)
 	return move(s, GR_MIGRATE_ACTIVE, err);
 }
 
-static bool reads_early(const struct gr_source *s)
-{
-#ifdef GR_MUTANT_MIGRATE_READ_FIRST
-	return s->phase != GR_SOURCE_ENDED; /* against O2 */
-#else
-	return s->params.fault == GR_FAULT_EARLY_READ;
-#endif
-}
-
-/*
- * Sync, then begin: an epoch of what was written until now (O2, O4). What is no block's,
- * or not to be migrated, is dropped, so that the count is what there is to send.
- */
-static int harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *err)
-{
-	uint64_t begin = gr_clock_ns(), now;
-	struct gr_migrate_stats *stats;
-	int rc = 0;
-
-	if (reads_early(s) && !s->final) {
-		rc = gr_source_fault_early_read(s, err);
-	}
-	if (rc == 0 && s->track && !s->stopped) {
-		rc = gr_track_sync(s->track, err);
-	}
-	if (rc == 0) {
-		rc = gr_dirty_epoch_begin(s->consumer, NULL, err);
-	}
-	if (rc < 0) {
-		return rc;
-	}
-	s->epoch = true;
-	s->cursor = s->run_end = 0;
-	s->lost = false;
-	/* After begin: a block whose marks are in the epoch is in the list by now. */
-	rc = gr_source_follow_blocks(s, err);
-	if (rc < 0) {
-		return rc;
-	}
-	gr_source_trim_epoch(s);
-	*ret_pages = gr_dirty_epoch_pages(s->consumer);
-	now = gr_clock_ns();
-	gr_model_harvest(&s->model, *ret_pages, now - begin, now);
-	s->rounds++;
-	stats = gr_progress_lock(&s->progress);
-	stats->rounds = s->rounds;
-	stats->remaining_bytes = *ret_pages * s->page_bytes;
-	stats->dirty_pages_per_s = s->model.dirty_pages_per_s;
-	gr_progress_unlock(&s->progress);
-	return 0;
-}
-
-/* The guest is slowed down if that is wanted and needed. */
-static void throttle(struct gr_source *s, uint64_t pages)
-{
-	unsigned int before = s->throttle.percent, percent;
-	struct gr_migrate_stats *stats;
-
-	if (!s->params.auto_converge) {
-		return;
-	}
-	/* The first harvest is all there is, not what was dirtied. */
-	percent = gr_throttle_harvest(&s->throttle, s->rounds > 1 ? pages * s->page_bytes : 0,
-				      gr_source_bytes(s), gr_clock_ns());
-	if (percent != before) {
-		s->ops.throttle(s->ops.opaque, percent);
-		stats = gr_progress_lock(&s->progress);
-		stats->throttle_percent = percent;
-		gr_progress_unlock(&s->progress);
-	}
-}
-
-/* As QEMU: who waits for the destination's word waits for it whatever the rest. */
-static bool may_switch(const struct gr_source *s)
-{
-#ifdef GR_MUTANT_SWITCH_WITHOUT_ACK
-	(void)s;
-	return true;
-#else
-	return !s->params.switchover_ack || s->switchover_acked;
-#endif
-}
-
-/* Nothing to send: an empty section lets the destination look whether it is ready. */
-static int wait_for_ack(struct gr_source *s, struct gr_error *err)
-{
-	int rc = 0;
-
-	if (!s->section) {
-		s->section = true;
-		rc = gr_stream_write_section(s->writer, GR_SECTION_PART, err);
-	}
-	if (rc == 0) {
-		rc = gr_source_close_section(s, err);
-	}
-	if (rc == 0) {
-		rc = gr_stream_flush(s->writer, err);
-	}
-	return rc < 0 ? rc : gr_source_wait_slice(s, err);
-}
-
-static int step_harvest(struct gr_source *s, struct gr_error *err)
-{
-	struct gr_migrate_stats *stats;
-	const uint64_t wire_bytes = s->page_bytes + sizeof(uint64_t);
-	uint64_t pages, expected;
-	int rc;
-
-	if (s->epoch) {
-		(void)gr_dirty_epoch_commit(s->consumer);
-		s->epoch = false;
-	}
-	rc = harvest(s, &pages, err);
-	if (rc < 0) {
-		return rc;
-	}
-	throttle(s, pages);
-	expected = gr_model_downtime_ns(&s->model, pages, wire_bytes);
-	stats = gr_progress_lock(&s->progress);
-	stats->expected_downtime_ns = expected == UINT64_MAX ? 0 : expected;
-	gr_progress_unlock(&s->progress);
-	(void)gr_progress_tell(&s->progress, s->ops.progress, s->ops.opaque, true);
-	s->phase = GR_SOURCE_ROUND;
-	/* Rounds may be too short for who looks now and then. */
-	if (!may_switch(s)) {
-		rc = gr_source_check_peer(s, err);
-		if (rc < 0) {
-			return rc;
-		}
-	}
-	/* The first harvest is everything there is: at least one round goes first. */
-	if (s->rounds > 1 && !may_switch(s)) {
-		return pages == 0 ? wait_for_ack(s, err) : 0;
-	}
-	if (s->rounds > 1 && (gr_model_fits(&s->model, pages, wire_bytes) || pages == 0 ||
-			      (s->params.rounds_max != 0 && s->rounds > s->params.rounds_max))) {
-		s->switch_next = true;
-		/* To be sure of damage the fault sends these while the guest goes on writing. */
-		if (s->params.fault != GR_FAULT_SKIP_FINAL_SYNC) {
-			s->phase = GR_SOURCE_SWITCH;
-		}
-	}
-	return 0;
-}
-
 /* Sleeps a slice of what the bandwidth limit asks for. Returns whether to go on sending. */
 static bool pace(struct gr_source *s)
 {
@@ -523,7 +378,10 @@ static int step_round(struct gr_source *s, struct gr_error *err)
 	if (!pace(s)) {
 		return 0;
 	}
-	rc = gr_source_send_batch(s, err);
+	rc = gr_source_look_again(s, err);
+	if (rc == 0) {
+		rc = gr_source_send_batch(s, err);
+	}
 	if (rc < 0) {
 		return rc;
 	}
@@ -591,7 +449,7 @@ static int step_paused(struct gr_source *s, struct gr_error *err)
 			(void)gr_dirty_epoch_abort(s->consumer);
 			s->epoch = false;
 		}
-		rc = harvest(s, &pages, err);
+		rc = gr_source_harvest(s, &pages, err);
 		end_part(s, &s->downtime.harvest_ns);
 	}
 #ifdef GR_MUTANT_MIGRATE_HARVEST_BEFORE_PAUSE
@@ -610,7 +468,7 @@ static int step_switch(struct gr_source *s, struct gr_error *err)
 	/* A block that came now would not get across. */
 	freeze(s, FROZEN_END);
 	rc = gr_source_close_section(s, err);
-	if (rc == 0 && reads_early(s)) {
+	if (rc == 0 && gr_source_reads_early(s)) {
 		rc = gr_source_fault_early_read(s, err);
 	}
 	if (rc == 0 && !s->params.pause_before_switchover) {
@@ -740,7 +598,7 @@ static int step(struct gr_source *s, struct gr_error *err)
 	case GR_SOURCE_START:
 		return step_start(s, err);
 	case GR_SOURCE_HARVEST:
-		return step_harvest(s, err);
+		return gr_source_next_round(s, err);
 	case GR_SOURCE_ROUND:
 		return step_round(s, err);
 	case GR_SOURCE_SWITCH:

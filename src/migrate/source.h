@@ -34,11 +34,15 @@ enum {
 	GR_SOURCE_BATCH_LOOKS = 4096,			 /* pages looked at in one batch, at most */
 	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
 	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */
+	GR_SOURCE_LOOK_COST = 20,	/* a look in mid-round costs so much of the time at most: 1 in 20 */
+	GR_SOURCE_GAINS = 3,		/* rounds that are not needed, at most */
 	GR_SOURCE_RAM_SECTION = 2,	/* section id of 'ram'; the devices' follow */
 };
 /* How long a peer may take to answer the first PING. */
 #define GR_SOURCE_PEER_NS     (20 * GR_NS_PER_S)
 #define GR_SOURCE_DOWNTIME_NS (300 * GR_NS_PER_MS)
+/* From one look at the trackers to the next. */
+#define GR_SOURCE_LOOK_NS     (30 * GR_NS_PER_MS)
 
 /* What the next step does. */
 enum gr_source_phase {
@@ -134,10 +138,28 @@ struct gr_source {
 	bool paused;			      /* (o) the machine was stopped by us */
 	bool epoch;			      /* (o) one is open */
 	bool section;			      /* (o) a section is open in the stream */
+	uint64_t look_ns;		      /* (o) when the trackers are asked in mid-round */
+	uint64_t waiting_pages;		      /* (o) known to be in the next epoch */
+	uint32_t gains;			      /* (o) rounds that were not needed, to stop it shorter */
 	bool switch_next;		      /* (o) the decision has fallen */
 	bool final;			      /* (o) nobody writes guest memory any more */
 	bool lost;			      /* (o) GR_FAULT_LOSE_PAGE: this round's page */
 };
+
+/* source_round.c */
+
+/** The end of a round: harvest, then send the next one or stop the guest. @return 0 or a negative errno. */
+GR_MUST_CHECK int gr_source_next_round(struct gr_source *s, struct gr_error *err);
+
+/**
+ * Sync, then begin: an epoch of what was written until now (O2, O4). What is no block's, or not to
+ * be migrated, is dropped, so that the count is what there is to send.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *err);
+
+/** In mid-round: leave what is dirty again to the next one. Now and then. @return 0 or a negative errno. */
+GR_MUST_CHECK int gr_source_look_again(struct gr_source *s, struct gr_error *err);
 
 /* source_send.c */
 
@@ -287,6 +309,9 @@ GR_MUST_CHECK int gr_source_fault_early_read(struct gr_source *s, struct gr_erro
 /** @return What was copied of a page, or NULL: read the page itself. */
 const uint8_t *gr_source_fault_early_page(const struct gr_source *s,
 					  const struct gr_ram_block *block, uint64_t offset);
+
+/** @return Whether pages are read before they are harvested: GR_FAULT_EARLY_READ. */
+bool gr_source_reads_early(const struct gr_source *s);
 
 /** GR_FAULT_LOSE_PAGE: take one page out of the batch, once a round. */
 void gr_source_fault_lose_page(struct gr_source *s);

@@ -9,6 +9,15 @@
 #include <stdlib.h>
 #include <string.h>
 
+bool gr_source_reads_early(const struct gr_source *s)
+{
+#ifdef GR_MUTANT_MIGRATE_READ_FIRST
+	return s->phase != GR_SOURCE_ENDED; /* against O2 */
+#else
+	return s->params.fault == GR_FAULT_EARLY_READ;
+#endif
+}
+
 void gr_source_fault_end(struct gr_source *s)
 {
 	for (uint32_t i = 0; i < s->shadows; i++) {

@@ -147,7 +147,7 @@ void gr_source_trim_epoch(struct gr_source *s)
 /*
  * The run of dirty pages at or after the cursor. Runs can be as long as RAM and finding
  * their end costs by their length, so the end of the present one is kept; nobody but us
- * takes pages out of our epoch.
+ * takes pages out of our epoch, and gr_source_look_again() has it looked for anew.
  */
 static bool next_run(struct gr_source *s, uint64_t *ret_first, uint64_t *ret_pages)
 {
@@ -501,7 +501,7 @@ static void count_batch(struct gr_source *s)
 	stats->xbzrle_misses += b->xbzrle_misses;
 	stats->xbzrle_overflows += b->xbzrle_overflows;
 	stats->final_pages += s->final ? b->found + b->zero_pages : 0;
-	stats->remaining_bytes = left * s->page_bytes;
+	stats->remaining_bytes = (left + s->waiting_pages) * s->page_bytes;
 	stats->transferred_bytes = gr_source_bytes(s);
 	stats->section_ns_max = s->watch.ns_max;
 	stats->bandwidth_bytes_per_s = gr_model_bandwidth(&s->model);

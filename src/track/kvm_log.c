@@ -281,6 +281,15 @@ static int sync_all(struct gr_tracker *t, struct gr_error *err)
 	return gr_kvm_log_sync(kvm_of(t), err);
 }
 
+/* GET leaves the bits where they are, and CLEAR comes with the re-arming. */
+static bool repeats(struct gr_tracker *t)
+{
+	struct gr_kvm_memory *kvm = kvm_of(t);
+
+	GR_MUTEX_GUARD(&kvm->lock);
+	return kvm->manual;
+}
+
 static int rearm(struct gr_tracker *t, struct gr_ram_block *block, uint64_t offset, uint64_t bytes,
 		 struct gr_error *err)
 {
@@ -294,6 +303,7 @@ static const struct gr_tracker_ops kvm_log_ops = {
 	.start = start,
 	.stop = stop,
 	.sync = sync_all,
+	.repeats = repeats,
 	.rearm = rearm,
 };
 

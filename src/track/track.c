@@ -554,6 +554,18 @@ int gr_track_sync(struct gr_track *track, struct gr_error *err)
 	return first;
 }
 
+bool gr_track_repeats(const struct gr_track *track)
+{
+	for (unsigned int i = 0; i < track->tracker_count; i++) {
+		struct gr_tracker *t = track->trackers[i];
+
+		if (t->ops->repeats && t->ops->repeats(t)) {
+			return true;
+		}
+	}
+	return false;
+}
+
 int gr_track_rearm(struct gr_track *track, struct gr_ram_block *block, uint64_t offset,
 		   uint64_t bytes, struct gr_error *err)
 {

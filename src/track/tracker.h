@@ -75,6 +75,11 @@ struct gr_tracker_ops {
 	int (*sync_block)(struct gr_tracker *t, struct gr_ram_block *block, struct gr_error *err);
 
 	/*
+	 * Whether sync reports what it has reported before, until that is re-armed. NULL: never.
+	 */
+	bool (*repeats)(struct gr_tracker *t);
+
+	/*
 	 * Whether rearm has anything to do for these bytes: a look at the debt without a lock,
 	 * so that a page without debt costs nothing. NULL: always, if there is a rearm.
 	 */
@@ -112,5 +117,8 @@ int gr_tracker_kvm_ring_create(struct gr_ram *ram, const struct gr_tracker_param
  * here on, also when this fails.
  */
 int gr_track_use_tracker(struct gr_track *track, struct gr_tracker *tracker, struct gr_error *err);
+
+/* Whether a sync may report pages again that nobody has stored to, because they were not re-armed. */
+bool gr_track_repeats(const struct gr_track *track);
 
 #endif

@@ -115,6 +115,11 @@ static inline int fake_sync(struct gr_tracker *t, struct gr_error *err)
 	return 0;
 }
 
+static inline bool fake_repeats(struct gr_tracker *t)
+{
+	return fake_log_of(t)->manual_protect;
+}
+
 static inline int fake_clear(void *opaque, uint64_t page, uint64_t pages, const uint64_t *mask_le,
 			     struct gr_error *err)
 {
@@ -164,6 +169,7 @@ static inline struct fake_log *fake_log_use(struct gr_track *track, bool manual_
 		.block_add = fake_block_add,
 		.block_del = fake_block_del,
 		.sync = fake_sync,
+		.repeats = fake_repeats,
 		.rearm_due = fake_rearm_due,
 		.rearm = fake_rearm,
 	};

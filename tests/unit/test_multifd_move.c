@@ -360,7 +360,7 @@ static int save_nothing(void *opaque, struct gr_state_writer *writer, struct gr_
 static void listen_to(enum gr_multifd_dialect dialect, struct drain d[3], uint64_t *ret_rounds)
 {
 	struct gr_source_ops ops = { .pause = no_pause, .resume = no_resume, .save = save_nothing };
-	struct gr_source_params params = { .size = sizeof(params), .plain = true };
+	struct gr_source_params params = { .size = sizeof(params), .plain = true, .look_ns = UINT64_MAX };
 	struct gr_channel *ch[3][2], *further[2];
 	struct gr_multifd multifd = { .channels = further, .count = 2, .dialect = dialect };
 	struct gr_ram *ram = move_ram();

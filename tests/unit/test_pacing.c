@@ -200,4 +200,20 @@ TEST(what_was_measured_is_counted_instead_of_guessed)
 	ASSERT_EQ(gr_model_downtime_ns(&m, 0, 4104), known + 20000000u);
 }
 
+TEST(a_round_is_worth_its_time_if_it_halves_a_wait_that_is_worth_mentioning)
+{
+	struct gr_model m = { .limit_ns = 300000000 };
+
+	ASSERT(!gr_model_gains(&m, 10000, 4104)); /* nothing is known of the channel */
+	gr_model_sample(&m, 100000, 410400000, 1000000000); /* 10 us a page */
+	ASSERT(gr_model_gains(&m, 10000, 4104));
+	ASSERT(gr_model_gains(&m, 3800, 4104)); /* 38 ms; an eighth of the limit is 37.5 */
+	ASSERT(!gr_model_gains(&m, 3700, 4104));
+	gr_model_harvest(&m, 30000, 0, 1000000000);
+	gr_model_harvest(&m, 30000, 0, 2000000000); /* 0.3 of what goes out */
+	ASSERT(gr_model_gains(&m, 10000, 4104));
+	gr_model_harvest(&m, 51000, 0, 3000000000);
+	ASSERT(!gr_model_gains(&m, 10000, 4104));
+}
+
 TEST_MAIN()
