@@ -320,7 +320,9 @@ struct gr_destination_params {
 	/** As in gr_source_params: blocks of shared files have their content already, and must be there
 	 *  under the same names before the move. A source that has it off, or does not take the same
 	 *  blocks for shared, is refused; so is a block here whose file was made or got its length when
-	 *  the block was added. That both have the same file is for you to see to. */
+	 *  the block was added. One of ours also says which file it has: another one, or another place in
+	 *  it, is refused if both run since the same boot of one machine. Otherwise, and with a QEMU, that
+	 *  both have the same file is for you to see to. */
 	bool ignore_shared;
 	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */
 };

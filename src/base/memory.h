@@ -114,6 +114,17 @@ int gr_file_set_bytes(int fd, uint64_t bytes);
 /* All that was stored, through whatever mapping, is in the file when this returns. */
 int gr_file_write_back(int fd);
 
+/*
+ * Which file it is, for who runs on the same machine since the same boot: two descriptors of one file
+ * agree, and those of two files differ. Zero: not known.
+ */
+enum { GR_BOOT_ID_BYTES = 16 };
+struct gr_file_identity {
+	uint8_t boot[GR_BOOT_ID_BYTES];
+	uint64_t device, inode; /* of a device node: which device, and 0 */
+};
+void gr_file_identify(int fd, struct gr_file_identity *ret_identity);
+
 /* For gr_aligned_free() only. bytes is a multiple of align. NULL: no memory. */
 void *gr_aligned_alloc(size_t align, size_t bytes);
 void gr_aligned_free(void *memory);

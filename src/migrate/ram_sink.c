@@ -4,8 +4,8 @@
 #include "base/mutex.h"
 #include "migrate/holes.h"
 #include "migrate/place.h"
-#include "ram/ram.h"
 #include "migrate/section.h"
+#include "ram/untouched.h"
 #include <errno.h>
 #include <guestram/ram_change.h>
 #include <stdio.h>
@@ -362,6 +362,21 @@ static bool is_at(struct gr_ram_sink *sink, const struct gr_ram_block *block, ui
 	return there ? there == block && offset == 0 : !is_mapped(sink, block);
 }
 
+/* Both know which file it is, on the same machine since the same boot, and it is not the same. */
+static bool is_another_file(const struct gr_ram_block *block, const struct gr_stream_block *entry)
+{
+	const struct gr_file_identity *here = &gr_block(block)->file, *there = &entry->file;
+	static const uint8_t unknown[GR_BOOT_ID_BYTES];
+
+#ifdef GR_MUTANT_SINK_ANY_FILE
+	return false;
+#endif
+	return memcmp(there->boot, unknown, sizeof(unknown)) != 0 &&
+	       memcmp(there->boot, here->boot, sizeof(there->boot)) == 0 &&
+	       (here->device != there->device || here->inode != there->inode ||
+		block->fd_offset != entry->file_offset);
+}
+
 /*
  * What one side leaves where it is and the other one waits for would be missing. One of ours says which
  * blocks those are; a QEMU does not, see finish_shared() and sent_although_shared().
@@ -390,6 +405,15 @@ static int check_shared(struct gr_ram_sink *sink, const struct gr_ram_block *blo
 				    "(x-ignore-shared)",
 				    entry->id,
 				    here ? "here and not at the source" : "at the source and not here");
+	}
+	if (is_another_file(block, entry)) {
+		return gr_error_set(err, -EINVAL,
+				    "block '%s' is another file here (inode %llu, from byte %llu) than at the "
+				    "source (%llu, %llu): both must have it from the same file (x-ignore-shared)",
+				    entry->id, (unsigned long long)gr_block(block)->file.inode,
+				    (unsigned long long)block->fd_offset,
+				    (unsigned long long)entry->file.inode,
+				    (unsigned long long)entry->file_offset);
 	}
 	if (!is_at(sink, block, entry->gpa)) {
 		return gr_error_set(err, -EINVAL,
@@ -741,6 +765,18 @@ int gr_ram_sink_load_devices(const struct gr_destination_ops *ops, struct gr_tai
 	return rc;
 }
 
+/* Nothing of it is plugged in here (virtio-mem): a QEMU names no page of such a block. */
+static bool is_unplugged(const struct sink_block *b)
+{
+	uint64_t end;
+	bool plugged;
+
+	gr_ram_look_begin(b->block);
+	plugged = gr_ram_plugged_locked(b->block, 0, b->bytes, &end);
+	gr_ram_look_end(b->block);
+	return !plugged && end >= b->bytes;
+}
+
 /* All has come: what another process has stored is ours now, and what should have come is not missing. */
 static int finish_shared(const struct gr_ram_sink *sink, struct sink_block *b, struct gr_error *err)
 {
@@ -751,11 +787,12 @@ static int finish_shared(const struct gr_ram_sink *sink, struct sink_block *b, s
 #ifdef GR_MUTANT_SINK_TRUSTS_SHARED
 	return 0;
 #endif
-	/* Each page of each block that travels is named, were it only as zero. */
-	if (sink->ignore_shared && !b->announced && gr_load_relaxed(&b->placed_pages) == 0) {
+	/* Each page of each block that travels is named, were it only as zero; each that is plugged in, that is. */
+	if (sink->ignore_shared && !b->announced && gr_load_relaxed(&b->placed_pages) == 0 &&
+	    !is_unplugged(b)) {
 		return gr_error_set(err, -EINVAL,
 				    "block '%s': nothing of it came: it is shared memory at the source and "
-				    "not here (x-ignore-shared)",
+				    "not here (x-ignore-shared), or all unplugged there and not here",
 				    b->block->id);
 	}
 	return 0;

@@ -233,7 +233,8 @@ static int take_command(struct gr_receive *r, const struct gr_stream_record *rec
 	if (value == GR_PING_FEATURES && !r->params.plain) {
 		struct gr_return_path_message features = { .type = GR_RETURN_FEATURES,
 							   .value = 1,
-							   .flags = GR_FEATURE_PAGE_RANGE };
+							   .flags = GR_FEATURE_PAGE_RANGE |
+								    GR_FEATURE_FILE_IDENTITY };
 
 		/* Before the PONG: a source that has the PONG knows what we are. */
 		rc = gr_return_path_write(r->channel, &features, err);

@@ -312,6 +312,7 @@ static int step_start(struct gr_source *s, struct gr_error *err)
 	}
 	gr_source_multifd_set_dialect(s);
 	s->table.promised = s->ours;
+	s->table.tells_files = s->file_identity;
 	rc = gr_source_blocks_fill(&s->table, s->ram, &s->watch, err);
 	if (rc == 0) {
 		rc = gr_source_blocks_describe(&s->table, &descs, err);

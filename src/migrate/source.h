@@ -132,6 +132,7 @@ struct gr_source {
 	bool ours;			      /* (o) the peer is a guestram */
 	bool answer_expected;		      /* (o) it will say SHUT */
 	bool page_ranges;		      /* (o) it takes PAGE_RANGE */
+	bool file_identity;		      /* (o) it may be told which file a block is */
 	bool switchover_acked;		      /* (o) it has said SWITCHOVER_ACK */
 	bool tracking;			      /* (o) gr_track_start() has succeeded */
 	bool frozen;			      /* (o) gr_ram_freeze() is in force */

@@ -12,7 +12,9 @@ enum { FIRST_CAPACITY = 16, TRIES_MAX = 64 };
 void gr_source_blocks_destroy(struct gr_source_blocks *t)
 {
 	free(t->entries);
-	*t = (struct gr_source_blocks){ .ignore_shared = t->ignore_shared, .promised = t->promised };
+	*t = (struct gr_source_blocks){ .ignore_shared = t->ignore_shared,
+					   .promised = t->promised,
+					   .tells_files = t->tells_files };
 }
 
 static void copy_block(struct gr_source_block *e, const struct gr_ram_block *block, const char *id,
@@ -28,6 +30,8 @@ static void copy_block(struct gr_source_block *e, const struct gr_ram_block *blo
 	e->flags = gr_ram_block_flags(block) & (GR_RAM_READONLY | GR_RAM_NO_MIGRATE);
 	e->flags |= ignored ? (uint32_t)GR_RAM_SHARED : 0;
 	e->ignored = ignored;
+	e->file = gr_block(block)->file;
+	e->file_offset = block->fd_offset;
 	e->wire_index = wire_index;
 	(void)snprintf(e->id, sizeof(e->id), "%s", id);
 }
@@ -204,6 +208,7 @@ int gr_source_blocks_fill(struct gr_source_blocks *t, struct gr_ram *ram,
 {
 	struct gr_source_blocks n = { .ignore_shared = t->ignore_shared,
 				      .promised = t->promised,
+				      .tells_files = t->tells_files,
 				      .capacity = GR_MAX(t->count + 4, (uint32_t)FIRST_CAPACITY) };
 	int ret;
 
@@ -267,6 +272,8 @@ int gr_source_blocks_describe(const struct gr_source_blocks *t,
 			.gpa = e->gpa,
 			.page_bytes = e->page_bytes,
 			.flags = e->flags,
+			.file = t->tells_files && e->ignored ? &e->file : NULL,
+			.file_offset = e->file_offset,
 		};
 	}
 	*ret_descs = descs;

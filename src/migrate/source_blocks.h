@@ -20,6 +20,8 @@ struct gr_source_block {
 	uint64_t gpa; /* UINT64_MAX: not mapped */
 	uint32_t page_bytes;
 	uint32_t flags;
+	struct gr_file_identity file; /* and where in it the block starts */
+	uint64_t file_offset;
 	bool ignored;	     /* x-ignore-shared: the destination has it; no page travels */
 	uint32_t wire_index; /* place in the order of the list: biggest first */
 	char id[GR_RAM_ID_BYTES_MAX + 1];
@@ -28,6 +30,7 @@ struct gr_source_block {
 /* Zero-initialise. */
 struct gr_source_blocks {
 	bool ignore_shared, promised; /* gr_ram_block_is_shared_file(); set by the owner */
+	bool tells_files;	      /* so is this: the destination takes identities of files */
 	struct gr_source_block *entries; /* by RAM address */
 	uint32_t count;
 	uint32_t capacity;

@@ -117,6 +117,10 @@ int gr_source_await_peer(struct gr_source *s, struct gr_error *err)
 	if (msg.type == GR_RETURN_FEATURES) {
 		s->ours = true;
 		s->page_ranges = (msg.flags & GR_FEATURE_PAGE_RANGE) != 0;
+		s->file_identity = (msg.flags & GR_FEATURE_FILE_IDENTITY) != 0;
+#ifdef GR_MUTANT_SOURCE_FILES_UNASKED
+		s->file_identity = true;
+#endif
 #ifdef GR_MUTANT_SOURCE_RANGES_UNASKED
 		s->page_ranges = true;
 #endif

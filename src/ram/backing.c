@@ -172,6 +172,9 @@ int gr_backing_map(struct gr_block *block, const struct gr_ram_block_desc *desc,
 		gr_backing_unmap(block);
 		return ret;
 	}
+	if (desc->backing != GR_RAM_MEMFD) {
+		gr_file_identify(block->pub.fd, &block->file);
+	}
 	block->release = desc->release;
 	block->opaque = desc->opaque;
 	return 0;

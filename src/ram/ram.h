@@ -70,6 +70,7 @@ struct gr_block {
 	struct gr_windows *windows;    /* (c) host is NULL: what is mapped instead */
 	char *made_path;	       /* the file that came with it; until the block is on the list */
 	bool made_longer;	       /* (c) its file was empty, or there was none */
+	struct gr_file_identity file;  /* (c) of the fd, if it did not come with a memfd of ours */
 	bool named;		       /* (c) its file was opened by its path: others can do the same */
 	bool file_locked;	       /* nobody else has mapped it since; as above */
 	int lock_fd;		       /* that has the lock if pub.fd shares its locks, or -1; as above */

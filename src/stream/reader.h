@@ -55,6 +55,8 @@ struct gr_stream_block {
 	uint64_t gpa;
 	uint32_t page_bytes;  /* of the sender's backing; 0 = not said */
 	uint32_t flags;	      /* the announcing peer's, passed through */
+	struct gr_file_identity file; /* shared memory's, if an announcement said so, or zero */
+	uint64_t file_offset;	      /* and where the block starts in it */
 	bool alive;
 	void *user; /* the consumer's; never touched by the reader, NULL at first */
 };

@@ -340,10 +340,29 @@ static int next_blocks(struct gr_stream_reader *r, struct gr_stream_record *rec,
 	return 1;
 }
 
+/* Which file the block is, behind its entry. */
+static int announced_file(struct gr_stream_reader *r, struct gr_stream_block *b)
+{
+	const uint8_t *p;
+	int code = reader_need(r, GR_RAM_ANNOUNCE_FILE_BYTES, "an announcement of blocks");
+
+	if (code < 0) {
+		return code;
+	}
+	p = r->buf + r->pos;
+	memcpy(b->file.boot, p, GR_BOOT_ID_BYTES);
+	b->file.device = gr_get_be64(p + 16);
+	b->file.inode = gr_get_be64(p + 24);
+	b->file_offset = gr_get_be64(p + 32);
+	reader_consume(r, GR_RAM_ANNOUNCE_FILE_BYTES);
+	return 0;
+}
+
 static int announced_block(struct gr_stream_reader *r, struct gr_stream_block *b)
 {
 	uint64_t byte = r->at;
 	const uint8_t *p;
+	bool has_file;
 	size_t n;
 	int code = reader_str8(r, 0, "a block's id", b->id, &n);
 
@@ -358,7 +377,8 @@ static int announced_block(struct gr_stream_reader *r, struct gr_stream_block *b
 	b->used_bytes = gr_get_be64(p + 8);
 	b->max_bytes = gr_get_be64(p + 16);
 	b->page_bytes = gr_get_be32(p + 24);
-	b->flags = gr_get_be32(p + 28);
+	has_file = (gr_get_be32(p + 28) & GR_RAM_ANNOUNCE_FILE) != 0;
+	b->flags = gr_get_be32(p + 28) & ~GR_RAM_ANNOUNCE_FILE;
 	b->gpa = gr_get_be64(p + 32);
 	code = check_length(r, byte, b->id, b->used_bytes);
 	if (code == 0) {
@@ -379,7 +399,7 @@ static int announced_block(struct gr_stream_reader *r, struct gr_stream_block *b
 				   b->max_bytes, b->page_bytes, b->gpa);
 	}
 	reader_consume(r, n + GR_RAM_ANNOUNCE_FIXED_BYTES);
-	return 0;
+	return has_file ? announced_file(r, b) : 0;
 }
 
 static int next_announce(struct gr_stream_reader *r, struct gr_stream_record *rec, uint64_t count)

@@ -9,6 +9,7 @@
 
 #include "base/compiler.h"
 #include "base/endian.h"
+#include "base/memory.h"
 #include <string.h>
 
 /* file header */
@@ -58,8 +59,15 @@ enum gr_ram_flag {
 	/* ours: [id unless CONTINUE] be64 length, then so many bytes: the pages of the range */
 	GR_RAM_PAGE_RANGE = 0xc00,
 };
-enum { GR_FEATURE_PAGE_RANGE = 1 << 0 }; /* flags of FEATURES: PAGE_RANGE is understood */
+/* Flags of FEATURES. */
+enum {
+	GR_FEATURE_PAGE_RANGE = 1 << 0,	   /* PAGE_RANGE is understood */
+	GR_FEATURE_FILE_IDENTITY = 1 << 1, /* so is an announcement that says which file a block is */
+};
 enum { GR_RAM_ANNOUNCE_FIXED_BYTES = 40 }; /* of an entry, without its id */
+/* In an entry's flags: { boot id, be64 device, be64 inode, be64 offset } follow. */
+#define GR_RAM_ANNOUNCE_FILE (UINT32_C(1) << 31)
+enum { GR_RAM_ANNOUNCE_FILE_BYTES = GR_BOOT_ID_BYTES + 24 };
 enum { GR_XBZRLE_ENCODING = 0x01 };
 
 /* commands: 08 be16 command, be16 length, data */

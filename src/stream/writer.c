@@ -455,7 +455,7 @@ int gr_stream_write_zero_range(struct gr_stream_writer *w, const char *id, uint6
 int gr_stream_write_announce(struct gr_stream_writer *w, const struct gr_stream_block_desc *blocks,
 			     size_t n, struct gr_error *err)
 {
-	uint8_t out[1 + GR_STREAM_ID_BYTES_MAX + GR_RAM_ANNOUNCE_FIXED_BYTES];
+	uint8_t out[1 + GR_STREAM_ID_BYTES_MAX + GR_RAM_ANNOUNCE_FIXED_BYTES + GR_RAM_ANNOUNCE_FILE_BYTES];
 	uint64_t total;
 	int code = check_list(w, blocks, n, &total, err);
 
@@ -473,9 +473,17 @@ int gr_stream_write_announce(struct gr_stream_writer *w, const struct gr_stream_
 		gr_put_be64(out + at + 8, b->used_bytes);
 		gr_put_be64(out + at + 16, b->max_bytes);
 		gr_put_be32(out + at + 24, b->page_bytes);
-		gr_put_be32(out + at + 28, b->flags);
+		gr_put_be32(out + at + 28, b->flags | (b->file ? GR_RAM_ANNOUNCE_FILE : 0));
 		gr_put_be64(out + at + 32, b->gpa);
-		code = put(w, out, at + GR_RAM_ANNOUNCE_FIXED_BYTES, err);
+		at += GR_RAM_ANNOUNCE_FIXED_BYTES;
+		if (b->file) {
+			memcpy(out + at, b->file->boot, GR_BOOT_ID_BYTES);
+			gr_put_be64(out + at + 16, b->file->device);
+			gr_put_be64(out + at + 24, b->file->inode);
+			gr_put_be64(out + at + 32, b->file_offset);
+			at += GR_RAM_ANNOUNCE_FILE_BYTES;
+		}
+		code = put(w, out, at, err);
 	}
 	return code;
 }

@@ -38,6 +38,8 @@ struct gr_stream_block_desc {
 	uint64_t gpa;	      /* UINT64_MAX = not mapped */
 	uint32_t page_bytes;  /* of the backing: a power of two */
 	uint32_t flags;
+	const struct gr_file_identity *file; /* for who has FILE_IDENTITY: the block's, or NULL */
+	uint64_t file_offset;
 };
 
 /**

@@ -3,14 +3,22 @@
 #include "move.h"
 #include <fcntl.h>
 #include <guestram/dirty.h>
+#include <guestram/ram_change.h>
 #include <sys/mman.h>
 
 enum { SHARED_PAGES = 256, OWN_PAGES = 32, OWN_AT = 1 << 24 };
 
 #define SHARED_BYTES ((uint64_t)SHARED_PAGES * MOVE_PAGE)
 
-static char folder[64], path[80], new_path[80];
+static char folder[64], path[80], new_path[80], other_path[80], link_path[80];
 static int fd = -1; /* of the file */
+
+static void make_longer(const char *name, int *ret_fd)
+{
+	*ret_fd = open(name, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	ASSERT(*ret_fd >= 0);
+	ASSERT_EQ(ftruncate(*ret_fd, (off_t)(SHARED_BYTES + MOVE_PAGE)), 0);
+}
 
 static void make_file(void)
 {
@@ -18,9 +26,12 @@ static void make_file(void)
 	ASSERT(mkdtemp(folder));
 	(void)snprintf(path, sizeof(path), "%s/ram", folder);
 	(void)snprintf(new_path, sizeof(new_path), "%s/new", folder);
-	fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	ASSERT(fd >= 0);
-	ASSERT_EQ(ftruncate(fd, (off_t)SHARED_BYTES), 0);
+	(void)snprintf(other_path, sizeof(other_path), "%s/other", folder);
+	(void)snprintf(link_path, sizeof(link_path), "%s/link", folder);
+	make_longer(other_path, &fd);
+	(void)close(fd);
+	make_longer(path, &fd);
+	ASSERT_EQ(link(path, link_path), 0);
 }
 
 /* What is in a machine beside the block "own": "shared" as that file in some way, or as other memory. */
@@ -30,6 +41,9 @@ enum with {
 	A_FILE_ELSEWHERE, /* and another block in its place */
 	A_FILE_FAR_AWAY,  /* and nothing there */
 	A_NEW_FILE,  /* another path, where nothing is yet */
+	ANOTHER_FILE, /* and where there is one of the same length */
+	A_LINK,	      /* another name of the file */
+	A_LATER_PIECE, /* of the file */
 	A_DIRECTORY, /* a file without a name */
 	AN_FD,	     /* of a file that only this machine has */
 	A_PROMISED_FD,
@@ -45,15 +59,23 @@ static void unmap(void *host, uint64_t bytes, void *opaque)
 	(void)munmap(host, bytes);
 }
 
+static const char *path_of(enum with with)
+{
+	return with == A_NEW_FILE   ? new_path :
+	       with == ANOTHER_FILE ? other_path :
+	       with == A_LINK	    ? link_path :
+	       with == A_DIRECTORY  ? folder :
+				      path;
+}
+
 static struct gr_ram_block *add_file(struct gr_ram *ram, enum with with)
 {
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),
 					  .id = "shared",
 					  .used_bytes = SHARED_BYTES,
 					  .backing = GR_RAM_FILE,
-					  .path = with == A_NEW_FILE  ? new_path :
-						  with == A_DIRECTORY ? folder :
-									path,
+					  .path = path_of(with),
+					  .fd_offset = with == A_LATER_PIECE ? MOVE_PAGE : 0,
 					  .flags = with == A_PRIVATE_FILE ? GR_RAM_PRIVATE : 0,
 					  .mapped = true,
 					  .gpa = gr_gpa(with == A_FILE_ELSEWHERE || with == A_FILE_FAR_AWAY ? 2 * OWN_AT : 0),
@@ -117,11 +139,13 @@ static void end(struct move *m)
 	gr_ram_free(m->to);
 	(void)close(fd);
 	(void)unlink(new_path);
+	ASSERT_EQ(unlink(other_path), 0);
+	ASSERT_EQ(unlink(link_path), 0);
 	ASSERT_EQ(unlink(path), 0);
 	ASSERT_EQ(rmdir(folder), 0);
 }
 
-static void nothing_of_it_travels(enum with with, bool plain)
+static void nothing_travels_between(enum with with, enum with there, bool plain)
 {
 	struct move m = { .params = { .ignore_shared = true, .plain = plain },
 			  .to_params = { .ignore_shared = true, .plain = plain } };
@@ -129,7 +153,7 @@ static void nothing_of_it_travels(enum with with, bool plain)
 
 	make_file();
 	from = make(&m.from, with);
-	(void)make(&m.to, with);
+	(void)make(&m.to, there);
 	move_fill(from, test_seed(), 3);
 	move_fill(find(m.from, "own"), test_seed(), 3);
 	move_must_succeed(&m);
@@ -138,6 +162,11 @@ static void nothing_of_it_travels(enum with with, bool plain)
 	ASSERT_EQ(m.to_stats.normal_pages + m.to_stats.zero_pages, OWN_PAGES);
 	ASSERT_EQ(move_compare(m.from, m.to), 0);
 	end(&m);
+}
+
+static void nothing_of_it_travels(enum with with, bool plain)
+{
+	nothing_travels_between(with, with, plain);
 }
 
 TEST(what_is_shared_does_not_travel_and_the_rest_does)
@@ -303,6 +332,48 @@ TEST(a_file_that_was_made_for_the_destination_is_refused)
 {
 	for (int plain = 0; plain < 2; plain++) {
 		refused(A_FILE, true, A_NEW_FILE, true, plain, "'shared': its file was empty or not there");
+	}
+}
+
+/* Of the same length, and not empty: only the files' own numbers can tell. */
+TEST(two_files_of_the_same_length_are_refused)
+{
+	refused(A_FILE, true, ANOTHER_FILE, true, false, "block 'shared' is another file here");
+	refused(A_FILE, true, A_LATER_PIECE, true, false, "block 'shared' is another file here");
+	refused(ANOTHER_FILE, true, A_PROMISED_FD, true, false, "block 'shared' is another file here");
+}
+
+TEST(a_file_by_another_name_is_the_same_file)
+{
+	nothing_travels_between(A_FILE, A_LINK, false);
+	nothing_travels_between(A_LINK, A_PROMISED_FD, false);
+	nothing_travels_between(A_LATER_PIECE, A_LATER_PIECE, false);
+}
+
+/*
+ * A virtio-mem device's memory of which nothing is plugged in: a QEMU names no page of it. If it is so
+ * here, too, nothing is missing.
+ */
+TEST(a_block_that_is_all_unplugged_is_not_taken_for_shared)
+{
+	for (int unplugged = 0; unplugged < 2; unplugged++) {
+		struct move m = { .params = { .ignore_shared = true, .plain = true },
+				  .to_params = { .ignore_shared = true, .plain = true } };
+		struct gr_error err;
+
+		make_file();
+		/* What comes then is what a QEMU sends whose block has nothing plugged in. */
+		(void)make(&m.from, A_FILE);
+		(void)make(&m.to, A_MEMFD);
+		if (unplugged) {
+			ASSERT_EQ(gr_ram_depopulate(find(m.to, "shared"), 0, SHARED_BYTES, &err), 0);
+		}
+		move_run(&m);
+		ASSERT_EQ(m.to_rc, unplugged ? 0 : -EINVAL);
+		if (!unplugged) {
+			ASSERT_HAS(m.to_err.msg, "all unplugged there");
+		}
+		end(&m);
 	}
 }
 

@@ -318,6 +318,43 @@ TEST(an_announcement_is_the_complete_new_list)
 	kit_free(&b);
 }
 
+TEST(an_announcement_says_which_file_a_block_is)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_stream_record rec;
+	struct gr_stream_reader *r;
+	struct kit_source s;
+	const struct gr_stream_block *entry;
+
+	in_part(&b);
+	kit_be64(&b, (2 << 12) | 0x800);
+	announce_entry(&b, "a", 1, 0x10000, 0x10000);
+	b.p[b.n - 12] |= 0x80; /* the flags' highest bit: what follows is there */
+	for (int i = 0; i < 16; i++) {
+		kit_u8(&b, (uint8_t)(0xb0 + i));
+	}
+	kit_be64(&b, 0x11);
+	kit_be64(&b, 0x22);
+	kit_be64(&b, 0x3000);
+	announce_entry(&b, "bb", 2, 0x2000, 0x2000);
+	s = (struct kit_source){ .data = b.p, .n = b.n };
+	r = reader_of(&s);
+	gr_stream_reader_allow_extensions(r);
+	do {
+		ASSERT_EQ(gr_stream_next(r, &rec, NULL), 1);
+	} while (rec.kind != GR_STREAM_ANNOUNCE);
+	entry = gr_stream_reader_block(r, 0);
+	ASSERT_EQ(entry->flags, 5u);
+	ASSERT_EQ(entry->file.boot[0], 0xb0);
+	ASSERT_EQ(entry->file.boot[15], 0xbf);
+	ASSERT_EQ(entry->file.device, (uint64_t)0x11);
+	ASSERT_EQ(entry->file.inode, (uint64_t)0x22);
+	ASSERT_EQ(entry->file_offset, (uint64_t)0x3000);
+	ASSERT_EQ(gr_stream_reader_block(r, 1)->file.boot[0], 0); /* nothing was said of it */
+	gr_stream_reader_free(r);
+	kit_free(&b);
+}
+
 TEST(the_page_size_of_the_configuration_holds)
 {
 	struct kit_bytes b = { 0 };

@@ -204,8 +204,26 @@ static void *read_all(void *opaque)
 	return NULL;
 }
 
-/* Towards a peer of ours that says so or not: whether a range of pages is in what it is sent. */
-static bool sends_ranges(uint8_t flags)
+/* Memory that the caller promises to share. */
+static void add_shared(struct gr_ram *ram)
+{
+	struct gr_ram_block_desc desc = {
+		.size = sizeof(desc),
+		.id = "shared",
+		.used_bytes = MOVE_PAGE,
+		.backing = GR_RAM_FD,
+		.fd = memfd_create("shared", MFD_CLOEXEC),
+		.flags = GR_RAM_SHARED,
+	};
+	struct gr_error err;
+
+	ASSERT_EQ(ftruncate(desc.fd, MOVE_PAGE), 0);
+	ASSERT_EQ(gr_ram_block_add(ram, &desc, NULL, &err), 0);
+	(void)close(desc.fd);
+}
+
+/* Towards a peer of ours that says these FEATURES: whether these bytes are in what it is sent. */
+static bool sends(uint8_t flags, bool shares, const void *bytes, size_t n)
 {
 	uint8_t answers[] = {
 		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, flags, /* FEATURES */
@@ -214,6 +232,7 @@ static bool sends_ranges(uint8_t flags)
 		0,    1,    0, 4, 0,	0,    0, 1,		    /* SHUT 1 */
 	};
 	static struct all_bytes all;
+	struct gr_source_params params = { .size = sizeof(params), .ignore_shared = shares };
 	struct gr_ram *ram = move_ram();
 	struct gr_source *source;
 	struct gr_channel *ch[2];
@@ -221,13 +240,16 @@ static bool sends_ranges(uint8_t flags)
 	pthread_t thread;
 	int rc;
 
+	if (shares) {
+		add_shared(ram);
+	}
 	move_channels(ch);
 	move_fill(move_add(ram, "ram", 8 * MOVE_PAGE, 0, GR_RAM_MEMFD), 1, 0);
 	all.ch = ch[1];
 	all.bytes = 0;
 	ASSERT_EQ(pthread_create(&thread, NULL, read_all, &all), 0);
 	ASSERT_EQ(gr_channel_write_all(ch[1], answers, sizeof(answers) - 8, NULL), 0);
-	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], NULL, NULL, &source, &err), 0);
+	ASSERT_EQ(gr_source_create(ram, NULL, ch[0], &params, NULL, &source, &err), 0);
 	do {
 		struct gr_migrate_stats stats;
 
@@ -247,18 +269,26 @@ static bool sends_ranges(uint8_t flags)
 	gr_channel_close(ch[0], NULL);
 	gr_channel_close(ch[1], NULL);
 	gr_ram_free(ram);
-	for (size_t i = 0; i + 8 <= all.bytes; i++) {
-		if (memcmp(all.data + i, "\0\0\0\0\0\0\x0c\0\3ram", 12) == 0) {
-			return true;
-		}
-	}
-	return false;
+	return memmem(all.data, all.bytes, bytes, n) != NULL;
 }
 
 TEST(ranges_are_for_those_who_have_said_that_they_take_them)
 {
-	ASSERT(sends_ranges(1));
-	ASSERT(!sends_ranges(0));
+	ASSERT(sends(1, false, "\0\0\0\0\0\0\x0c\0\3ram", 12));
+	ASSERT(!sends(0, false, "\0\0\0\0\0\0\x0c\0\3ram", 12));
+}
+
+/* Nor is any other told which file a block is. */
+TEST(identities_of_files_are_for_those_who_have_said_that_they_take_them)
+{
+	uint8_t entry[8];
+
+	gr_put_be32(entry, MOVE_PAGE); /* of the backing; its flags */
+	gr_put_be32(entry + 4, UINT32_C(1) << 31 | GR_RAM_SHARED);
+	ASSERT(sends(2, true, entry, sizeof(entry)));
+	ASSERT(!sends(1, true, entry, sizeof(entry)));
+	gr_put_be32(entry + 4, GR_RAM_SHARED);
+	ASSERT(sends(1, true, entry, sizeof(entry)));
 }
 
 /* A move whose downtime is out of reach: the devices alone are expected to take longer. */

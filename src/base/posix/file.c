@@ -80,6 +80,45 @@ void gr_file_unlock(int fd)
 	(void)flock(fd, LOCK_UN);
 }
 
+/* Linux has one, as 32 digits and dashes. */
+static bool read_boot_id(uint8_t *id)
+{
+	char text[64];
+	size_t digits = 0;
+	int fd = open("/proc/sys/kernel/random/boot_id", O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd >= 0 ? read(fd, text, sizeof(text)) : -1;
+
+	if (fd >= 0) {
+		(void)close(fd);
+	}
+	memset(id, 0, GR_BOOT_ID_BYTES);
+	for (ssize_t i = 0; i < n && digits < 2 * (size_t)GR_BOOT_ID_BYTES; i++) {
+		const char *all = "0123456789abcdef", *found = strchr(all, text[i]);
+
+		if (found && text[i] != '\0') {
+			id[digits / 2] = (uint8_t)(id[digits / 2] << 4 | (found - all));
+			digits++;
+		}
+	}
+	return digits == 2 * (size_t)GR_BOOT_ID_BYTES;
+}
+
+void gr_file_identify(int fd, struct gr_file_identity *ret_identity)
+{
+	struct gr_file_identity identity = { 0 };
+	struct stat st;
+
+	if (fd >= 0 && fstat(fd, &st) == 0 && read_boot_id(identity.boot)) {
+		bool is_device = S_ISCHR(st.st_mode) || S_ISBLK(st.st_mode);
+
+		identity.device = is_device ? st.st_rdev : st.st_dev;
+		identity.inode = is_device ? 0 : st.st_ino;
+		*ret_identity = identity;
+	} else {
+		*ret_identity = (struct gr_file_identity){ 0 };
+	}
+}
+
 int gr_file_duplicate(int fd)
 {
 	int copy = fcntl(fd, F_DUPFD_CLOEXEC, 0);

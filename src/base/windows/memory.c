@@ -176,6 +176,12 @@ void gr_file_remove(const char *path)
 	(void)path;
 }
 
+void gr_file_identify(int fd, struct gr_file_identity *ret_identity)
+{
+	(void)fd;
+	*ret_identity = (struct gr_file_identity){ 0 };
+}
+
 int gr_file_duplicate(int fd)
 {
 	(void)fd;
