@@ -36,6 +36,11 @@ def info(image):
     return json.loads(run("info", image, "--json"))
 
 
+def feature(name):
+    """Whether this kernel has it."""
+    return {f["name"]: f["available"] for f in json.loads(run("features", "--json"))["features"]}[name]
+
+
 def extract(image, block):
     return run("extract", image, block, text=False)
 

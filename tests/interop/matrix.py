@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the matrix is made of: a lane for each pair of QEMUs, in which one source serves all modes."""
+import mmap
 import os
+import resource
 import shutil
 import tempfile
 
@@ -8,11 +10,15 @@ import guestram
 import qemu
 import writer_guest
 from forward import Forward
-from qemu import Qemu, wait_for
+from qemu import Qemu, QemuError, wait_for
 from running import MIB, PAGES, RAM, dots, runs_on
-from tap import Skip, equal
+from stream import Stream
+from tap import Skip, equal, same_bytes
+from wire import Wire
 
 UUID = "12345678-9abc-def0-1234-56789abcdef0"
+PAGE = 4096
+ROM_AT, ROM = 0xfffc0000, 256 << 10  # pc.bios
 LIMIT = 64 * MIB  # of the source, while the guest is to write again what was sent
 ROUNDS = 4
 
@@ -73,6 +79,13 @@ class Lane:
         if version and self.version[end] < version:
             raise Skip(f"{self.name_version(end)} has no {what}")
 
+    def able(self, version, what):
+        """The ends that are at least so new; Skip if none is."""
+        able = [end for end in self.version if self.version[end] >= version]
+        if not able:
+            self.need("source", version, what)
+        return able
+
     def set_up(self, q, end, capabilities, parameters):
         """Capabilities and parameters of either end; Skip where there is no such thing."""
         known = [c["capability"] for c in q.cmd("query-migrate-capabilities")]
@@ -87,12 +100,69 @@ class Lane:
             self.undo += [lambda n=n: q.cmd("migrate-set-parameters", **{n: there[n]}) for n in parameters]
             self.undo += [lambda n=n: q.capability(n, False) for n in reversed(capabilities)]
         for name in capabilities:
-            q.capability(name)
+            try:
+                q.capability(name)
+            except QemuError as error:
+                if str(error) != CANNOT.get(name):
+                    raise
+                raise Skip(KERNEL + str(error)) from None
         if parameters:
             q.cmd("migrate-set-parameters", **parameters)
 
 
+# What a QEMU says to the call that switches a mode on, where the kernel has it not.
+KERNEL = "not with this kernel: "
+CANNOT = {"background-snapshot":
+          "migrate-set-capabilities: Background-snapshot is not supported by host kernel"}
+
 ENDS = ("completed", "failed")
+
+# What a wire can have that says which mode was used. What a row does not name may not be there.
+TELLING = ("xbzrle", "compress", "flush", "packets", "normal_on_channels", "zero_on_channels", "open", "ping",
+           "pong", "shut", "shut-bad", "ack")
+ASKED = {"open": 1, "ping": 1, "pong": 1, "shut": 1}  # a return path that is used
+
+
+class Early(Skip):
+    """The source had sent all before it was told to."""
+
+    def __init__(self):
+        super().__init__("it moved and runs on, but the guest wrote too little for rounds of ours")
+
+
+def stream_in(path, **how):
+    """A file's, as a wire has it."""
+    with open(path, "rb") as f:
+        return File(Stream(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ), **how))
+
+
+class File:
+    def __init__(self, stream):
+        self.stream, self.channels, self.count = stream, [], stream.count
+
+
+def may_lock_memory(n):
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    return soft in (-1, resource.RLIM_INFINITY) or soft >= n or os.geteuid() == 0
+
+
+def says(wire, *, shared=(), capabilities=(), uuid=None, channels=0, **least):
+    """At least so many of each were on the wire, and nothing that belongs to another mode; each page of
+    each block was, except of those that are shared: none."""
+    for kind in {*TELLING, *least}:
+        n, wanted = wire.count[kind], least.get(kind, 0)
+        assert n >= wanted if wanted else n == 0, f"{kind}: {n}, not {wanted}; {dict(wire.count)}"
+    equal(wire.count["ping"], wire.count["pong"], "answers to PING")
+    equal(wire.stream.capabilities, list(capabilities), "capabilities in the configuration")
+    equal(wire.stream.uuid, uuid, "UUID in the configuration")
+    equal(sorted(c.id for c in wire.channels), list(range(channels)), "channels")
+    named = {name: set(pages) for name, pages in wire.stream.named.items()}
+    for channel in wire.channels:
+        for name, pages in channel.named.items():
+            named[name] |= pages
+    for name, block in wire.stream.blocks.items():
+        wanted = set() if name in shared else set(range(0, len(block), PAGE))
+        equal(sorted(named[name] ^ wanted)[:8], [], f"pages of {name} named that should not, or not named")
 
 
 class Move:
@@ -102,7 +172,9 @@ class Move:
         self.lane, self.tmp = lane, tmp
         self.capabilities, self.parameters = list(capabilities), dict(parameters or {})
         self.options = []  # of both QEMUs, which then are for this cell alone
-        self.ram = None
+        self.ram = self.rom = None
+        self.wires = ()
+        self.told = None  # by the source, at the end
 
     def source(self, capabilities=(), parameters=None):
         q = self.lane.running_source(*self.options)
@@ -136,21 +208,27 @@ class Move:
 
     def stopped(self, source):
         """The move is over there: what its RAM was."""
-        source.wait_migrated()
+        self.told = source.wait_migrated()
         equal(source.cmd("query-status")["status"], "postmigrate", "source")
-        self.ram = source.memory(0, RAM)
+        self.ram, self.rom = source.memory(0, RAM), source.memory(ROM_AT, ROM)
 
     def rounds_of(self, source, rounds=2):
         wait_for(lambda: source.migration().get("ram", {}).get("dirty-sync-count", 0) >= rounds,
                  f"{rounds} rounds")
 
-    def live(self, *options, during=None, source=(), rounds=2, follow=True, listen=None):
-        """Through a source of ours, round by round while it comes in; what that counted."""
+    def live(self, *options, during=None, source=(), parameters=None, rounds=2, follow=True, tcp=False,
+             ack_passes=True):
+        """Through a source of ours, round by round while it comes in; what went over both wires."""
         with self.destination(f"unix:{self.tmp}/to") as destination, \
-                Forward(self.tmp, f"unix:{self.tmp}/to", f"rounds={ROUNDS}",
-                        f"uuid={UUID.replace('-', '')}", *options, listen=listen) as forward:
-            source = self.source(source)
-            source.migrate(forward.uri)
+                Wire(self.tmp, "out", f"unix:{self.tmp}/to") as sent, \
+                Forward(self.tmp, sent.uri, f"rounds={ROUNDS}",
+                        f"uuid={UUID.replace('-', '')}", *options) as forward, \
+                Wire(self.tmp, "in", forward.uri, tcp=tcp) as came:
+            source = self.source(source, parameters)
+            self.wires = came, sent
+            for wire in self.wires if not ack_passes else ():
+                wire.ack_passes = False
+            source.migrate(came.uri)
             early = False
             if follow:
                 self.rounds_of(source, rounds)
@@ -165,21 +243,39 @@ class Move:
             else:
                 self.finish(source)
             self.stopped(source)
-            result = forward.result()
-            runs_on(self.tmp, destination, self.ram)
+            forward.result()
+            self.arrived(destination)
+        for wire in came, sent:
+            wire.read("multifd-compression" in self.parameters
+                      and self.parameters["multifd-compression"] != "none")
         if early:
-            raise Skip("it moved and runs on, but the guest wrote too little for rounds of ours")
-        return result
+            raise Early
+        return came, sent
 
     def into(self, start, rounds=2, **more):
-        """Into what start() listens with (guestram.Receiver and the like); what it says at the end."""
-        with start() as receiver:
+        """Into what start() listens with (guestram.Receiver and the like); the wire, and what it says at the
+        end."""
+        with start() as receiver, Wire(self.tmp, "in", receiver.uri) as came:
             source = self.source(**more)
-            source.migrate(receiver.uri)
+            source.migrate(came.uri)
             self.rounds_of(source, rounds)
             self.finish(source)
             self.stopped(source)
-            return receiver.result()
+            result = receiver.result()
+        came.read()
+        return came, result
+
+    def send(self, image, destination_uri):
+        """An image of ours goes to a QEMU that waits."""
+        with Wire(self.tmp, "sent", destination_uri) as sent:
+            guestram.run("send", image, sent.uri)
+        sent.read()
+        says(sent)
+
+    def arrived(self, q):
+        """What the source had is there, its ROMs, too, and the guest runs on."""
+        runs_on(self.tmp, q, self.ram)
+        same_bytes(q.memory(ROM_AT, ROM), self.rom, "destination's ROM")
 
     def into_uri(self, uri, **more):
         """Into something that is no socket, at full speed: it waits for nobody."""
@@ -188,22 +284,22 @@ class Move:
         source.migrate(uri)
         self.stopped(source)
 
-    def from_stream(self, path):
-        """The destination reads a stream in a file."""
+    def from_stream(self, uri):
+        """The destination reads a stream."""
         with self.destination(None, [], {}) as q:
-            q.cmd("migrate-incoming", uri=f"exec:cat {path}")
-            runs_on(self.tmp, q, self.ram)
+            q.cmd("migrate-incoming", uri=uri)
+            self.arrived(q)
 
     def from_image(self, image, capabilities=("mapped-ram",), parameters=None):
         """The destination gets an image: it loads it if it can, or it is sent there."""
         if self.lane.version["destination"] < (9, 0):
             with self.destination(f"unix:{self.tmp}/incoming", [], {}) as q:
-                guestram.run("send", image, f"unix:{self.tmp}/incoming")
-                runs_on(self.tmp, q, self.ram)
+                self.send(image, f"unix:{self.tmp}/incoming")
+                self.arrived(q)
             return
         with self.destination(None, capabilities, parameters or {}) as q:
             q.cmd("migrate-incoming", uri=f"file:{image}")
-            runs_on(self.tmp, q, self.ram)
+            self.arrived(q)
 
 
 def cell(lane, name, function):
@@ -224,6 +320,11 @@ def cell(lane, name, function):
             raise
     run.__name__ = name
     return run
+
+
+def skips(results):
+    """{name of a cell: reason}"""
+    return {name: verdict for name, verdict in results.items() if verdict not in ("", "ok")}
 
 
 def table(modes, lanes, results):

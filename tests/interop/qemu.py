@@ -155,5 +155,9 @@ class Qemu:
         assert info["status"] == "completed", f"{self.name}: {info} {self.stderr()}"
         return info
 
+    def wait_cancelled(self):
+        """A QEMU 7.2 with a return path may say "failed" instead, of a socket that broke: its own."""
+        wait_for(lambda: self.migration()["status"] in ("cancelled", "failed"), "end of the migration")
+
     def wait_status(self, *names):
         return wait_for(lambda: self.cmd("query-status")["status"] in names, f"status {names}")

@@ -62,9 +62,9 @@ def run(fn):
     return verdict, said, time.monotonic() - began
 
 
-def main(lanes=None, end=lambda results: []):
-    """Run what the arguments choose; several lanes side by side, the tests of each in turn. The lines that
-    end({name: verdict}) returns are printed behind them."""
+def main(lanes=None, last=None, end=lambda results: []):
+    """Run what the arguments choose; several lanes side by side, the tests of each in turn. Then, if all were
+    run, the test last(tmp, {name: verdict}). The lines that end() of the same returns are printed behind them."""
     lanes = [[t for t in lane if len(sys.argv) < 2 or t.__name__ in sys.argv[1:]]
              for lane in lanes or [TESTS]]
     todo, printing, results = queue.SimpleQueue(), threading.Lock(), {}
@@ -78,20 +78,25 @@ def main(lanes=None, end=lambda results: []):
             except queue.Empty:
                 return
             for fn in lane:
-                verdict, said, seconds = run(fn)
-                with printing:
-                    results[fn.__name__] = verdict
-                    line = f"{'ok' if verdict else 'not ok'} {len(results)} - {fn.__name__}"
-                    line += f" # SKIP {verdict}" if verdict not in ("", "ok") else ""
-                    print("".join(f"# {text}\n" for text in said) + f"{line}\n# {seconds:.1f} s",
-                          flush=True)
+                one(fn, fn.__name__)
 
-    print(f"1..{sum(map(len, lanes))}", flush=True)
+    def one(fn, name):
+        verdict, said, seconds = run(fn)
+        with printing:
+            results[name] = verdict
+            line = f"{'ok' if verdict else 'not ok'} {len(results)} - {name}"
+            line += f" # SKIP {verdict}" if verdict not in ("", "ok") else ""
+            print("".join(f"# {text}\n" for text in said) + f"{line}\n# {seconds:.1f} s", flush=True)
+
+    last = last if len(sys.argv) < 2 else None
+    print(f"1..{sum(map(len, lanes)) + bool(last)}", flush=True)
     threads = [threading.Thread(target=work) for _ in range(min(len(lanes), os.cpu_count() or 1))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    if last:
+        one(lambda tmp: last(tmp, results), last.__name__)
     for text in end(results):
         print(f"# {text}")
     sys.stdout.flush()

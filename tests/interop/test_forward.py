@@ -57,17 +57,44 @@ def a_cache_that_is_much_too_small_does_no_harm(tmp):
     assert result["misses"] > result["xbzrle"] > 0, result
 
 
-@test
-def a_machine_with_another_uuid_is_refused(tmp):
-    with running(tmp, "source") as source, \
-            running(tmp, "destination", "-S", "-uuid", UUID[:-1] + "1",
-                    "-incoming", "defer") as destination:
-        destination.capability("validate-uuid")
+OTHER = UUID[:-1] + "1"
+
+
+def uuid_of(theirs, ours, tmp, *options):
+    """From a QEMU with a UUID through ours with another one to a QEMU with UUID: what each end said, if it
+    refused."""
+    with running(tmp, "source", "-uuid", theirs) as source, \
+            running(tmp, "destination", "-S", "-uuid", UUID, "-incoming", "defer") as destination:
+        for q in source, destination:
+            q.capability("validate-uuid")
+        source.capability("return-path")
         destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
-        with Forward(tmp, f"unix:{tmp}/to", f"uuid={UUID.replace('-', '')}", "validate=1") as forward:
+        with Forward(tmp, f"unix:{tmp}/to", f"uuid={ours.replace('-', '')}", *options) as forward:
             wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
             source.migrate(forward.uri)
             equal(forward.process.wait(qemu.TIMEOUT), 1, "ours")
+            wait_for(lambda: source.migration()["status"] == "failed", "failure of the source")
+            wait_for(lambda: source.cmd("query-status")["running"], "source running")
+            return forward.stderr(), destination
+
+
+def names_both(said):
+    assert UUID in said and OTHER in said and said.count("UUID") >= 1, said
+
+
+@test
+def a_qemu_with_another_uuid_is_refused_by_ours(tmp):
+    """Which says both, and the QEMU's guest runs on."""
+    said, _ = uuid_of(OTHER, UUID, tmp, "validate=1")
+    names_both(said)
+
+
+@test
+def ours_with_another_uuid_is_refused_by_a_qemu(tmp):
+    """Which says both; ours has heard that it was refused."""
+    said, destination = uuid_of(OTHER, OTHER, tmp, "validate=1")
+    names_both(destination.stderr())
+    assert "the destination has" in said, said
 
 
 @test
