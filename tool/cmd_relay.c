@@ -4,6 +4,7 @@
 #include "progress.h"
 #include "tool.h"
 #include <getopt.h>
+#include <guestram/log.h>
 #include <guestram/relay.h>
 #include <stdio.h>
 
@@ -35,17 +36,20 @@ static void print_result(const char *from, const char *to, bool as_json,
 	json_end(&j);
 }
 
-/* Whatever can fail without them comes before the peers; the destination before the source. */
-static int open_both(const char *from_uri, const char *to_uri, struct gr_channel **ret_from,
-		     struct gr_channel **ret_to, struct gr_error *err)
+static void remark(enum gr_log_level level, const char *msg, void *opaque)
 {
-	struct gr_channel_listener *listener;
-	int rc = tool_listen(from_uri, &listener, err);
-
-	if (rc < 0) {
-		return rc;
+	(void)opaque;
+	if (level == GR_LOG_WARN) {
+		(void)tool_error("warning: %s", msg);
 	}
-	rc = gr_channel_connect(to_uri, ret_to, err);
+}
+
+/* Whatever can fail without the source comes before it: the destination. */
+static int open_both(struct gr_channel_listener *listener, const char *to_uri,
+		     struct gr_channel **ret_from, struct gr_channel **ret_to, struct gr_error *err)
+{
+	int rc = gr_channel_connect(to_uri, ret_to, err);
+
 	if (rc < 0) {
 		gr_channel_listener_close(listener);
 		return rc;
@@ -57,22 +61,19 @@ static int open_both(const char *from_uri, const char *to_uri, struct gr_channel
 	return rc;
 }
 
-static int relay(const char *from_uri, const char *to_uri, struct gr_relay_params *params,
-		 struct gr_migrate_stats *stats, struct gr_error *err)
+/* From what gives one channel: a file, a command, a descriptor. */
+static int relay_one(struct gr_channel_listener *listener, const char *to_uri,
+		     const struct gr_relay_params *params, struct gr_migrate_stats *stats,
+		     struct gr_error *err)
 {
 	struct gr_channel *from, *to;
-	struct progress progress;
 	struct gr_error from_err, to_err;
-	int rc = open_both(from_uri, to_uri, &from, &to, err), from_rc, to_rc;
+	int rc = open_both(listener, to_uri, &from, &to, err), from_rc, to_rc;
 
 	if (rc < 0) {
 		return rc;
 	}
-	progress_begin(&progress, "passing on");
-	params->progress = progress_show;
-	params->opaque = &progress;
 	rc = gr_relay(from, to, params, stats, err);
-	progress_end(&progress);
 	to_rc = gr_channel_close(to, &to_err);
 	from_rc = gr_channel_close(from, &from_err);
 	if (rc < 0) {
@@ -91,6 +92,30 @@ static int relay(const char *from_uri, const char *to_uri, struct gr_relay_param
 		(void)tool_error("warning: %s", from_err.msg);
 	}
 	return 0;
+}
+
+static int relay(const char *from_uri, const char *to_uri, struct gr_relay_params *params,
+		 struct gr_migrate_stats *stats, struct gr_error *err)
+{
+	struct gr_channel_listener *listener;
+	struct progress progress;
+	int rc = tool_listen(from_uri, &listener, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	gr_log_set_handler(remark, NULL);
+	progress_begin(&progress, "passing on");
+	params->progress = progress_show;
+	params->opaque = &progress;
+	if (gr_channel_listener_fd(listener) >= 0) {
+		rc = gr_relay_serve(listener, to_uri, params, stats, err);
+		gr_channel_listener_close(listener);
+	} else {
+		rc = relay_one(listener, to_uri, params, stats, err);
+	}
+	progress_end(&progress);
+	return rc;
 }
 
 static int run(int argc, char **argv)
@@ -134,10 +159,11 @@ const struct verb verb_relay = {
 	.usage =
 		"Usage: guestram relay FROM TO [--allow-unterminated] [--json]\n"
 		"\n"
-		"Connects to TO, where a QEMU waits (-incoming TO), then waits at FROM for what\n"
-		"another sends with `migrate FROM`, and passes it on record by record. No page is\n"
+		"Waits at FROM for what a QEMU sends with `migrate FROM`, connects to TO, where\n"
+		"another waits (-incoming TO), and passes it on record by record. No page is\n"
 		"kept. Device state goes out as it came in, answers go back to a source that asks\n"
-		"for them (capability return-path).\n"
+		"for them (capability return-path). Between sockets all channels of a source are\n"
+		"passed on (capability multifd); nothing is to be set here.\n"
 		"\n"
 		"URI: tcp:HOST:PORT, unix:PATH, fd:N, exec:COMMAND, file:PATH[,offset=N]\n"
 		"\n"

@@ -7,8 +7,12 @@
  * touched. The source's guest runs and writes until the source switches over; what the destination
  * answers on the return path goes back, so each end knows what it would know without us.
  *
- *     gr_channel_accept(listener, &from, &err);            // QEMU: migrate unix:from.sock
- *     gr_channel_connect("unix:to.sock", &to, &err);       // QEMU: -incoming unix:to.sock
+ *     gr_channel_listen("unix:from.sock", &listener, &err);      // QEMU: migrate unix:from.sock
+ *     gr_relay_serve(listener, "unix:to.sock", NULL, &stats, &err); // QEMU: -incoming unix:to.sock
+ *
+ * With as many channels as the source has (QEMU's multifd), whatever its parameters: nothing is to
+ * be agreed with the relay. Where there is one channel only, as between files:
+ *
  *     gr_relay(from, to, NULL, &stats, &err);
  */
 #ifndef GUESTRAM_RELAY_H
@@ -56,6 +60,34 @@ struct gr_relay_params {
 GR_EXPORT GR_MUST_CHECK int gr_relay(struct gr_channel *from, struct gr_channel *to,
 				     const struct gr_relay_params *params,
 				     struct gr_migrate_stats *ret_stats, struct gr_error *err);
+
+/**
+ * Accept a source, connect to the destination, and pass the migration on, on all its channels.
+ *
+ * Channels may come in any order and at any time. Their first byte tells the main one from further
+ * ones; the destination is connected to when the main channel has come, that one first. On further
+ * channels the headers of the packets are checked, what they name is for the destination to check.
+ * Each channel has a thread and 256 KiB: who writes faster than the other side reads waits.
+ *
+ * Who connects and is no channel of the source's (says nothing for a minute, something else, or is
+ * another source) is turned away with a remark (log.h), and the migration goes on. What goes wrong
+ * on a further channel ends all of them; the message names the channel, the side or the byte.
+ *
+ * @param listener  Of tcp: or unix:; borrowed. It serves one migration, and is shut down then.
+ * @param to_uri    The destination; further channels need tcp: or unix:.
+ * @param params    May be NULL.
+ * @param ret_stats Set on success; may be NULL. Its bytes and pages are those of all channels.
+ * @param err       May be NULL.
+ * @return As gr_relay(). All channels are closed.
+ * @errors As gr_relay(), gr_channel_accept() and gr_channel_connect(); -EINVAL a listener of
+ * another kind, not a URI; -ETIMEDOUT a further channel has come, and within a minute no main one;
+ * or the source does not close it at the end; -E2BIG more further channels than a QEMU can have.
+ * @context Any thread. Blocks; gr_channel_listener_shutdown() ends it with -ECANCELED.
+ */
+GR_EXPORT GR_MUST_CHECK int gr_relay_serve(struct gr_channel_listener *listener, const char *to_uri,
+					   const struct gr_relay_params *params,
+					   struct gr_migrate_stats *ret_stats,
+					   struct gr_error *err);
 
 GR_END_DECLS
 

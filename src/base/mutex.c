@@ -150,6 +150,21 @@ void gr_mutex_wait(struct gr_mutex *m, pthread_cond_t *cond) GR_NO_TSA
 	set_owner(m, this_thread());
 }
 
+bool gr_mutex_wait_until(struct gr_mutex *m, pthread_cond_t *cond, const struct timespec *until)
+	GR_NO_TSA
+{
+	int rc;
+
+	gr_mutex_assert_held(m);
+	note_released(&m->rank);
+	set_owner(m, NULL);
+	rc = pthread_cond_timedwait(cond, &m->m, until);
+	must(rc == ETIMEDOUT ? 0 : rc, "wait");
+	note_held(&m->rank);
+	set_owner(m, this_thread());
+	return rc == 0;
+}
+
 void gr_mutex_lock_peer(struct gr_mutex *m) GR_NO_TSA
 {
 	check_order(&m->rank, true);

@@ -10,6 +10,7 @@
 #include "base/compiler.h"
 #include "base/lock_order.h"
 #include <pthread.h>
+#include <time.h>
 
 struct GR_CAPABILITY("mutex") gr_mutex {
 	pthread_mutex_t m;
@@ -27,6 +28,9 @@ void gr_mutex_lock_peer(struct gr_mutex *m) GR_ACQUIRE(*m);
 void gr_mutex_unlock(struct gr_mutex *m) GR_RELEASE(*m);
 /* Sleeps until cond is signalled, without m meanwhile; or for no reason, as POSIX has it. */
 void gr_mutex_wait(struct gr_mutex *m, pthread_cond_t *cond) GR_REQUIRES(*m);
+/* The same, at most until then by cond's clock; false: the time is over. */
+bool gr_mutex_wait_until(struct gr_mutex *m, pthread_cond_t *cond, const struct timespec *until)
+	GR_REQUIRES(*m);
 /* Out of rank order on purpose: trying cannot deadlock. */
 GR_MUST_CHECK bool gr_mutex_trylock(struct gr_mutex *m) GR_TSA(try_acquire_capability(true, *m));
 /* Dies with debug_checks if the caller does not hold m; tells the analysis that it does. */

@@ -5,9 +5,11 @@
  * whatever the tail looks like (who loads the devices knows where it ends, we do not). The first
  * that fails breaks both channels, so that nobody waits for the other.
  */
+#include "migrate/relay.h"
 #include "base/atomic.h"
 #include "base/clock.h"
 #include "base/signals.h"
+#include "migrate/relay_channels.h"
 #include "stream/copy.h"
 #include "stream/return_path.h"
 #include "stream/tail.h"
@@ -18,13 +20,17 @@
 #include <string.h>
 #include <time.h>
 
+/* For a first byte of whoever connects, and for the main channel once another one has come. */
+#define LIMIT_NS (60 * GR_NS_PER_S)
+
 enum {
 	PROGRESS_NS = 100000000,
 	LAST_WORD_S = 1, /* for what a destination that is gone has said before */
 };
 
 struct relay {
-	struct gr_channel *from, *to;
+	struct gr_channel *from, *to;	   /* the main channel's */
+	struct gr_relay_channels *further; /* NULL: there are none */
 	struct gr_stream_copy copy;
 	struct gr_tail tail;
 	struct gr_migrate_stats stats;
@@ -123,9 +129,14 @@ static int start_answers(struct relay *r, struct gr_error *err)
 
 static void update_stats(struct relay *r)
 {
-	r->stats.transferred_bytes = gr_stream_writer_bytes(r->copy.writer);
-	r->stats.normal_pages = r->copy.normal_pages;
-	r->stats.zero_pages = r->copy.zero_pages;
+	struct gr_relay_totals further = { 0 };
+
+	if (r->further) {
+		gr_relay_channels_totals(r->further, &further);
+	}
+	r->stats.transferred_bytes = gr_stream_writer_bytes(r->copy.writer) + further.bytes;
+	r->stats.normal_pages = r->copy.normal_pages + further.normal_pages;
+	r->stats.zero_pages = r->copy.zero_pages + further.zero_pages;
 	r->stats.xbzrle_pages = r->copy.xbzrle_pages;
 	r->stats.total_time_ns = gr_clock_ns() - r->began_ns;
 	r->stats.bandwidth_bytes_per_s = (uint64_t)((double)r->stats.transferred_bytes * 1e9 /
@@ -143,20 +154,47 @@ static void show(struct relay *r)
 	}
 }
 
-/* What the destination must see before the source goes on. */
+/*
+ * What the destination must see before the source goes on. Where further channels meet both wait
+ * for it: the destination's stand still, and so may the source's, until the main channel has said
+ * so.
+ */
 static bool is_to_be_seen(const struct gr_stream_record *rec)
 {
+#ifndef GR_MUTANT_RELAY_HOLDS_MEETINGS
+	if (rec->kind == GR_STREAM_FLUSH) {
+		return true;
+	}
+#endif
 	return rec->kind == GR_STREAM_COMMAND || rec->kind == GR_STREAM_EOS ||
 	       rec->kind == GR_STREAM_TAIL;
 }
 
-static int pass_record(struct relay *r, const struct gr_stream_record *rec, struct gr_error *err)
+/* Before it is passed on: what comes back may be faster than we are. */
+static int note_record(struct relay *r, const struct gr_stream_record *rec, struct gr_error *err)
 {
-	int rc = gr_stream_copy_record(&r->copy, rec, err);
-
 	if (rec->kind == GR_STREAM_TAIL) {
 		gr_store_release(&r->in_tail, 1u);
 	}
+	if (!r->further) {
+		return 0;
+	}
+	if (rec->kind == GR_STREAM_CONFIG) {
+		gr_relay_channels_set_page_bytes(r->further, rec->config.page_bytes);
+	}
+	if (rec->kind == GR_STREAM_TAIL) {
+		gr_relay_channels_over(r->further);
+	}
+	return rec->kind == GR_STREAM_FLUSH
+		       ? gr_relay_channels_meet(r->further, rec->flush.at_eos, err)
+		       : 0;
+}
+
+static int pass_record(struct relay *r, const struct gr_stream_record *rec, struct gr_error *err)
+{
+	int rc = note_record(r, rec, err);
+
+	rc = rc < 0 ? rc : gr_stream_copy_record(&r->copy, rec, err);
 	if (rc == 0 && rec->kind == GR_STREAM_TAIL && !r->params->allow_unterminated) {
 		rc = gr_tail_append(&r->tail, rec->tail.data, rec->tail.bytes, err);
 	}
@@ -227,7 +265,11 @@ static int pass_all(struct relay *r, struct gr_error *err)
 	int rc = gr_stream_reader_create(&source, &r->copy.reader, err);
 
 	if (rc == 0) {
-		gr_stream_reader_allow_ignore_shared(r->copy.reader); /* for the destination to judge */
+		gr_stream_reader_allow_ignore_shared(
+			r->copy.reader); /* for the destination to judge */
+	}
+	if (rc == 0 && r->further) {
+		gr_stream_reader_allow_flush(r->copy.reader);
 	}
 	rc = rc < 0 ? rc : gr_stream_writer_create(r->to, &r->copy.writer, err);
 	rc = rc < 0 ? rc : pass_stream(r, err);
@@ -240,26 +282,103 @@ static int pass_all(struct relay *r, struct gr_error *err)
 	return rc;
 }
 
+static int check_params(struct relay *r, const struct gr_relay_params *params, struct gr_error *err)
+{
+	static const struct gr_relay_params none = { .size = sizeof(none) };
+
+	r->params = params ? params : &none;
+	if (r->params->size != sizeof(*params)) {
+		return gr_error_set(err, -EINVAL, "parameters of another version");
+	}
+	gr_tail_init(&r->tail, 0);
+	r->began_ns = r->shown_ns = gr_clock_ns();
+	return 0;
+}
+
+static void end(struct relay *r, int rc, struct gr_migrate_stats *ret_stats)
+{
+	if (rc == 0 && ret_stats) {
+		r->stats.state = GR_MIGRATE_COMPLETED;
+		update_stats(r);
+		*ret_stats = r->stats;
+	}
+	gr_tail_destroy(&r->tail);
+	gr_stream_writer_free(r->copy.writer);
+	gr_stream_reader_free(r->copy.reader);
+}
+
 int gr_relay(struct gr_channel *from, struct gr_channel *to, const struct gr_relay_params *params,
 	     struct gr_migrate_stats *ret_stats, struct gr_error *err)
 {
-	static const struct gr_relay_params none = { .size = sizeof(none) };
-	struct relay r = { .from = from, .to = to, .params = params ? params : &none };
+	struct relay r = { .from = from, .to = to };
 	int rc;
 
-	if (!from || !to || r.params->size != sizeof(*params)) {
-		return gr_error_set(err, -EINVAL, "no channel, or parameters of another version");
+	if (!from || !to) {
+		return gr_error_set(err, -EINVAL, "no channel");
 	}
-	gr_tail_init(&r.tail, 0);
-	r.began_ns = r.shown_ns = gr_clock_ns();
+	rc = check_params(&r, params, err);
+	if (rc < 0) {
+		return rc;
+	}
 	rc = pass_all(&r, err);
-	if (rc == 0 && ret_stats) {
-		r.stats.state = GR_MIGRATE_COMPLETED;
-		update_stats(&r);
-		*ret_stats = r.stats;
-	}
-	gr_tail_destroy(&r.tail);
-	gr_stream_writer_free(r.copy.writer);
-	gr_stream_reader_free(r.copy.reader);
+	end(&r, rc, ret_stats);
 	return rc;
+}
+
+/* What went wrong on a further channel is the reason for what went wrong on the main one. */
+static int pass_all_channels(struct relay *r, struct gr_error *err)
+{
+	int rc = gr_relay_channels_main(r->further, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	r->from = r->further->main;
+	r->to = r->further->to;
+	r->began_ns = gr_clock_ns();
+	rc = pass_all(r, err);
+	if (rc == 0 && !r->finished) {
+		rc = gr_relay_channels_drain(r->further, err);
+	} else if (rc < 0 && rc != -EREMOTEIO) {
+		int further = gr_relay_channels_failed(r->further, err);
+
+		rc = further < 0 ? further : rc;
+	}
+	return rc;
+}
+
+int gr_relay_serve_within(struct gr_channel_listener *listener, const char *to_uri,
+			  uint64_t limit_ns, const struct gr_relay_params *params,
+			  struct gr_migrate_stats *ret_stats, struct gr_error *err)
+{
+	struct gr_relay_channels further;
+	struct relay r = { .further = &further };
+	struct gr_uri uri;
+	int rc, to_rc;
+
+	if (!listener || !to_uri || gr_channel_listener_fd(listener) < 0) {
+		return gr_error_set(err, -EINVAL, "no listener at tcp: or unix:, or nowhere to go");
+	}
+	rc = gr_uri_parse(to_uri, &uri, err);
+	if (rc < 0) {
+		return rc;
+	}
+	gr_uri_destroy(&uri);
+	rc = check_params(&r, params, err);
+	rc = rc < 0 ? rc : gr_relay_channels_start(&further, listener, to_uri, limit_ns, err);
+	if (rc < 0) {
+		return rc;
+	}
+	rc = pass_all_channels(&r, err);
+	gr_relay_channels_end(&further, rc == 0);
+	end(&r, rc, ret_stats);
+	to_rc = gr_relay_channels_close(&further, rc == 0 ? err : NULL);
+	return rc < 0 ? rc : to_rc;
+}
+
+int gr_relay_serve(struct gr_channel_listener *listener, const char *to_uri,
+		   const struct gr_relay_params *params, struct gr_migrate_stats *ret_stats,
+		   struct gr_error *err)
+{
+	return gr_relay_serve_within(listener, to_uri, LIMIT_NS, params, ret_stats, err);
 }

@@ -106,6 +106,10 @@ static int copy_in_section(struct gr_stream_copy *c, const struct gr_stream_reco
 					      rec->xbzrle.offset, rec->xbzrle.payload,
 					      rec->xbzrle.payload_bytes, err);
 	}
+	if (rec->kind == GR_STREAM_FLUSH) {
+		return rec->flush.at_eos ? gr_stream_write_eos_word(c->writer, err)
+					 : gr_stream_write_flush_record(c->writer, err);
+	}
 	c->in_section = false;
 	return gr_stream_write_eos(c->writer, err);
 }
@@ -130,11 +134,11 @@ int gr_stream_copy_record(struct gr_stream_copy *c, const struct gr_stream_recor
 	case GR_STREAM_PAGES:
 	case GR_STREAM_ZERO:
 	case GR_STREAM_XBZRLE:
+	case GR_STREAM_FLUSH:
 	case GR_STREAM_EOS:
 		return copy_in_section(c, rec, err);
 	case GR_STREAM_TAIL:
 		return gr_stream_write_raw(c->writer, rec->tail.data, rec->tail.bytes, err);
-	case GR_STREAM_FLUSH:  /* not allowed to this reader */
 	case GR_STREAM_STORED: /* it has no memory */
 	case GR_STREAM_ANNOUNCE:
 		break;

@@ -120,6 +120,25 @@ GR_MUST_CHECK int gr_multifd_header_check(const struct gr_multifd_header *h, uin
  */
 GR_MUST_CHECK int gr_multifd_check(const struct gr_multifd *params, struct gr_error *err);
 
+/* What the first byte of a connection tells. */
+enum gr_multifd_kind {
+	GR_MULTIFD_NOBODY, /* closed without a byte: a look at the port, as monitoring does it */
+	GR_MULTIFD_MAIN,
+	GR_MULTIFD_FURTHER,
+};
+
+/**
+ * Tell what was accepted, by its first byte, which stays.
+ * @param ch         A socket.
+ * @param wake_fd    Readable: give up (-ECANCELED).
+ * @param timeout_ms How long to wait for the byte.
+ * @param err        May be NULL.
+ * @return An enum gr_multifd_kind, or a negative errno.
+ * @errors -ETIMEDOUT; -EBADMSG no channel of a migration.
+ */
+GR_MUST_CHECK int gr_multifd_tell(const struct gr_channel *ch, int wake_fd, int timeout_ms,
+				  struct gr_error *err);
+
 /**
  * As gr_multifd_accept(), with a time limit and a clock of one's own.
  * @param listener     Of a socket.

@@ -108,14 +108,12 @@ static int peek(const struct gr_channel *ch)
 }
 
 /* Waits for it. */
-static int first_byte(const struct gathering *g, struct gr_channel *ch, struct gr_error *err)
+static int first_byte(const struct gr_channel *ch, int wake_fd, int timeout_ms, struct gr_error *err)
 {
 	int rc;
 
 	while ((rc = peek(ch)) == -EAGAIN) {
-		rc = gr_channel_poll(gr_channel_fd(ch), POLLIN,
-				     gr_channel_listener_wake_fd(g->listener),
-				     timeout_ms(g));
+		rc = gr_channel_poll(gr_channel_fd(ch), POLLIN, wake_fd, timeout_ms);
 		if (rc < 0) {
 			break;
 		}
@@ -129,6 +127,25 @@ static int first_byte(const struct gathering *g, struct gr_channel *ch, struct g
 	return rc;
 }
 
+int gr_multifd_tell(const struct gr_channel *ch, int wake_fd, int timeout_ms, struct gr_error *err)
+{
+	int byte = first_byte(ch, wake_fd, timeout_ms, err);
+
+	if (byte < 0) {
+		return byte;
+	}
+	if (byte == PEER_HAS_GONE) {
+		return GR_MULTIFD_NOBODY;
+	}
+	if (byte == GR_MULTIFD_MAGIC >> 24) {
+		return GR_MULTIFD_FURTHER;
+	}
+	if (byte == GR_STREAM_MAGIC >> 24) {
+		return GR_MULTIFD_MAIN;
+	}
+	return gr_error_set(err, -EBADMSG, "%s: no channel of a migration", gr_channel_name(ch));
+}
+
 /* A connection that was accepted, and until when the next one may come if this one is kept. */
 struct arrival {
 	struct gr_channel *ch;
@@ -138,32 +155,25 @@ struct arrival {
 static int gather_one(struct gathering *g, const struct arrival *a, struct gr_error *err)
 {
 	struct gr_channel *ch = a->ch;
-	int byte = first_byte(g, ch, err);
+	int kind = gr_multifd_tell(ch, gr_channel_listener_wake_fd(g->listener), timeout_ms(g), err);
 
-	if (byte == GR_MULTIFD_MAGIC >> 24 && g->further < g->count) {
+	if (kind == GR_MULTIFD_FURTHER && g->further < g->count) {
 		g->channels[g->further++] = ch;
 		g->kept_until = a->until;
 		return 0;
 	}
-	if (byte == GR_STREAM_MAGIC >> 24 && !g->main) {
+	if (kind == GR_MULTIFD_MAIN && !g->main) {
 		g->main = ch;
 		g->kept_until = a->until;
 		return 0;
 	}
-	if (byte == PEER_HAS_GONE) {
-		(void)gr_channel_close(ch, NULL);
-		return 0; /* a look at the port, as monitoring does it */
-	}
-	if (byte >= 0) {
-		(void)gr_error_set(err, -EBADMSG, "%s: %s", gr_channel_name(ch),
-				   byte == GR_MULTIFD_MAGIC >> 24
-					   ? "more further channels than agreed"
-				   : byte == GR_STREAM_MAGIC >> 24 ? "a second main channel"
-								   : "no channel of a migration");
-		byte = -EBADMSG;
+	if (kind > GR_MULTIFD_NOBODY) {
+		kind = gr_error_set(err, -EBADMSG, "%s: %s", gr_channel_name(ch),
+				    kind == GR_MULTIFD_FURTHER ? "more further channels than agreed"
+							       : "a second main channel");
 	}
 	(void)gr_channel_close(ch, NULL);
-	return byte;
+	return kind;
 }
 
 /* Looks at the port only: they take no place and give nobody time. Whether there were any. */

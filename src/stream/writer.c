@@ -17,6 +17,7 @@ struct gr_stream_writer {
 	uint32_t page_bytes;
 	uint32_t section_id;
 	bool in_section;
+	bool eos_said; /* of the section, without the footer */
 	bool ignore_shared; /* the list of blocks has their addresses */
 	char last_id[GR_STREAM_ID_BYTES_MAX + 1]; /* what CONTINUE means; "" = nothing yet */
 	int failed;				  /* what the channel said */
@@ -308,12 +309,22 @@ int gr_stream_write_eos(struct gr_stream_writer *w, struct gr_error *err)
 {
 	uint8_t out[13];
 
+	size_t said = w->eos_said ? 8 : 0;
+
 	GR_ASSERT(w->in_section);
 	w->in_section = false;
+	w->eos_said = false;
 	gr_put_be64(out, GR_RAM_EOS);
 	out[8] = GR_SECTION_FOOTER;
 	gr_put_be32(out + 9, w->section_id);
-	return put(w, out, sizeof(out), err);
+	return put(w, out + said, sizeof(out) - said, err);
+}
+
+int gr_stream_write_eos_word(struct gr_stream_writer *w, struct gr_error *err)
+{
+	GR_ASSERT(w->in_section && !w->eos_said);
+	w->eos_said = true;
+	return put_be64(w, GR_RAM_EOS, err);
 }
 
 int gr_stream_write_flush_record(struct gr_stream_writer *w, struct gr_error *err)

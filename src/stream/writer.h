@@ -161,6 +161,14 @@ GR_MUST_CHECK int gr_stream_write_section(struct gr_stream_writer *w, enum gr_se
 GR_MUST_CHECK int gr_stream_write_eos(struct gr_stream_writer *w, struct gr_error *err);
 
 /**
+ * Only the EOS of the section, where further channels meet; gr_stream_write_eos() writes the rest.
+ * @param w   The writer.
+ * @param err May be NULL.
+ * @return 0 or a negative errno.
+ */
+GR_MUST_CHECK int gr_stream_write_eos_word(struct gr_stream_writer *w, struct gr_error *err);
+
+/**
  * Pages of one block, sent from where they are.
  * @param w       The writer, in a section.
  * @param id      The block.

@@ -246,8 +246,7 @@ class Move:
             forward.result()
             self.arrived(destination)
         for wire in came, sent:
-            wire.read("multifd-compression" in self.parameters
-                      and self.parameters["multifd-compression"] != "none")
+            wire.read(self.parameters.get("multifd-compression", "none") != "none")
         if early:
             raise Early
         return came, sent
@@ -262,7 +261,7 @@ class Move:
             self.finish(source)
             self.stopped(source)
             result = receiver.result()
-        came.read()
+        came.read(self.parameters.get("multifd-compression", "none") != "none")
         return came, result
 
     def send(self, image, destination_uri):

@@ -4,33 +4,39 @@
 import os
 
 import guestram
-from qemu import Qemu, QemuError, wait_for
-from running import MIB, RAM, dots, migrate_while_writing, running, runs_on
+from qemu import BINARY, Qemu, QemuError, wait_for
+from running import MIB, PAGES, RAM, dots, migrate_while_writing, running, runs_on
 from tap import Skip, equal, main, same_bytes, test
 
 
-def moves(tmp, uri, to, capabilities=()):
+def moves(tmp, uri, to, capabilities=(), rounds=5, **parameters):
     """From a QEMU to a fresh one; what the relay counted."""
     with running(tmp, "source") as source, \
             running(tmp, "destination", "-S", "-incoming", "defer") as destination:
         for q in source, destination:
             for name in capabilities:
                 q.capability(name)
+            if parameters:
+                try:
+                    q.cmd("migrate-set-parameters", **parameters)
+                except QemuError as e:
+                    raise Skip(f"{BINARY} has no {parameters}: {e}") from None
         destination.cmd("migrate-incoming", uri=to)
         if to.startswith("tcp"):
             to = f"tcp:127.0.0.1:{destination.migration()['socket-address'][0]['port']}"
         with guestram.Relay(tmp, uri, to) as relay:
-            migrate_while_writing(source, tmp, relay.uri)
+            migrate_while_writing(source, tmp, relay.uri, rounds)
             result = relay.result()
         runs_on(tmp, destination, source.memory(0, RAM))
         equal(source.cmd("query-status")["status"], "postmigrate", "source")
-    assert result["bytes_passed"] > RAM and result["rounds"] >= 5, result
+    assert result["pages_normal"] > PAGES and result["rounds"] >= rounds, result
     return result
 
 
 @test
 def a_writing_guest_moves_through_tcp_and_the_answers_come_back(tmp):
-    moves(tmp, "tcp:127.0.0.1:0", "tcp:127.0.0.1:0", ["return-path"])
+    result = moves(tmp, "tcp:127.0.0.1:0", "tcp:127.0.0.1:0", ["return-path"])
+    assert result["bytes_passed"] > RAM, result
 
 
 @test
@@ -71,25 +77,85 @@ def a_source_that_listens_goes_on_when_the_destination_refuses(tmp):
         wait_for(lambda: source.cmd("query-status")["running"], "source running again")
 
 
+def over_further_channels(name, *capabilities, tcp=False, compression="none", channels=2, **parameters):
+    """The relay is told nothing of them."""
+    def run(tmp):
+        uris = ["tcp:127.0.0.1:0"] * 2 if tcp else [f"unix:{tmp}/from", f"unix:{tmp}/to"]
+        # what compresses well is soon done, whatever the limits
+        moves(tmp, *uris, ["multifd", *capabilities], 3 if compression == "none" else 2,
+              multifd_channels=channels, multifd_compression=compression, **parameters)
+    run.__name__ = "a_writing_guest_moves_over_further_channels_" + name
+    test(run)
+
+
+over_further_channels("and_the_answers_come_back", "return-path")
+over_further_channels("through_tcp", tcp=True)
+over_further_channels("eight", channels=8)
+over_further_channels("zlib", compression="zlib")
+over_further_channels("zstd", "return-path", compression="zstd")
+over_further_channels("with_its_zero_pages_there", "return-path", zero_page_detection="multifd")
+over_further_channels("with_its_zero_pages_on_the_main_one", zero_page_detection="legacy")
+
+
 @test
-def a_source_with_further_channels_fails_and_its_guest_goes_on(tmp):
-    """A relay passes one channel on."""
+def further_channels_of_ours_pass_too(tmp):
+    """A QEMU into an image, and that into another QEMU, both through a relay."""
+    image, options = f"{tmp}/vm.ram", ["--multifd", "2"]
+    with running(tmp, "source") as source:
+        source.capability("multifd")
+        with guestram.Receiver(f"unix:{tmp}/image", image, *options) as receiver:
+            with guestram.Relay(tmp, f"unix:{tmp}/from", receiver.uri) as relay:
+                migrate_while_writing(source, tmp, relay.uri, 2)
+                relay.wait()
+            receiver.wait()
+        ram = source.memory(0, RAM)
+    with running(tmp, "destination", "-S", "-incoming", "defer") as destination:
+        destination.capability("multifd")
+        destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
+        with guestram.Relay(tmp, f"unix:{tmp}/back", f"unix:{tmp}/to") as relay:
+            guestram.run("send", image, relay.uri, *options)
+            relay.wait()
+        runs_on(tmp, destination, ram)
+
+
+def broken_off(tmp, how, status):
+    """A move over further channels that ends in the middle; what the relay said. Its guest goes on."""
     with running(tmp, "source") as source, \
             running(tmp, "destination", "-S", "-incoming", "defer") as destination:
         for q in source, destination:
             q.capability("multifd")
         destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
         wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
+        source.cmd("migrate-set-parameters", max_bandwidth=4 * MIB, downtime_limit=1)
         with guestram.Relay(tmp, f"unix:{tmp}/from", f"unix:{tmp}/to") as relay:
             source.migrate(relay.uri)
+            wait_for(lambda: source.migration().get("ram", {}).get("dirty-sync-count", 0) >= 2,
+                     "a round")
+            how(source, destination)
             try:
-                wait_for(lambda: source.migration().get("status") == "failed", "failure")
+                wait_for(lambda: source.migration().get("status") == status, status)
             except (QemuError, OSError) as e:
-                status = source.process.wait(60)
-                assert status < 0, f"the source ended with {status}"
-                raise Skip(f"this QEMU dies of a channel that closes: signal {-status}") from e
+                died = source.process.wait(60)
+                assert died < 0, f"the source ended with {died}"
+                raise Skip(f"this QEMU dies of a channel that closes: signal {-died}") from e
             equal(relay.process.wait(60), 2, "relay")
+            said = relay.stderr()
         wait_for(lambda: source.cmd("query-status")["running"], "source running")
+        seen = dots(f"{tmp}/source.e9")
+        wait_for(lambda: dots(f"{tmp}/source.e9") > seen + 5, "writer going on")
+    return said
+
+
+@test
+def a_move_over_further_channels_can_be_cancelled(tmp):
+    said = broken_off(tmp, lambda source, _: source.cmd("migrate_cancel"), "cancelled")
+    assert "byte " in said, said
+
+
+@test
+def a_destination_that_dies_ends_all_channels_and_the_guest_goes_on(tmp):
+    said = broken_off(tmp, lambda _, destination: destination.process.kill(), "failed")
+    assert f"{tmp}/to" in said, said
 
 
 @test

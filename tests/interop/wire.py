@@ -165,9 +165,3 @@ class Wire:
                 self.count += self.stream.count
             self.count += answers(bytes(self.back[i]))
         assert self.stream, "no stream"
-
-    def bytes(self):
-        """What went forth on the only connection."""
-        assert self.connections == 1
-        with open(f"{self.path}.0", "rb") as f:
-            return f.read()

@@ -3,8 +3,8 @@
 #include "base/clock.h"
 #include "harness.h"
 #include "stream/channel.h"
-#include "stream/multifd.h"
 #include "stream/multifd_codec.h"
+#include "stream/multifd_scan.h"
 #include <errno.h>
 #include <poll.h>
 #include <pthread.h>
@@ -235,6 +235,93 @@ TEST(pages_packed_by_zstd_come_back_and_nothing_else_is_unpacked)
 {
 	has(GR_MULTIFD_ZSTD);
 	packets_come_back(GR_MULTIFD_ZSTD);
+}
+
+/* ---- looked at while it goes by -------------------------------------------------------- */
+
+/* In pieces of so many bytes, as far as n. */
+static int scan_pieces(struct gr_multifd_scan *s, const uint8_t *bytes, size_t n, size_t most,
+		       struct gr_error *err)
+{
+	int rc = 0;
+
+	for (size_t at = 0; rc == 0 && at < n;) {
+		size_t part = gr_multifd_scan_room(s, most);
+
+		part = GR_MIN(part, most);
+		part = GR_MIN(part, n - at);
+		rc = gr_multifd_scan(s, bytes + at, part, err);
+		s->page_bytes = PAGE;
+		at += part;
+	}
+	return rc;
+}
+
+enum { SCANNED_HEADER = 64 + 1344, SCANNED = SCANNED_HEADER + 2 * PAGE + 1344 };
+
+/* A greeting, a packet of two pages and a zero page, and one that is empty. */
+static void fill_scanned(uint8_t *bytes)
+{
+	struct gr_multifd_greeting g = { .id = 5 };
+	struct gr_multifd_header h = some_header(), empty = { 0 };
+
+	memset(bytes, 0x11, SCANNED);
+	gr_multifd_greeting_put(&g, bytes);
+	gr_multifd_header_put(&h, PAGE, bytes + 64);
+	gr_multifd_header_put(&empty, PAGE, bytes + SCANNED_HEADER + 2 * PAGE);
+}
+
+TEST(a_channel_that_goes_by_is_followed_in_any_pieces)
+{
+	static const size_t most[] = { 1, 3, 64, 1000, 1344, 1345, 4096, SCANNED };
+	static uint8_t bytes[SCANNED];
+	struct gr_error err;
+
+	fill_scanned(bytes);
+	for (size_t i = 0; i < sizeof(most) / sizeof(most[0]); i++) {
+		struct gr_multifd_scan s = { 0 };
+
+		ASSERT_EQ(scan_pieces(&s, bytes, SCANNED, most[i], &err), 0);
+		ASSERT_EQ(gr_multifd_scan_end(&s, &err), 0);
+		ASSERT_EQ(s.id, 5u);
+		ASSERT_EQ(s.bytes, (uint64_t)SCANNED);
+		ASSERT_EQ(s.normal_pages, 2u);
+		ASSERT_EQ(s.zero_pages, 1u);
+		ASSERT_EQ(s.syncs, 0u);
+		/* What follows brings nothing. */
+		ASSERT_EQ(s.needed, (uint64_t)SCANNED_HEADER + 2 * PAGE);
+	}
+}
+
+TEST(a_channel_that_goes_by_may_end_between_packets_only)
+{
+	static uint8_t bytes[SCANNED];
+	struct gr_error err;
+
+	fill_scanned(bytes);
+	for (size_t n = 0; n <= SCANNED; n++) {
+		struct gr_multifd_scan s = { 0 };
+		bool between = n == 64 || n == SCANNED_HEADER + 2 * PAGE || n == SCANNED;
+
+		ASSERT_EQ(scan_pieces(&s, bytes, n, 700, &err), 0);
+		ASSERT_EQ(gr_multifd_scan_end(&s, &err), between ? 0 : -EPIPE);
+		ASSERT(between || strstr(err.msg, n < 64 ? "greeting" : "byte "));
+	}
+}
+
+TEST(what_is_no_packet_is_not_followed_and_named_by_its_byte)
+{
+	static uint8_t bytes[SCANNED];
+
+	for (size_t most = 1; most <= SCANNED; most += 617) {
+		struct gr_multifd_scan s = { 0 };
+		struct gr_error err;
+
+		fill_scanned(bytes);
+		bytes[SCANNED_HEADER + 2 * PAGE]++;
+		ASSERT_EQ(scan_pieces(&s, bytes, SCANNED, most, &err), -EBADMSG);
+		ASSERT_HAS(err.msg, "byte 9600: a packet that begins with 0x12223344");
+	}
 }
 
 /* ---- which channel is which ------------------------------------------------------------ */

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: MIT
-"""Writes the seeds of multifd/, reader/, tail/ and xbzrle/ beside itself: small streams of every record, made
-from the layout in docs/wire-format.md. The files are kept; run this to add one."""
+"""Writes the seeds of multifd/, multifd_scan/, reader/, tail/ and xbzrle/ beside itself: small streams of every
+record, made from the layout in docs/wire-format.md. The files are kept; run this to add one."""
 import os
 import struct
 import zlib
@@ -143,6 +143,17 @@ MULTIFD = {
     "zstd": b"\2" + GREETING + packet(4, (0, 0x1000), said=40) + ZSTD,
 }
 
+# How it is cut in two bytes, then a channel.
+SCANS = {
+    "packets": b"\x46\1" + GREETING + packet(1) + packet(0, (0x3000, 0), (0x5000,)) + bytes(8192) +
+               packet(0, said=12345, stale=True) + packet(1, zeros=(0, 0x1000)),
+    "compressed": b"\0\0" + GREETING + packet(3, (0x3000, 0), said=77) + bytes(77) + packet(1),
+    "pages64k": b"\xff\0" + GREETING + packet(1, (0x10000,), (0x20000,), page=65536) + bytes(65536) +
+                packet(1, page=65536),
+    "breaks-off": b"\2\0" + GREETING + packet(1, (0x3000, 0)) + bytes(5000),
+    "wrong": b"\x80\2" + GREETING + packet(1) + packet(1 << 6),
+    "greeting": b"\1\0" + GREETING[:20],
+}
 
 def runs(*pairs):
     """A delta: so many bytes are skipped, so many follow."""
@@ -166,7 +177,8 @@ XBZRLES = {
     "three-bytes": b"\6\x80\x80\x01\x01\x01",
 }
 
-for kind, seeds in (("multifd", MULTIFD), ("reader", READER), ("tail", TAILS), ("xbzrle", XBZRLES)):
+for kind, seeds in (("multifd", MULTIFD), ("multifd_scan", SCANS), ("reader", READER), ("tail", TAILS),
+                    ("xbzrle", XBZRLES)):
     for name, data in seeds.items():
         with open(f"{HERE}/{kind}/{name}", "wb") as f:
             f.write(data)

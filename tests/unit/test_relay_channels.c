@@ -1,0 +1,725 @@
+/* SPDX-License-Identifier: MIT */
+/* A relay of all channels of a migration: between two of our own, and with peers made by hand. */
+#include "migrate/relay.h"
+#include "move.h"
+#include "stream/channel.h"
+#include "stream/multifd.h"
+#include "stream_kit.h"
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/un.h>
+
+enum { CHANNELS_MAX = 8, PAGES = 512, BLOCK_BYTES = PAGES * MOVE_PAGE, WAIT_MS = 20000 };
+
+static const uint64_t long_ns = 60ull * 1000 * 1000 * 1000;
+
+/* A relay between two unix sockets in a folder of its own. */
+struct rig {
+	char folder[40], from_uri[64], to_uri[64];
+	struct gr_channel_listener *in, *out; /* the relay's, the destination's */
+	uint64_t limit_ns;
+	struct gr_relay_params params;
+	struct gr_migrate_stats stats;
+	struct gr_error err;
+	int rc;
+	pthread_t thread;
+};
+
+static void *relay_main(void *opaque)
+{
+	struct rig *r = opaque;
+
+	r->rc = gr_relay_serve_within(r->in, r->to_uri, r->limit_ns, &r->params, &r->stats,
+				      &r->err);
+	return NULL;
+}
+
+static void open_rig(struct rig *r, uint64_t limit_ns)
+{
+	*r = (struct rig){ .limit_ns = limit_ns, .params = { .size = sizeof(r->params) } };
+	strcpy(r->folder, "/tmp/guestram-relay-XXXXXX");
+	ASSERT(mkdtemp(r->folder));
+	(void)snprintf(r->from_uri, sizeof(r->from_uri), "unix:%s/from", r->folder);
+	(void)snprintf(r->to_uri, sizeof(r->to_uri), "unix:%s/to", r->folder);
+	ASSERT_EQ(gr_channel_listen(r->from_uri, &r->in, NULL), 0);
+	ASSERT_EQ(gr_channel_listen(r->to_uri, &r->out, NULL), 0);
+	ASSERT_EQ(pthread_create(&r->thread, NULL, relay_main, r), 0);
+}
+
+static int close_rig(struct rig *r)
+{
+	pthread_join(r->thread, NULL);
+	gr_channel_listener_close(r->in);
+	gr_channel_listener_close(r->out);
+	ASSERT_EQ(rmdir(r->folder), 0);
+	return r->rc;
+}
+
+/* ---- between two of our own ------------------------------------------------------------ */
+
+struct arrival {
+	struct rig *rig;
+	struct gr_ram *to;
+	struct gr_multifd multifd;
+	struct gr_channel *main, *further[CHANNELS_MAX];
+	struct gr_destination_ops ops;
+	struct gr_migrate_stats stats;
+	struct gr_error err;
+	int rc;
+};
+
+static void *arrive(void *opaque)
+{
+	struct arrival *a = opaque;
+	struct gr_destination_params params = { .size = sizeof(params), .multifd = &a->multifd };
+	struct gr_destination *destination;
+
+	ASSERT_EQ(gr_multifd_accept(a->rig->out, a->multifd.count, &a->main, a->further, &a->err),
+		  0);
+	a->multifd.channels = a->further;
+	ASSERT_EQ(gr_destination_create(a->to, a->main, &params, &a->ops, &destination, &a->err),
+		  0);
+	a->rc = gr_destination_run(destination, &a->err);
+	gr_destination_stats(destination, &a->stats);
+	gr_destination_free(destination);
+	(void)gr_channel_close(a->main, NULL);
+	for (unsigned int i = 0; i < a->multifd.count; i++) {
+		(void)gr_channel_close(a->further[i], NULL);
+	}
+	return NULL;
+}
+
+/* A guest that writes goes through the relay; how its source, the destination and the relay ended.
+ */
+struct passage {
+	unsigned int count;
+	enum gr_multifd_compression compression;
+	enum gr_multifd_dialect dialect;
+	bool plain;
+	struct gr_destination_ops to_ops;
+	struct rig rig;
+	struct arrival arrival;
+	struct gr_ram *from;
+	struct gr_migrate_stats stats;
+	int rc;
+};
+
+static void pass(struct passage *p)
+{
+	struct move_guest guest = {
+		.bytes = BLOCK_BYTES, .writers = 2, .pause_us = 20, .seed = test_seed()
+	};
+	struct gr_source_ops ops = move_guest_ops(&guest);
+	struct gr_channel *main_channel, *further[CHANNELS_MAX];
+	struct gr_multifd multifd = { .channels = further,
+				      .count = p->count,
+				      .compression = p->compression,
+				      .dialect = p->dialect };
+	struct gr_source_params params = {
+		.size = sizeof(params), .multifd = &multifd, .plain = p->plain, .rounds_max = 3
+	};
+	struct gr_source *source;
+	struct gr_error err = { 0 };
+	pthread_t thread;
+
+	p->from = guest.ram = move_ram();
+	move_fill(move_add(p->from, "ram", BLOCK_BYTES, 0, GR_RAM_MEMFD), 1, 3);
+	open_rig(&p->rig, long_ns);
+	p->arrival = (struct arrival){
+		.rig = &p->rig, .to = move_ram(), .multifd = multifd, .ops = p->to_ops
+	};
+	ASSERT_EQ(pthread_create(&thread, NULL, arrive, &p->arrival), 0);
+	move_guest_start(&guest);
+	ASSERT_EQ(gr_multifd_connect(p->rig.from_uri, p->count, &main_channel, further, &err), 0);
+	ASSERT_EQ(gr_source_create(p->from, NULL, main_channel, &params, &ops, &source, &err), 0);
+	p->rc = gr_source_run(source, &err);
+	gr_source_stats(source, &p->stats);
+	gr_source_free(source);
+	(void)gr_channel_close(main_channel, NULL);
+	for (unsigned int i = 0; i < p->count; i++) {
+		(void)gr_channel_close(further[i], NULL);
+	}
+	pthread_join(thread, NULL);
+	(void)close_rig(&p->rig);
+	move_guest_stop(&guest);
+}
+
+static void end_passage(struct passage *p)
+{
+	gr_ram_free(p->from);
+	gr_ram_free(p->arrival.to);
+}
+
+static void passes(unsigned int count, enum gr_multifd_compression compression,
+		   enum gr_multifd_dialect dialect, bool plain)
+{
+	struct passage p = {
+		.count = count, .compression = compression, .dialect = dialect, .plain = plain
+	};
+
+	pass(&p);
+	if (p.rc != 0 || p.rig.rc != 0 || p.arrival.rc != 0) {
+		FAIL("source %d, relay %d '%s', destination %d '%s'", p.rc, p.rig.rc, p.rig.err.msg,
+		     p.arrival.rc, p.arrival.err.msg);
+	}
+	ASSERT_EQ(move_compare(p.from, p.arrival.to), 0u);
+	ASSERT(!p.stats.peer_is_guestram);
+	ASSERT(p.rig.stats.state == GR_MIGRATE_COMPLETED);
+	ASSERT_EQ(p.rig.stats.rounds, p.arrival.stats.rounds);
+	ASSERT_EQ(p.rig.stats.normal_pages, p.stats.normal_pages);
+	ASSERT_EQ(p.rig.stats.zero_pages, p.stats.zero_pages);
+	ASSERT_EQ(p.rig.stats.total_bytes, (uint64_t)BLOCK_BYTES);
+	ASSERT_EQ(p.rig.stats.transferred_bytes, p.stats.transferred_bytes);
+	end_passage(&p);
+}
+
+TEST(a_running_machine_passes_over_one_to_eight_channels)
+{
+	passes(1, GR_MULTIFD_NONE, GR_MULTIFD_BY_MACHINE, false);
+	passes(2, GR_MULTIFD_NONE, GR_MULTIFD_BY_MACHINE, true);
+	passes(8, GR_MULTIFD_NONE, GR_MULTIFD_BY_MACHINE, false);
+}
+
+TEST(a_running_machine_passes_in_every_dialect)
+{
+	for (int plain = 0; plain < 2; plain++) {
+		passes(2, GR_MULTIFD_NONE, GR_MULTIFD_7_2, plain);
+		passes(3, GR_MULTIFD_NONE, GR_MULTIFD_8_1, plain);
+		passes(2, GR_MULTIFD_NONE, GR_MULTIFD_9_0, plain);
+	}
+}
+
+TEST(compressed_packets_pass_as_they_are)
+{
+	if (gr_multifd_supports(GR_MULTIFD_ZLIB, NULL) == 0) {
+		passes(2, GR_MULTIFD_ZLIB, GR_MULTIFD_BY_MACHINE, false);
+	}
+	if (gr_multifd_supports(GR_MULTIFD_ZSTD, NULL) == 0) {
+		passes(2, GR_MULTIFD_ZSTD, GR_MULTIFD_BY_MACHINE, true);
+	}
+}
+
+static int refuse(void *opaque, struct gr_error *err)
+{
+	(void)opaque;
+	return gr_error_set(err, -EBADMSG, "not this one");
+}
+
+TEST(a_refusal_reaches_a_source_with_further_channels)
+{
+	struct passage p = { .count = 2, .to_ops = { .complete = refuse } };
+
+	pass(&p);
+	ASSERT_LT(p.rc, 0);
+	ASSERT(p.stats.state == GR_MIGRATE_FAILED);
+	ASSERT_EQ(p.arrival.rc, -EBADMSG);
+	ASSERT_EQ(p.rig.rc, -EREMOTEIO);
+	end_passage(&p);
+}
+
+/* ---- peers made by hand ---------------------------------------------------------------- */
+
+static struct gr_channel *knock(struct rig *r, const void *words, size_t n)
+{
+	struct gr_channel *ch;
+
+	ASSERT_EQ(gr_channel_connect(r->from_uri, &ch, NULL), 0);
+	(void)!gr_channel_write_all(ch, words, n, NULL);
+	return ch;
+}
+
+static void say(struct gr_channel *ch, struct kit_bytes *b)
+{
+	(void)!gr_channel_write_all(ch, b->p, b->n, NULL);
+	b->n = 0;
+}
+
+static void put_greeting(struct kit_bytes *b, unsigned int id)
+{
+	struct gr_multifd_greeting g = { .id = (uint8_t)id, .uuid = { 7 } };
+	uint8_t raw[GR_MULTIFD_GREETING_BYTES];
+
+	gr_multifd_greeting_put(&g, raw);
+	kit_raw(b, raw, sizeof(raw));
+}
+
+/* A packet of at most one page. -1: none. */
+static void put_packet(struct kit_bytes *b, int64_t page, bool sync)
+{
+	struct gr_multifd_header h = { .sync = sync };
+	uint8_t raw[GR_MULTIFD_HEADER_BYTES_MAX];
+	static const uint8_t bytes[MOVE_PAGE] = { 1, 2, 3 };
+
+	if (page >= 0) {
+		strcpy(h.block, "ram");
+		h.offsets[0] = (uint64_t)page * MOVE_PAGE;
+		h.pages = 1;
+		h.payload_bytes = MOVE_PAGE;
+	}
+	gr_multifd_header_put(&h, MOVE_PAGE, raw);
+	kit_raw(b, raw, gr_multifd_header_bytes(MOVE_PAGE));
+	kit_raw(b, bytes, h.payload_bytes);
+}
+
+static struct gr_channel *knock_further(struct rig *r, unsigned int id)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_channel *ch;
+
+	put_greeting(&b, id);
+	ch = knock(r, b.p, b.n);
+	kit_free(&b);
+	return ch;
+}
+
+/* Up to where a section's records begin. No machine's name with a version: pages of 4096 bytes. */
+static void put_start(struct kit_bytes *b)
+{
+	kit_config(b);
+	kit_start(b);
+	kit_be64(b, BLOCK_BYTES | 4);
+	kit_str8(b, "ram");
+	kit_be64(b, BLOCK_BYTES);
+}
+
+static void put_rest(struct kit_bytes *b)
+{
+	static const char tail[] = "\0\6\0\0\0\017{\"devices\": []}";
+
+	kit_part(b, 3);
+	kit_eos(b);
+	kit_raw(b, tail, sizeof(tail) - 1);
+}
+
+static struct gr_channel *accept_one(struct rig *r)
+{
+	struct gr_channel *ch;
+
+	ASSERT_EQ(gr_channel_accept(r->out, &ch, NULL), 0);
+	return ch;
+}
+
+static int kind_of(struct rig *r, struct gr_channel *ch)
+{
+	return gr_multifd_tell(ch, gr_channel_listener_wake_fd(r->out), WAIT_MS, NULL);
+}
+
+/* What comes is this, and it comes although nothing follows. */
+static void hear(struct gr_channel *ch, const struct kit_bytes *b)
+{
+	uint8_t *got = malloc(b->n);
+	size_t at = 0;
+
+	ASSERT(got);
+	while (at < b->n) {
+		struct iovec iov = { got + at, b->n - at };
+		ssize_t n;
+
+		ASSERT(gr_channel_is_readable(ch, WAIT_MS));
+		n = gr_channel_readv(ch, &iov, 1, NULL);
+		ASSERT_GT(n, 0);
+		at += (size_t)n;
+	}
+	ASSERT_MEM_EQ(got, b->p, b->n);
+	free(got);
+}
+
+/* Until the end, or a break. */
+static void hear_end(struct gr_channel *ch)
+{
+	uint8_t byte[4096];
+	struct iovec iov = { byte, sizeof(byte) };
+
+	do {
+		ASSERT(gr_channel_is_readable(ch, WAIT_MS));
+	} while (gr_channel_readv(ch, &iov, 1, NULL) > 0);
+	(void)gr_channel_close(ch, NULL);
+}
+
+static void close_all(struct gr_channel **ch, int n)
+{
+	for (int i = 0; i < n; i++) {
+		(void)gr_channel_close(ch[i], NULL);
+	}
+}
+
+/* One main channel and one further one through the relay, as far as their first bytes. */
+struct pair {
+	struct rig rig;
+	struct gr_channel *main[2], *further[2]; /* the source's, the destination's */
+};
+
+static void open_pair(struct pair *p)
+{
+	struct kit_bytes b = { 0 };
+
+	open_rig(&p->rig, long_ns);
+	put_start(&b);
+	p->main[0] = knock(&p->rig, b.p, b.n);
+	p->main[1] = accept_one(&p->rig);
+	p->further[0] = knock_further(&p->rig, 3);
+	p->further[1] = accept_one(&p->rig);
+	kit_free(&b);
+	put_greeting(&b, 3);
+	hear(p->further[1], &b);
+	kit_free(&b);
+}
+
+/* The relay ends by itself, and breaks all that is left. */
+static void fails(struct pair *p, int rc, const char *words)
+{
+	pthread_join(p->rig.thread, NULL);
+	if (p->rig.rc != rc) {
+		FAIL("%d '%s', not %d", p->rig.rc, p->rig.err.msg, rc);
+	}
+	ASSERT_HAS(p->rig.err.msg, words);
+	for (int side = 0; side < 2; side++) {
+		if (p->main[side]) {
+			hear_end(p->main[side]);
+		}
+		if (p->further[side]) {
+			hear_end(p->further[side]);
+		}
+	}
+	ASSERT_EQ(pthread_create(&p->rig.thread, NULL, relay_main, &p->rig), 0); /* shut down: */
+	ASSERT_EQ(close_rig(&p->rig), -ECANCELED);
+}
+
+TEST(the_main_channel_is_the_first_at_the_destination_and_a_late_one_comes_too)
+{
+	enum { EARLY = 8 };
+	struct gr_channel *early[EARLY], *arrived[EARLY], *main_channel, *to, *late, *late_to;
+	struct kit_bytes b = { 0 };
+	struct pollfd accepted;
+	struct rig r;
+
+	open_rig(&r, long_ns);
+	accepted = (struct pollfd){ gr_channel_listener_fd(r.in), POLLIN, 0 };
+	for (unsigned int i = 0; i < EARLY; i++) {
+		early[i] = knock_further(&r, i);
+	}
+	while (poll(&accepted, 1, 0) > 0) {
+		usleep(1000);
+	}
+	put_start(&b);
+	kit_eos(&b);
+	main_channel = knock(&r, b.p, b.n);
+	to = accept_one(&r);
+	ASSERT_EQ(kind_of(&r, to), GR_MULTIFD_MAIN);
+	hear(to, &b);
+	for (int i = 0; i < EARLY; i++) {
+		arrived[i] = accept_one(&r);
+		ASSERT_EQ(kind_of(&r, arrived[i]), GR_MULTIFD_FURTHER);
+	}
+	late = knock_further(&r, EARLY);
+	late_to = accept_one(&r);
+	b.n = 0;
+	put_greeting(&b, EARLY);
+	hear(late_to, &b);
+	(void)gr_channel_close(main_channel, NULL);
+	hear_end(to);
+	ASSERT_EQ(close_rig(&r), -EPIPE);
+	close_all(early, EARLY);
+	close_all(arrived, EARLY);
+	close_all(&late, 1);
+	close_all(&late_to, 1);
+	kit_free(&b);
+}
+
+/* The source's footer may come only when its channels have gone on, for which the destination must
+ * see EOS. */
+TEST(where_channels_meet_nothing_is_held_back)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+	struct pair p;
+
+	open_pair(&p);
+	put_start(&seen);
+	kit_be64(&b, 0x10);
+	kit_be64(&seen, 0x10);
+	say(p.main[0], &b);
+	hear(p.main[1], &seen);
+	kit_u8(&b, 0x7e);
+	kit_be32(&b, 2);
+	kit_part(&b, 2);
+	kit_be64(&b, 0x200); /* MULTIFD_FLUSH of a newer one */
+	gr_channel_shutdown(p.further[0]);
+	say(p.main[0], &b);
+	kit_free(&b);
+	kit_free(&seen);
+	fails(&p, -EPIPE, "multifd channel 3: byte 64: the source has closed it before the end");
+}
+
+TEST(a_packet_that_is_wrong_ends_all_channels_and_says_which_and_where)
+{
+	struct kit_bytes b = { 0 };
+	struct pair p;
+
+	open_pair(&p);
+	put_packet(&b, 5, true);
+	put_packet(&b, -1, true);
+	b.p[1344 + MOVE_PAGE + 3]++;
+	say(p.further[0], &b);
+	kit_free(&b);
+	fails(&p, -EBADMSG, "multifd channel 3: byte 5504: a packet that begins with 0x11223345");
+}
+
+TEST(a_channel_that_breaks_off_ends_all_and_says_where)
+{
+	static const struct {
+		size_t bytes;
+		const char *words;
+	} cuts[] = {
+		{ 100, "multifd channel 3: byte 164: it ends inside of a header" },
+		{ 2000, "multifd channel 3: byte 2064: it ends inside of a packet's pages" },
+	};
+
+	for (size_t i = 0; i < GR_ARRAY_SIZE(cuts); i++) {
+		struct kit_bytes b = { 0 };
+		struct pair p;
+
+		open_pair(&p);
+		put_packet(&b, 5, true);
+		b.n = cuts[i].bytes;
+		say(p.further[0], &b);
+		gr_channel_end_writing(p.further[0]);
+		kit_free(&b);
+		fails(&p, -EPIPE, cuts[i].words);
+	}
+}
+
+TEST(a_destination_that_closes_a_channel_ends_all)
+{
+	struct kit_bytes b = { 0 };
+	struct pair p;
+
+	open_pair(&p);
+	(void)gr_channel_close(p.further[1], NULL);
+	p.further[1] = NULL;
+	put_packet(&b, 5, true);
+	say(p.further[0], &b);
+	kit_free(&b);
+	fails(&p, -EPIPE, "multifd channel 3: to the destination: ");
+}
+
+TEST(a_listener_that_is_shut_down_cancels_what_is_under_way)
+{
+	struct pair p;
+
+	open_pair(&p);
+	gr_channel_listener_shutdown(p.rig.in);
+	fails(&p, -ECANCELED, "listening was ended");
+}
+
+/* The main channel has ended well; the others have as long as they need. */
+TEST(what_comes_on_a_further_channel_after_the_end_of_the_main_one_arrives)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+	struct pair p;
+
+	open_pair(&p);
+	kit_eos(&b);
+	put_rest(&b);
+	put_start(&seen);
+	kit_raw(&seen, b.p, b.n);
+	say(p.main[0], &b);
+	gr_channel_end_writing(p.main[0]);
+	hear(p.main[1], &seen);
+	for (int i = 0; i < 1000; i++) {
+		seen.n = 0;
+		put_packet(&b, i % PAGES, i >= 998); /* a SYNC for each EOS */
+		put_packet(&seen, i % PAGES, i >= 998);
+		say(p.further[0], &b);
+		hear(p.further[1], &seen);
+	}
+	gr_channel_end_writing(p.further[0]);
+	hear_end(p.further[1]);
+	hear_end(p.main[1]);
+	ASSERT_EQ(close_rig(&p.rig), 0);
+	ASSERT_EQ(p.rig.stats.normal_pages, 1000u);
+	close_all(&p.main[0], 1);
+	close_all(&p.further[0], 1);
+	kit_free(&b);
+	kit_free(&seen);
+}
+
+/* The destination has all of RAM and of the devices, and closes a further channel. */
+static void closes_at_the_end(struct pair *p)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+
+	open_pair(p);
+	for (int i = 0; i < 2; i++) { /* a SYNC for each EOS */
+		put_packet(&b, i, true);
+		put_packet(&seen, i, true);
+	}
+	say(p->further[0], &b);
+	hear(p->further[1], &seen);
+	seen.n = 0;
+	kit_eos(&b);
+	put_rest(&b);
+	put_start(&seen);
+	kit_raw(&seen, b.p, b.n);
+	say(p->main[0], &b);
+	hear(p->main[1], &seen);
+	(void)gr_channel_close(p->further[1], NULL);
+	p->further[1] = NULL;
+	kit_free(&b);
+	kit_free(&seen);
+}
+
+TEST(an_empty_packet_behind_the_last_one_may_be_lost)
+{
+	struct kit_bytes b = { 0 };
+	struct pair p;
+
+	closes_at_the_end(&p);
+	put_packet(&b, -1, false);
+	say(p.further[0], &b);
+	put_packet(&b, -1, false);
+	say(p.further[0], &b);
+	kit_free(&b);
+	close_all(&p.further[0], 1);
+	close_all(&p.main[0], 1);
+	hear_end(p.main[1]);
+	if (close_rig(&p.rig) != 0) {
+		FAIL("%s", p.rig.err.msg);
+	}
+}
+
+TEST(a_page_that_the_destination_did_not_take_is_an_error_however_late)
+{
+	struct kit_bytes b = { 0 };
+	struct pair p;
+
+	closes_at_the_end(&p);
+	put_packet(&b, -1, false);
+	put_packet(&b, 2, false);
+	say(p.further[0], &b);
+	kit_free(&b);
+	gr_channel_end_writing(p.further[0]);
+	gr_channel_end_writing(p.main[0]);
+	fails(&p, -EPIPE, "multifd channel 3: to the destination: ");
+}
+
+/* Nothing is kept but a chunk: who does not read makes the source wait. */
+TEST(a_slow_destination_makes_the_source_wait)
+{
+	enum { PACKETS = 4096, BOUND = 8 << 20 };
+	struct kit_bytes b = { 0 }, all = { 0 };
+	struct pollfd writable;
+	size_t sent = 0;
+	struct pair p;
+
+	open_pair(&p);
+	for (int i = 0; i < PACKETS; i++) {
+		put_packet(&all, i % PAGES, false);
+	}
+	kit_eos(&b);
+	say(p.main[0], &b);
+	kit_free(&b);
+	writable = (struct pollfd){ gr_channel_fd(p.further[0]), POLLOUT, 0 };
+	while (sent < all.n && poll(&writable, 1, 300) > 0) {
+		ssize_t n = send(writable.fd, all.p + sent, all.n - sent, MSG_DONTWAIT);
+
+		sent += n > 0 ? (size_t)n : 0;
+	}
+	ASSERT_LT(sent, (size_t)BOUND);
+	all.n = sent;
+	hear(p.further[1], &all); /* and what was sent is all there */
+	kit_free(&all);
+	gr_channel_shutdown(p.main[0]);
+	pthread_join(p.rig.thread, NULL);
+	ASSERT_LT(p.rig.rc, 0);
+	ASSERT_EQ(pthread_create(&p.rig.thread, NULL, relay_main, &p.rig), 0);
+	(void)close_rig(&p.rig);
+	close_all(p.main, 2);
+	close_all(p.further, 2);
+}
+
+/* ---- who comes ------------------------------------------------------------------------- */
+
+TEST(strangers_are_turned_away_and_the_migration_goes_on)
+{
+	struct gr_channel *stranger;
+	struct pair p;
+
+	open_pair(&p);
+	stranger = knock(&p.rig, "GET / HTTP/1.0", 14);
+	hear_end(stranger);
+	stranger = knock(&p.rig, "QEVM\0\0\0\3", 8);
+	hear_end(stranger);
+	(void)gr_channel_close(knock(&p.rig, "", 0), NULL);
+	gr_channel_shutdown(p.main[0]);
+	fails(&p, -EPIPE, "byte ");
+}
+
+TEST(who_says_nothing_is_turned_away)
+{
+	struct gr_channel *silent;
+	struct rig r;
+
+	open_rig(&r, 1000000);
+	silent = knock(&r, "", 0);
+	hear_end(silent);
+	gr_channel_listener_shutdown(r.in);
+	ASSERT_EQ(close_rig(&r), -ECANCELED);
+}
+
+TEST(a_main_channel_that_does_not_come_is_told_of)
+{
+	struct gr_channel *further;
+	struct rig r;
+
+	open_rig(&r, 2ull * 1000 * 1000 * 1000);
+	further = knock_further(&r, 0);
+	ASSERT_EQ(close_rig(&r), -ETIMEDOUT);
+	ASSERT_HAS(r.err.msg, "no main channel");
+	hear_end(further);
+}
+
+TEST(more_channels_than_a_qemu_has_are_refused)
+{
+	struct kit_bytes b = { 0 };
+	int fd[GR_MULTIFD_CHANNELS_MAX + 1];
+	struct sockaddr_un sa = { .sun_family = AF_UNIX };
+	struct rig r;
+
+	open_rig(&r, long_ns);
+	(void)snprintf(sa.sun_path, sizeof(sa.sun_path), "%s/from", r.folder);
+	for (size_t i = 0; i < GR_ARRAY_SIZE(fd); i++) {
+		fd[i] = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+		ASSERT_GE(fd[i], 0);
+		ASSERT_EQ(connect(fd[i], (struct sockaddr *)&sa, sizeof(sa)), 0);
+		put_greeting(&b, (unsigned int)i & 255);
+		(void)!send(fd[i], b.p, b.n, MSG_NOSIGNAL);
+		b.n = 0;
+	}
+	pthread_join(r.thread, NULL);
+	ASSERT_EQ(r.rc, -E2BIG);
+	ASSERT_HAS(r.err.msg, "more than 255 further channels");
+	for (size_t i = 0; i < GR_ARRAY_SIZE(fd); i++) {
+		(void)close(fd[i]);
+	}
+	kit_free(&b);
+	ASSERT_EQ(pthread_create(&r.thread, NULL, relay_main, &r), 0);
+	ASSERT_EQ(close_rig(&r), -ECANCELED);
+}
+
+TEST(what_cannot_be_served_is_refused_at_once)
+{
+	struct gr_relay_params params = { .size = 3 };
+	struct gr_channel_listener *listener;
+	struct gr_error err;
+
+	ASSERT_EQ(gr_channel_listen("exec:cat", &listener, NULL), 0);
+	ASSERT_EQ(gr_relay_serve(listener, "tcp:127.0.0.1:1", NULL, NULL, &err), -EINVAL);
+	gr_channel_listener_close(listener);
+	ASSERT_EQ(gr_channel_listen("tcp:127.0.0.1:0", &listener, NULL), 0);
+	ASSERT_EQ(gr_relay_serve(listener, "tcp:nowhere", NULL, NULL, &err), -EINVAL);
+	ASSERT_EQ(gr_relay_serve(listener, "tcp:127.0.0.1:1", &params, NULL, &err), -EINVAL);
+	ASSERT_EQ(gr_relay_serve(NULL, "tcp:127.0.0.1:1", NULL, NULL, &err), -EINVAL);
+	gr_channel_listener_close(listener);
+}
+
+TEST_MAIN()
