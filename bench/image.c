@@ -5,14 +5,13 @@
  * as ours.
  *
  *   image.write, image.read        CPU seconds per GiB, to tmpfs and to a disk (TMPDIR, direct I/O)
- *   image.read/tmpfs/bare          against a bare loop without a format, pread() and UFFDIO_COPY
- *   image.read/tmpfs/allocation    against allocating and mapping as much memory without any
- * content resume.first_instruction       from opening an image on tmpfs to the first word of the
- *                                  machine's memory, against loading all of it first; 256 MiB, and
- *                                  16 GiB of which 512 MiB have content; 256 MiB on a disk whose
- *                                  content is in no page cache
- *   resume.first_touch             p99 of the first touch of a page, against a private mapping of
- *                                  the image
+ *   image.read/tmpfs_private       into private memory with huge pages on both sides, QEMU's
+ * default image.read/tmpfs/bare          against a bare loop without a format, pread() and
+ * UFFDIO_COPY image.read/tmpfs/allocation    against allocating and mapping as much memory without
+ * any content resume.first_instruction       from opening an image on tmpfs to the first word of
+ * the machine's memory, against loading all of it first; 256 MiB, and 16 GiB of which 512 MiB have
+ * content; 256 MiB on a disk whose content is in no page cache resume.first_touch             p99
+ * of the first touch of a page, against a private mapping of the image
  */
 #include "bench/harness.h"
 #include "bench/qemu.h"
@@ -90,8 +89,24 @@ static const uint8_t *memory_of(struct gr_ram *ram)
 	return block->host; /* nobody removes it */
 }
 
+/* As QEMU has it by default: private, with huge pages. */
+static void add_private(struct gr_ram *ram, uint64_t bytes)
+{
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = "ram",
+					  .used_bytes = bytes,
+					  .backing = GR_RAM_ANONYMOUS,
+					  .flags = GR_RAM_THP,
+					  .fd = -1 };
+	struct gr_error err;
+
+	if (gr_ram_block_add(ram, &desc, NULL, &err) < 0) {
+		bench_die("%s", err.msg);
+	}
+}
+
 static struct bench_image_cost our_image(struct gr_ram *from, const uint8_t *want, uint64_t bytes,
-					 const char *path, bool direct)
+					 const char *path, bool direct, bool private)
 {
 	struct gr_image_save_params save = { .size = sizeof(save), .threads = 1, .direct = direct };
 	struct gr_image_load_params load = { .size = sizeof(load), .threads = 1, .direct = direct };
@@ -109,6 +124,9 @@ static struct bench_image_cost our_image(struct gr_ram *from, const uint8_t *wan
 	cost.save_cpu_s += bench_cpu_s(0);
 	if (gr_ram_create(NULL, &to, &err) < 0) {
 		bench_die("%s", err.msg);
+	}
+	if (private) {
+		add_private(to, bytes);
 	}
 	cost.load_wall_s = -bench_now_s();
 	cost.load_cpu_s = -bench_cpu_s(0);
@@ -142,11 +160,23 @@ static uint8_t *new_memory(uint64_t bytes, int *ret_fd)
 	return p;
 }
 
+/* As much private memory, in huge pages. */
+static uint8_t *new_private_memory(uint64_t bytes, int *ret_fd)
+{
+	void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (p == MAP_FAILED || madvise(p, bytes, MADV_HUGEPAGE) != 0) {
+		bench_die("no memory: %s", strerror(errno));
+	}
+	*ret_fd = -1;
+	return p;
+}
+
 /* What no machine with that much memory can do without. */
-static double allocation_cpu_s(uint64_t bytes)
+static double allocation_cpu_s(uint64_t bytes, bool private)
 {
 	int fd;
-	uint8_t *p = new_memory(bytes, &fd);
+	uint8_t *p = private ? new_private_memory(bytes, &fd) : new_memory(bytes, &fd);
 	double cpu_s = -bench_cpu_s(0);
 
 	if (madvise(p, bytes, MADV_POPULATE_WRITE) != 0) {
@@ -154,7 +184,9 @@ static double allocation_cpu_s(uint64_t bytes)
 	}
 	cpu_s += bench_cpu_s(0);
 	munmap(p, bytes);
-	close(fd);
+	if (fd >= 0) {
+		close(fd);
+	}
 	return cpu_s;
 }
 
@@ -195,11 +227,14 @@ static double bare_read_cpu_s(const char *from, uint64_t bytes)
 	return cpu_s; /* negative: this kernel has no such way */
 }
 
-static void files(const struct bench_options *o, const char *folder, const char *where, bool direct)
+static void files(const struct bench_options *o, const char *folder, const char *where, bool direct,
+		  bool private)
 {
 	static const char *const names[2] = { "image.write", "image.read" };
 	char file[160], image[160], text[6][64];
-	struct bench_machine m = { .tmp = shm_dir, .src_file = file, .bytes = o->size_mib << 20 };
+	struct bench_machine m = {
+		.tmp = shm_dir, .src_file = file, .bytes = o->size_mib << 20, .private = private
+	};
 	double gib = (double)m.bytes / (1 << 30);
 	struct bench_result r[6] = { 0 };
 	struct gr_ram *ram;
@@ -220,7 +255,7 @@ static void files(const struct bench_options *o, const char *folder, const char 
 		r[i].unit = "cpu s/GiB";
 		r[i].peer_name = i == 4 ? "pread and UFFDIO_COPY" : "allocation alone";
 	}
-	if (!bench_wanted(o, "image.write") && !bench_wanted(o, "image.read")) {
+	if (!bench_wanted(o, text[0]) && !bench_wanted(o, text[1])) {
 		return;
 	}
 	(void)snprintf(file, sizeof(file), "%s/ram", shm_dir);
@@ -229,22 +264,27 @@ static void files(const struct bench_options *o, const char *folder, const char 
 	bench_fill_random(host, m.bytes, 1);
 	ram = ram_of(host, fd, m.bytes);
 	for (int i = 0; i < o->runs; i++) {
-		struct bench_image_cost ours = our_image(ram, host, m.bytes, image, direct), peer;
+		struct bench_image_cost ours = our_image(ram, host, m.bytes, image, direct,
+							 private),
+					peer;
 
 		(void)unlink(image);
 		peer = bench_qemu_image(&m, image);
 		(void)unlink(image);
-		bench_add(&r[0], ours.save_cpu_s / gib, peer.save_cpu_s / gib);
 		bench_add(&r[1], ours.load_cpu_s / gib, peer.load_cpu_s / gib);
-		bench_add(&r[2], ours.save_wall_s / gib, peer.save_wall_s / gib);
 		bench_add(&r[3], ours.load_wall_s / gib, peer.load_wall_s / gib);
+		if (!private) { /* the source's memory is the same */
+			bench_add(&r[0], ours.save_cpu_s / gib, peer.save_cpu_s / gib);
+			bench_add(&r[2], ours.save_wall_s / gib, peer.save_wall_s / gib);
+		}
 		if (!direct) {
-			double bare = bare_read_cpu_s(file, m.bytes);
+			double bare = private ? -1 : bare_read_cpu_s(file, m.bytes);
 
 			if (bare >= 0) {
 				bench_add(&r[4], ours.load_cpu_s / gib, bare / gib);
 			}
-			bench_add(&r[5], ours.load_cpu_s / gib, allocation_cpu_s(m.bytes) / gib);
+			bench_add(&r[5], ours.load_cpu_s / gib,
+				  allocation_cpu_s(m.bytes, private) / gib);
 		}
 	}
 	for (int i = 0; i < 6; i++) {
@@ -450,7 +490,9 @@ int main(int argc, char **argv)
 		bench_die("%s does not run", qemu);
 	}
 	(void)snprintf(qemu_name, sizeof(qemu_name), "QEMU %s, mapped-ram", version);
-	files(&o, shm_dir, "tmpfs", false);
-	files(&o, disk_dir, "disk", true);
+	files(&o, shm_dir, "tmpfs", false, false);
+	files(&o, shm_dir, "tmpfs_private", false, true);
+	files(&o, disk_dir, "disk", true, false);
+	files(&o, disk_dir, "disk_private", true, true);
 	return 0;
 }

@@ -25,6 +25,7 @@ struct bench_machine {
 	bool present;	      /* the destination's memory is allocated before the clock starts */
 	bool untouched;	      /* nobody ever touched the source's: it must not be mapped before */
 	bool from_qemu;	      /* the source is a QEMU, also of ours */
+	bool private;	      /* an image's destination has private memory, as QEMU's default is */
 	const char *floppy;   /* boots this and runs; otherwise it stands still */
 	bool installed;	      /* the QEMU of the system, even if $GR_QEMU10 names another one */
 };

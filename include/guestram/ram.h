@@ -90,7 +90,10 @@ enum gr_ram_block_flags {
 	 *  only. Implies READONLY; takes no part in migrations, so set NO_MIGRATE as well. */
 	GR_RAM_HOST_READONLY = 1 << 5,
 	GR_RAM_PREALLOC = 1 << 6,     /**< all memory is there before the block is: see prealloc */
-	GR_RAM_THP = 1 << 7,          /**< transparent huge pages where they fit */
+	/** Transparent huge pages where they fit. ANONYMOUS memory gets them also while it is received
+	 *  or loaded from an image. Files in memory, so MEMFD, get some only where the administrator
+	 *  has set shmem_enabled. */
+	GR_RAM_THP = 1 << 7,
 	GR_RAM_NO_DUMP = 1 << 8,      /**< not in core files */
 	GR_RAM_NO_FORK = 1 << 9,      /**< not in children of fork() */
 	/** Pages of equal content may become one (KSM). That is done to private memory in ordinary

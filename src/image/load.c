@@ -2,8 +2,8 @@
 /*
  * An image into a machine's RAM. Threads take pieces of blocks. Pages that are not there yet are
  * read into a small buffer, which stays in the processor's cache, and placed by what allocates and
- * fills a page at once (migrate/place.h); pages that are there are read where they are. What the
- * image does not have is zero, and memory that nobody touched stays so.
+ * fills a page at once (migrate/place.h); pages that are there, or come by being touched, are read
+ * where they are. What the image does not have is zero, and memory that nobody touched stays so.
  */
 #include "image/load.h"
 #include "base/atomic.h"
@@ -96,18 +96,19 @@ static int place(struct loader *w, uint32_t index, uint64_t offset, uint64_t end
 {
 	const struct gr_image_part *part = &w->load->image->parts[index];
 	struct gr_ram_block *block = w->load->members->of[index].block;
+	bool staged = hole && w->load->how[index] != GR_PLACE_STORE;
 	uint32_t size = w->load->image->page_bytes;
 
 	for (uint64_t n; offset < end; offset += n) {
 		int rc;
 
 		n = GR_MIN(end - offset,
-			   hole ? (uint64_t)w->buffer_bytes : (uint64_t)GR_IMAGE_PIECE_BYTES);
-		rc = read_at(w, part, offset, hole ? w->buffer : block->host + offset, n, err);
+			   staged ? (uint64_t)w->buffer_bytes : (uint64_t)GR_IMAGE_PIECE_BYTES);
+		rc = read_at(w, part, offset, staged ? w->buffer : block->host + offset, n, err);
 		if (rc < 0) {
 			return rc;
 		}
-		if (hole) {
+		if (staged) {
 			gr_placer_fill(&w->load->placer, block, w->load->how[index], offset,
 				       w->buffer, n, size);
 		}

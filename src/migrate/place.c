@@ -26,8 +26,22 @@ static int uffd_open(unsigned int flags, uint64_t features)
 	return fd;
 }
 
+/* Unless the administrator has switched them off. */
+static bool has_huge_pages(void)
+{
+	int fd = open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY | O_CLOEXEC);
+	char modes[64] = "";
+	ssize_t n = fd < 0 ? -1 : read(fd, modes, sizeof(modes) - 1);
+
+	if (fd >= 0) {
+		close(fd);
+	}
+	return n > 0 && !strstr(modes, "[never]");
+}
+
 void gr_placer_init(struct gr_placer *p)
 {
+	p->huge = has_huge_pages();
 	p->host_page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
 	/* We wait for no fault, so what an ordinary user may have is as good. */
 	p->uffd = uffd_open(UFFD_USER_MODE, UFFD_WP_SHMEM);
@@ -54,11 +68,26 @@ static struct uffdio_range range_of(const struct gr_ram_block *block)
 	return range;
 }
 
+/* Of memory in a file only the kernel knows: by default it has none there, whatever one asks for. */
+static bool wants_huge_pages(const struct gr_placer *p, const struct gr_ram_block *block)
+{
+	unsigned int flags = gr_ram_block_flags(block);
+
+#ifdef GR_MUTANT_PLACE_SMALL_PAGES
+	return false;
+#endif
+	return p->huge && block->backing == GR_RAM_ANONYMOUS && (flags & GR_RAM_THP) &&
+	       !(flags & GR_RAM_SHARED);
+}
+
 enum gr_place_how gr_placer_begin(struct gr_placer *p, const struct gr_ram_block *block,
 				  uint64_t page_bytes)
 {
 	struct uffdio_register reg = { .range = range_of(block), .mode = UFFD_REGISTER_WP };
 
+	if (wants_huge_pages(p, block)) {
+		return GR_PLACE_STORE;
+	}
 	/* A page of ours must be whole pages of the host (and no huge ones). */
 	if (p->uffd >= 0 && block->page_bytes == p->host_page_bytes &&
 	    GR_IS_ALIGNED(page_bytes, p->host_page_bytes) &&

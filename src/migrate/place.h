@@ -9,6 +9,9 @@
  * fresh one as ever (with registration for missing pages it would sleep for ever). Where
  * the kernel has no write protection for a kind of memory, pwrite() to the memfd or plain
  * stores do it.
+ *
+ * Plain stores are also the way into private memory that wants transparent huge pages: the first
+ * one brings a huge page, where UFFDIO_COPY would fill it with small ones for good.
  */
 #ifndef GR_MIGRATE_PLACE_H
 #define GR_MIGRATE_PLACE_H
@@ -19,6 +22,7 @@
 struct gr_placer {
 	int uffd; /* -1: not to be had */
 	uint64_t host_page_bytes;
+	bool huge; /* who asks for transparent huge pages gets them */
 };
 
 /* How one block's absent pages are filled. */

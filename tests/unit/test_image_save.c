@@ -4,6 +4,7 @@
 #include "harness.h"
 #include "image/direct.h"
 #include "image/store.h"
+#include "smaps.h"
 #include "stream/tail.h"
 #include <errno.h>
 #include <fcntl.h>
@@ -12,6 +13,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -44,11 +46,14 @@ static void remove_folder(void)
 }
 
 static struct gr_ram_block *add(struct gr_ram *ram, const char *id, uint64_t bytes,
-				enum gr_ram_backing backing)
+				enum gr_ram_backing backing, unsigned int flags)
 {
-	struct gr_ram_block_desc desc = {
-		.size = sizeof(desc), .id = id, .used_bytes = bytes, .backing = backing, .fd = -1
-	};
+	struct gr_ram_block_desc desc = { .size = sizeof(desc),
+					  .id = id,
+					  .used_bytes = bytes,
+					  .backing = backing,
+					  .flags = flags,
+					  .fd = -1 };
 	struct gr_ram_block *block;
 	struct gr_error err;
 
@@ -75,12 +80,17 @@ struct machine {
 	struct gr_ram_block *big, *anonymous, *rom;
 };
 
-static void machine_make(struct machine *m)
+static void machine_make_of(struct machine *m, enum gr_ram_backing backing, unsigned int flags)
 {
 	ASSERT_EQ(gr_ram_create(NULL, &m->ram, NULL), 0);
-	m->big = add(m->ram, "ram", RAM_BYTES, GR_RAM_MEMFD);
-	m->anonymous = add(m->ram, "more", RAM_BYTES / 2, GR_RAM_ANONYMOUS);
-	m->rom = add(m->ram, "rom", ROM_BYTES, GR_RAM_MEMFD);
+	m->big = add(m->ram, "ram", RAM_BYTES, backing, flags);
+	m->anonymous = add(m->ram, "more", RAM_BYTES / 2, GR_RAM_ANONYMOUS, 0);
+	m->rom = add(m->ram, "rom", ROM_BYTES, GR_RAM_MEMFD, 0);
+}
+
+static void machine_make(struct machine *m)
+{
+	machine_make_of(m, GR_RAM_MEMFD, 0);
 }
 
 /* Runs of pages with bytes, pages of zeroes, and some that nobody touches. */
@@ -182,6 +192,45 @@ TEST(a_machine_comes_back_as_it_was)
 	struct gr_image_load_params load = { .size = sizeof(load) };
 
 	round_trip(&save, &load);
+}
+
+/* Whether memory that asks for huge pages gets one now. */
+static bool has_huge_pages(void)
+{
+	size_t bytes = 4 << 20;
+	uint8_t *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	bool has;
+
+	ASSERT(p != MAP_FAILED);
+	ASSERT_EQ(madvise(p, bytes, MADV_HUGEPAGE), 0);
+	memset(p, 1, bytes);
+	has = strtoul(smaps(p, "AnonHugePages:"), NULL, 10) > 0;
+	munmap(p, bytes);
+	return has;
+}
+
+TEST(memory_that_wants_huge_pages_gets_them_by_being_loaded)
+{
+	struct gr_image_save_params save = { .size = sizeof(save) };
+	struct gr_image_load_params load = { .size = sizeof(load) };
+	uint64_t seed = test_seed();
+	struct machine from, to;
+
+	machine_make(&from);
+	machine_make_of(&to, GR_RAM_ANONYMOUS, GR_RAM_THP);
+	machine_fill(&from, &seed);
+	save_well(&from, in_folder("vm.ram"), &save);
+	load_well(&to, in_folder("vm.ram"), 0, &load);
+	check_equal(&to, &from);
+	if (strtoul(smaps(to.big->host, "AnonHugePages:"), NULL, 10) == 0) {
+		if (!has_huge_pages()) {
+			SKIP("this system has no huge page for those that ask");
+		}
+		FAIL("loaded into small pages");
+	}
+	gr_ram_free(to.ram);
+	gr_ram_free(from.ram);
+	remove_folder();
 }
 
 TEST(many_threads_save_and_load_the_same)
@@ -317,7 +366,7 @@ TEST(machine_of_another_shape_is_refused_by_block)
 	machine_make(&m);
 	save_well(&m, in_folder("vm.ram"), NULL);
 	ASSERT_EQ(gr_ram_create(NULL, &ram, NULL), 0);
-	(void)add(ram, "more", RAM_BYTES, GR_RAM_MEMFD);
+	(void)add(ram, "more", RAM_BYTES, GR_RAM_MEMFD, 0);
 	ASSERT_EQ(gr_image_open(in_folder("vm.ram"), &image, NULL), 0);
 	ASSERT_EQ(gr_image_load(image, ram, NULL, NULL, NULL, &err), -EINVAL);
 	ASSERT_HAS(err.msg, "block 'more'");
@@ -369,7 +418,7 @@ TEST(full_disk_is_named_with_block_and_page_and_the_old_image_stays)
 
 	(void)signal(SIGXFSZ, SIG_IGN);
 	ASSERT_EQ(gr_ram_create(NULL, &ram, NULL), 0);
-	block = add(ram, "ram", RAM_BYTES, GR_RAM_MEMFD);
+	block = add(ram, "ram", RAM_BYTES, GR_RAM_MEMFD, 0);
 	block->host[0] = 1;
 	ASSERT_EQ(gr_image_save(ram, in_folder("vm.ram"), NULL, NULL, NULL), 0);
 	memset(block->host, 0x5a, RAM_BYTES);
@@ -395,7 +444,7 @@ TEST(folder_that_cannot_be_brought_to_disk_keeps_the_old_image)
 	uint8_t byte;
 
 	ASSERT_EQ(gr_ram_create(NULL, &ram, NULL), 0);
-	block = add(ram, "ram", RAM_BYTES, GR_RAM_MEMFD);
+	block = add(ram, "ram", RAM_BYTES, GR_RAM_MEMFD, 0);
 	block->host[0] = 1;
 	ASSERT_EQ(gr_image_save(ram, in_folder("vm.ram"), NULL, NULL, NULL), 0);
 	ASSERT_EQ(chmod(in_folder("vm.ram"), 0644), 0);

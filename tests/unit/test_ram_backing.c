@@ -3,6 +3,7 @@
  * tests that want them and given back; where that is not allowed, those are skipped. */
 #include "base/memory.h"
 #include "harness.h"
+#include "smaps.h"
 #include "huge_pool.h"
 #include "ram/ram.h"
 #include <dirent.h>
@@ -86,27 +87,6 @@ static unsigned int names_in(const char *path)
 	}
 	closedir(d);
 	return n - 2;
-}
-
-/* The value of a line of /proc/self/smaps for the mapping at host; "" if there is none. */
-static const char *smaps(const void *host, const char *key)
-{
-	static char line[512];
-	FILE *f = fopen("/proc/self/smaps", "re");
-	unsigned long long start, end;
-	bool there = false;
-
-	ASSERT(f);
-	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%llx-%llx ", &start, &end) == 2) {
-			there = (uintptr_t)host >= start && (uintptr_t)host < end;
-		} else if (there && strncmp(line, key, strlen(key)) == 0) {
-			fclose(f);
-			return line + strlen(key);
-		}
-	}
-	fclose(f);
-	return "";
 }
 
 TEST(anonymous_memory_is_private_or_shared_with_children)

@@ -5,6 +5,7 @@
  */
 #include "base/uapi.h"
 #include "concurrent.h"
+#include "smaps.h"
 #include "track/uffd_server.h"
 #include "track/uffd_wp.h"
 #include "uffd_rig.h"
@@ -310,24 +311,10 @@ TEST(pages_of_hugetlb_are_tracked_whole)
 	free_tracked(&r);
 }
 
-/* Whether smaps says that the kernel may merge pages there. */
+/* Whether the kernel may merge pages there. */
 static bool mergeable(const void *host)
 {
-	FILE *f = fopen("/proc/self/smaps", "re");
-	char line[256];
-	bool inside = false, found = false;
-	unsigned long start_at, end_at;
-
-	ASSERT(f);
-	while (fgets(line, sizeof(line), f)) {
-		if (sscanf(line, "%lx-%lx ", &start_at, &end_at) == 2) {
-			inside = (uintptr_t)host >= start_at && (uintptr_t)host < end_at;
-		} else if (inside && strncmp(line, "VmFlags:", 8) == 0) {
-			found = strstr(line, " mg") != NULL;
-		}
-	}
-	(void)fclose(f);
-	return found;
+	return strstr(smaps(host, "VmFlags:"), " mg") != NULL;
 }
 
 /* A page that was merged takes stores without a fault. */
