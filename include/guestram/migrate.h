@@ -184,7 +184,7 @@ struct gr_source_params {
 	 *  a block that it does not share, or has from another file, would be empty there. */
 	bool ignore_shared;
 	/** While a round is sent, ask the trackers that often what was written meanwhile: those pages wait for the
-	 *  next round instead of being sent in both. 0: every 30 ms, less often where asking is slow;
+	 *  next round instead of being sent in both; in the first round with what lies around them. 0: every 30 ms, less often where asking is slow;
 	 *  UINT64_MAX: never. */
 	uint64_t look_ns;
 	enum gr_source_fault fault;   /**< for tests of checkers only */

@@ -35,6 +35,7 @@ enum {
 	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
 	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */
 	GR_SOURCE_LOOK_COST = 20,	/* a look in mid-round costs so much of the time at most: 1 in 20 */
+	GR_SOURCE_PIECE_PAGES = 512,	/* wait together in the first round */
 	GR_SOURCE_GAINS = 3,		/* rounds that are not needed, at most */
 	GR_SOURCE_RAM_SECTION = 2,	/* section id of 'ram'; the devices' follow */
 };
@@ -141,7 +142,10 @@ struct gr_source {
 	bool section;			      /* (o) a section is open in the stream */
 	uint64_t look_ns;		      /* (o) when the trackers are asked in mid-round */
 	uint64_t waiting_pages;		      /* (o) known to be in the next epoch */
+	uint64_t beside_pages;		      /* (o) of those: beside pages that were written */
+	uint64_t dirtied_pages;		      /* (o) of the last harvest */
 	uint32_t gains;			      /* (o) rounds that were not needed, to stop it shorter */
+	bool held;			      /* (o) the first round left pages to the second one */
 	bool switch_next;		      /* (o) the decision has fallen */
 	bool final;			      /* (o) nobody writes guest memory any more */
 	bool lost;			      /* (o) GR_FAULT_LOSE_PAGE: this round's page */

@@ -25,7 +25,7 @@ static void set_next_look(struct gr_source *s, uint64_t now, uint64_t took_ns)
 
 int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *err)
 {
-	uint64_t begin = gr_clock_ns(), now;
+	uint64_t begin = gr_clock_ns(), dirtied, now;
 	struct gr_migrate_stats *stats;
 	int rc = 0;
 
@@ -52,8 +52,13 @@ int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error 
 	gr_source_trim_epoch(s);
 	s->waiting_pages = 0;
 	*ret_pages = gr_dirty_epoch_pages(s->consumer);
+	/* What only waited beside pages that were written was not written, as far as is known. */
+	dirtied = *ret_pages - GR_MIN(*ret_pages, s->beside_pages);
+	s->held = s->held || s->beside_pages != 0;
+	s->beside_pages = 0;
 	now = gr_clock_ns();
-	gr_model_harvest(&s->model, *ret_pages, now - begin, now);
+	gr_model_harvest(&s->model, dirtied, now - begin, now);
+	s->dirtied_pages = dirtied;
 	set_next_look(s, now, 0);
 	s->rounds++;
 	stats = gr_progress_lock(&s->progress);
@@ -80,7 +85,8 @@ static bool may_look(const struct gr_source *s)
 
 int gr_source_look_again(struct gr_source *s, struct gr_error *err)
 {
-	uint64_t begin = gr_clock_ns(), deferred, now;
+	uint64_t begin = gr_clock_ns(), now;
+	struct gr_dirty_deferred deferred;
 	struct gr_migrate_stats *stats;
 	int rc = 0;
 
@@ -98,18 +104,20 @@ int gr_source_look_again(struct gr_source *s, struct gr_error *err)
 	(void)gr_dirty_epoch_abort(s->consumer);
 	(void)!gr_dirty_epoch_begin(s->consumer, NULL, NULL);
 #endif
-	deferred = gr_dirty_epoch_defer(s->consumer, &s->waiting_pages);
+	gr_dirty_epoch_defer(s->consumer, s->rounds == 1 ? GR_SOURCE_PIECE_PAGES : 1, &deferred);
+	s->waiting_pages = deferred.waiting;
+	s->beside_pages += deferred.beside;
 	s->run_end = s->cursor; /* the run may have lost pages */
 	now = gr_clock_ns();
 	set_next_look(s, now, now - begin);
 	stats = gr_progress_lock(&s->progress);
-	stats->deferred_pages += deferred;
+	stats->deferred_pages += deferred.left;
 	gr_progress_unlock(&s->progress);
 	return 0;
 }
 
 /* The guest is slowed down if that is wanted and needed. */
-static void throttle(struct gr_source *s, uint64_t pages)
+static void throttle(struct gr_source *s)
 {
 	unsigned int before = s->throttle.percent, percent;
 	struct gr_migrate_stats *stats;
@@ -118,7 +126,8 @@ static void throttle(struct gr_source *s, uint64_t pages)
 		return;
 	}
 	/* The first harvest is all there is, not what was dirtied. */
-	percent = gr_throttle_harvest(&s->throttle, s->rounds > 1 ? pages * s->page_bytes : 0,
+	percent = gr_throttle_harvest(&s->throttle,
+				      s->rounds > 1 ? s->dirtied_pages * s->page_bytes : 0,
 				      gr_source_bytes(s), gr_clock_ns());
 	if (percent != before) {
 		s->ops.throttle(s->ops.opaque, percent);
@@ -160,7 +169,10 @@ static int wait_for_ack(struct gr_source *s, struct gr_error *err)
 /* A guest may be stopped that fits into the limit; if it soon stands still for much less, then. */
 static bool switches(struct gr_source *s, uint64_t pages, uint64_t wire_bytes)
 {
-	if (pages == 0 || (s->params.rounds_max != 0 && s->rounds > s->params.rounds_max)) {
+	/* A first round that left pages to the second one is whole with that. */
+	uint64_t rounds = s->rounds - s->held;
+
+	if (pages == 0 || (s->params.rounds_max != 0 && rounds > s->params.rounds_max)) {
 		return true;
 	}
 	if (!gr_model_fits(&s->model, pages, wire_bytes)) {
@@ -184,7 +196,7 @@ int gr_source_next_round(struct gr_source *s, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
-	throttle(s, pages);
+	throttle(s);
 	expected = gr_model_downtime_ns(&s->model, pages, wire_bytes);
 	stats = gr_progress_lock(&s->progress);
 	stats->expected_downtime_ns = expected == UINT64_MAX ? 0 : expected;

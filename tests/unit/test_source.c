@@ -297,7 +297,7 @@ static uint64_t rounds_with_at_most_four(void)
 		.from = move_ram(),
 		.to = move_ram(),
 		.ops = &ops,
-		.params = { .downtime_ns_max = 1, .rounds_max = 4 },
+		.params = { .downtime_ns_max = 1, .rounds_max = 4, .look_ns = UINT64_MAX },
 	};
 
 	g.ram = m.from;
