@@ -353,17 +353,11 @@ int gr_relay_serve_within(struct gr_channel_listener *listener, const char *to_u
 {
 	struct gr_relay_channels further;
 	struct relay r = { .further = &further };
-	struct gr_uri uri;
 	int rc, to_rc;
 
 	if (!listener || !to_uri || gr_channel_listener_fd(listener) < 0) {
 		return gr_error_set(err, -EINVAL, "no listener at tcp: or unix:, or nowhere to go");
 	}
-	rc = gr_uri_parse(to_uri, &uri, err);
-	if (rc < 0) {
-		return rc;
-	}
-	gr_uri_destroy(&uri);
 	rc = check_params(&r, params, err);
 	rc = rc < 0 ? rc : gr_relay_channels_start(&further, listener, to_uri, limit_ns, err);
 	if (rc < 0) {

@@ -75,9 +75,16 @@ static int connect_further(struct gr_relay_channel *ch, struct gr_error *err)
 {
 	struct gr_relay_channels *c = ch->all;
 	struct gr_channel *to;
-	int rc = gr_channel_connect(c->to_uri, &to, err);
 	bool stopped;
+	int rc;
 
+#ifndef GR_MUTANT_RELAY_OPENS_AGAIN
+	if (!c->to_many) {
+		return gr_error_set(err, -EINVAL,
+				    "%s: further channels need a socket: tcp: or unix:", c->to_uri);
+	}
+#endif
+	rc = gr_channel_connect(c->to_uri, &to, err);
 	if (rc < 0) {
 		return rc;
 	}

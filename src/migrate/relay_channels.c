@@ -189,9 +189,15 @@ int gr_relay_channels_start(struct gr_relay_channels *c, struct gr_channel_liste
 			    const char *to_uri, uint64_t limit_ns, struct gr_error *err)
 {
 	struct gr_signals saved;
-	int rc;
+	struct gr_uri uri;
+	int rc = gr_uri_parse(to_uri, &uri, err);
 
 	memset(c, 0, sizeof(*c));
+	if (rc < 0) {
+		return rc;
+	}
+	c->to_many = gr_uri_is_socket(&uri);
+	gr_uri_destroy(&uri);
 	c->listener = l;
 	c->to_uri = to_uri;
 	c->limit_ns = limit_ns;

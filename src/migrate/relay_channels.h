@@ -49,6 +49,7 @@ struct gr_relay_channel {
 struct gr_relay_channels {
 	struct gr_channel_listener *listener; /* (c) borrowed; shut down at the end */
 	const char *to_uri;		      /* (c) */
+	bool to_many;			      /* (c) more than one channel can lead there */
 	uint64_t limit_ns;		      /* (c) for a first byte, for the main channel, ... */
 	struct gr_mutex lock;
 	pthread_cond_t changed;		 /* anything below */
@@ -70,7 +71,7 @@ struct gr_relay_channels {
  * Accept from now on.
  * @param c        Filled; on failure there is nothing to be ended.
  * @param l        As gr_relay_serve().
- * @param to_uri   The same.
+ * @param to_uri   The same; a URI.
  * @param limit_ns For what a source does at once.
  * @param err      May be NULL.
  * @return 0 or a negative errno.

@@ -706,6 +706,55 @@ TEST(more_channels_than_a_qemu_has_are_refused)
 	ASSERT_EQ(close_rig(&r), -ECANCELED);
 }
 
+/* A relay to somewhere else than its rig's socket. */
+static void open_rig_to(struct rig *r, const char *kind, const char *name)
+{
+	open_rig(r, long_ns);
+	gr_channel_listener_shutdown(r->in);
+	pthread_join(r->thread, NULL);
+	gr_channel_listener_close(r->in);
+	(void)snprintf(r->to_uri, sizeof(r->to_uri), "%s:%s/%s", kind, r->folder, name);
+	ASSERT_EQ(gr_channel_listen(r->from_uri, &r->in, NULL), 0);
+	ASSERT_EQ(pthread_create(&r->thread, NULL, relay_main, r), 0);
+}
+
+TEST(a_destination_that_is_not_there_is_told_to_the_source)
+{
+	struct gr_channel *main_channel, *further;
+	struct rig r;
+
+	open_rig_to(&r, "unix", "nobody");
+	further = knock_further(&r, 0);
+	main_channel = knock(&r, "QEVM", 4);
+	hear_end(main_channel);
+	hear_end(further);
+	ASSERT_EQ(close_rig(&r), -ENOENT);
+	ASSERT_HAS(r.err.msg, "/nobody");
+}
+
+/* The file is not begun again. */
+TEST(further_channels_do_not_go_into_a_file)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_channel *main_channel, *further;
+	struct rig r;
+
+	open_rig_to(&r, "file", "file");
+	put_start(&b);
+	kit_eos(&b);
+	main_channel = knock(&r, b.p, b.n);
+	further = knock_further(&r, 0);
+	hear_end(main_channel);
+	hear_end(further);
+	pthread_join(r.thread, NULL);
+	ASSERT_EQ(r.rc, -EINVAL);
+	ASSERT_HAS(r.err.msg, "need a socket");
+	ASSERT_EQ(unlink(r.to_uri + strlen("file:")), 0);
+	kit_free(&b);
+	ASSERT_EQ(pthread_create(&r.thread, NULL, relay_main, &r), 0);
+	ASSERT_EQ(close_rig(&r), -ECANCELED);
+}
+
 TEST(what_cannot_be_served_is_refused_at_once)
 {
 	struct gr_relay_params params = { .size = 3 };
