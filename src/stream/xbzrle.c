@@ -37,10 +37,12 @@ struct delta {
 /* Whether a run can say where it is. */
 INLINE bool is_in_reach(const struct delta *d)
 {
+	uint64_t longest = GR_MAX(d->payload_bytes, d->page_bytes);
+
 #ifdef GR_MUTANT_XBZRLE_ANY_LENGTH
 	return true;
 #endif
-	return (uint64_t)d->payload_bytes <= UINT32_MAX && (uint64_t)d->page_bytes <= UINT32_MAX;
+	return longest <= UINT32_MAX;
 }
 
 /* The next four bytes, as far as there are as many. */
