@@ -63,18 +63,29 @@ static uint64_t clip(const struct gr_holes *h, uint64_t offset, uint64_t at, uin
 /*
  * Whether a file in memory has all its pages, as most guests' have after a while: to seek its next
  * hole costs by the pages on the way (17 ms for 1 GiB), this does not. Pages that fallocate() gave and nobody
- * has written count as allocated and are holes all the same: they are found out by the file's last ones. Where
- * those are written, or something is allocated behind the end, holes are taken for data, and read.
+ * has written count as allocated and are holes all the same: they are found out by the file's last ones, and by
+ * samples all over it. Where those are written, or something is allocated behind the end, holes are taken for data,
+ * and read.
  */
 static bool is_filled(int fd)
 {
-	enum { TMPFS = 0x01021994, BLOCK_BYTES = 512, LAST_BYTES = 256 << 10 };
+	enum { TMPFS = 0x01021994, BLOCK_BYTES = 512, LAST_BYTES = 256 << 10, SAMPLES = 16 };
 	struct stat st;
 	struct statfs fs;
 
-	return fstat(fd, &st) == 0 && st.st_blocks >= GR_DIV_ROUND_UP(st.st_size, BLOCK_BYTES) &&
-	       fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS &&
-	       lseek(fd, GR_MAX(st.st_size - LAST_BYTES, (off_t)0), SEEK_HOLE) == st.st_size;
+	if (fstat(fd, &st) < 0 || st.st_blocks < GR_DIV_ROUND_UP(st.st_size, BLOCK_BYTES) ||
+	    fstatfs(fd, &fs) < 0 || fs.f_type != TMPFS ||
+	    lseek(fd, GR_MAX(st.st_size - LAST_BYTES, (off_t)0), SEEK_HOLE) != st.st_size) {
+		return false;
+	}
+	for (off_t i = 0; i < SAMPLES; i++) {
+		off_t at = st.st_size / SAMPLES * i;
+
+		if (lseek(fd, at, SEEK_DATA) != at) {
+			return false;
+		}
+	}
+	return true;
 }
 
 static bool next_by_seek(struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,

@@ -104,6 +104,27 @@ TEST(what_fallocate_gave_and_nobody_wrote_is_a_hole)
 	gr_ram_free(ram);
 }
 
+/* Written at both ends only, as some firmware and kernels do with fresh memory. */
+TEST(the_last_pages_do_not_speak_for_all_that_fallocate_gave)
+{
+	const uint64_t bytes = 4 << 20, end_bytes = 256 << 10;
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block *b = move_add(ram, "ram", bytes, 0, GR_RAM_MEMFD);
+	struct gr_holes h;
+	uint64_t end;
+
+	ASSERT_EQ(fallocate(b->fd, 0, (off_t)b->fd_offset, (off_t)bytes), 0);
+	b->host[0] = 1;
+	memset(b->host + bytes - end_bytes, 1, end_bytes);
+	ASSERT_EQ(gr_holes_init(&h, MOVE_PAGE, NULL), 0);
+	ASSERT(!gr_holes_next(&h, b, 0, bytes, &end));
+	ASSERT_EQ(end, (uint64_t)MOVE_PAGE);
+	ASSERT(gr_holes_next(&h, b, end, bytes, &end));
+	ASSERT_EQ(end, bytes - end_bytes);
+	gr_holes_destroy(&h);
+	gr_ram_free(ram);
+}
+
 TEST(anonymous_blocks_show_their_holes)
 {
 	struct gr_ram *ram = move_ram();
