@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate/multifd_packet.h"
+#include "stream/channel.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -185,7 +186,7 @@ static int read_payload(struct gr_packet_reader *r, struct iovec *iov, int n, si
 
 	iov[n] = (struct iovec){ r->raw, gr_multifd_header_bytes(r->context->page_bytes) };
 	while (bytes > 0) {
-		ssize_t got = gr_channel_readv(r->channel, iov, (int)(end - iov), err);
+		ssize_t got = gr_channel_readv_guest(r->channel, iov, (int)(end - iov), err);
 		size_t left;
 
 		if (got <= 0) {

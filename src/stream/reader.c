@@ -2,13 +2,14 @@
 /* The reader's buffer, its failures, sections, commands and the tail. */
 #include "stream/reader.h"
 #include "base/memory.h"
+#include "stream/channel.h"
 #include "stream/reader_internal.h"
 #include <stdarg.h>
 #include <stdio.h>
 
 static ssize_t channel_readv(void *opaque, const struct iovec *iov, int n, struct gr_error *err)
 {
-	return gr_channel_readv(opaque, iov, n, err);
+	return gr_channel_readv_guest(opaque, iov, n, err);
 }
 
 struct gr_stream_source gr_stream_source_channel(struct gr_channel *ch)
