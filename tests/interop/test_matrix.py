@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: MIT
 """The matrix: a QEMU's guest that numbers its page writes moves QEMU -> guestram -> QEMU and runs on,
 in each mode that the QEMUs have, between the versions that are here. A test is a cell."""
+import collections
 import os
 import random
+import types
 
 import guestram
 import qemu
@@ -373,6 +375,33 @@ def nothing_of_a_qemu_has_been_forgotten(tmp):
     equal(sorted(seen - rows - set(OTHERS)), [], "capabilities that no row is for")
 
 
+class Said:
+    """A wire by hand: one block of two pages, of which these were named."""
+
+    def __init__(self, named=(0, 4096), uuid=None, **count):
+        self.stream = types.SimpleNamespace(capabilities=[], uuid=uuid, blocks={"a": bytes(8192)},
+                                            named={"a": dict.fromkeys(named)})
+        self.count, self.channels = collections.Counter(normal=2, **count), []
+
+
+def a_row_can_fail(tmp):
+    """Its mode was not used, or another one was; a page is missing, or there that should not be."""
+    del tmp
+    says(Said())
+    says(Said(xbzrle=5), xbzrle=5)
+    says(Said(named=()), shared=["a"])
+    for wire, wanted in ((Said(), {"xbzrle": 1}), (Said(xbzrle=4), {"xbzrle": 5}), (Said(xbzrle=1), {}),
+                         (Said(compress=1), {}), (Said(ack=1), {}), (Said(**{"shut-bad": 1}), {}),
+                         (Said(ping=2, pong=1), {"ping": 1, "pong": 1}), (Said(named=[0]), {}),
+                         (Said(named=[0]), {"shared": ["a"]}), (Said(), {"uuid": b"u"}), (Said(uuid=b"u"), {}),
+                         (Said(), {"capabilities": ["x-ignore-shared"]}), (Said(), {"channels": 1})):
+        try:
+            says(wire, **wanted)
+        except AssertionError:
+            continue
+        raise AssertionError(f"nobody has noticed: {dict(wire.count)} {wanted}")
+
+
 # With 7.2 and 10.0 these cells are skipped, for these reasons, and no others.
 ALL = ["7.2_to_7.2", "7.2_to_10.0", "10.0_to_7.2", "10.0_to_10.0"]
 SKIPPED = {
@@ -410,5 +439,5 @@ def end(results):
 
 
 main([[cell(lane, f"{name}_{between}", function) for name, function in MODES.items()]
-      for between, lane in LANES.items()] + [[nothing_of_a_qemu_has_been_forgotten]],
+      for between, lane in LANES.items()] + [[nothing_of_a_qemu_has_been_forgotten, a_row_can_fail]],
      last=no_cell_is_skipped_that_should_not_be, end=end)

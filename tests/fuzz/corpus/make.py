@@ -52,6 +52,13 @@ def announce(*blocks):
     return out
 
 
+def announce_file(name, incarnation, used):
+    """One block, and which file it is."""
+    return be64(1 << 12 | 0x800) + str8(name) + struct.pack(
+        ">QQQIIQ", incarnation, used, used, 4096, 0x80000002, 0x100000) + \
+        bytes(range(16)) + struct.pack(">QQQ", 0x801, 1234, 0x3000)
+
+
 def description(json):
     return b"\0\x06" + struct.pack(">I", len(json)) + json
 
@@ -93,6 +100,7 @@ READER = {
                                                    ("c", 2, 0x1000, 0x1000)) +
                   be64(0x1400) + str8("a") + be64(0x5000) + page(0, 9, "c") +
                   announce(("c", 3, 0x2000, 0x2000)) + zero(0x1000, "c") + EOS + END + EOS + OWN,
+    "file": b"\x21" + BEGIN + PART + announce_file("a", 1, 0x10000) + page(0, 9, "a") + EOS + END + EOS + OWN,
     "range": b"\1" + BEGIN + PART + page_range(0x2000, "a", 1, 2, 3, 4, 5, 6) + page(0x8000, 7) +
              page_range(0, "bb", 8) + EOS + END + EOS + OWN,
     "range-beyond": b"\1" + BEGIN + PART + page_range(0xf000, "a", 1, 2) + EOS + END + EOS + OWN,
