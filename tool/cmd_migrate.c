@@ -86,17 +86,10 @@ static int parse_options(int argc, char **argv, struct migrate_options *o)
 	return TOOL_OK;
 }
 
-static uint64_t number(const json_t *object, const char *name)
-{
-	json_int_t value = json_integer_value(json_object_get(object, name));
-
-	return value > 0 ? (uint64_t)value : 0;
-}
-
 static void show_progress(const json_t *answer, bool tty, uint64_t *shown_round)
 {
 	const json_t *ram = json_object_get(answer, "ram");
-	uint64_t round = number(ram, "dirty-sync-count");
+	uint64_t round = vmm_qmp_number(ram, "dirty-sync-count");
 	char sent[24], left[24];
 
 	if (!ram || (!tty && round == *shown_round)) {
@@ -105,15 +98,9 @@ static void show_progress(const json_t *answer, bool tty, uint64_t *shown_round)
 	*shown_round = round;
 	(void)fprintf(stderr, "%sround %" PRIu64 ": sent %s, %s remaining, %.0f Mbit/s%s",
 		      tty ? "\r" : "", round,
-		      tool_format_size(number(ram, "transferred"), sent, sizeof(sent)),
-		      tool_format_size(number(ram, "remaining"), left, sizeof(left)),
+		      tool_format_size(vmm_qmp_number(ram, "transferred"), sent, sizeof(sent)),
+		      tool_format_size(vmm_qmp_number(ram, "remaining"), left, sizeof(left)),
 		      json_number_value(json_object_get(ram, "mbps")), tty ? "\033[K" : "\n");
-}
-
-static bool has_ended(const char *status)
-{
-	return status && (strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
-			  strcmp(status, "cancelled") == 0);
 }
 
 /* Ask until it has ended. */
@@ -125,15 +112,13 @@ static int follow(struct vmm_qmp_client *client, json_t **ret_answer, struct gr_
 
 	for (;;) {
 		json_t *answer = NULL;
-		const char *status;
 		int rc = vmm_qmp_execute(client, "query-migrate", NULL, &answer, err);
 
 		if (rc < 0) {
 			return rc;
 		}
 		show_progress(answer, tty, &round);
-		status = json_string_value(json_object_get(answer, "status"));
-		if (has_ended(status)) {
+		if (vmm_qmp_has_ended(answer)) {
 			if (tty) {
 				(void)fputs("\r\033[K", stderr);
 			}
@@ -151,34 +136,35 @@ static void print_json(const json_t *answer)
 	struct json j;
 
 	json_begin(&j, stdout);
-	json_put_string(&j, "status", json_string_value(json_object_get(answer, "status")));
+	json_put_string(&j, "status", vmm_qmp_text(answer, "status"));
 	json_put_string(&j, "error", json_string_value(json_object_get(answer, "error-desc")));
-	json_put_uint(&j, "total_time_ms", number(answer, "total-time"));
-	json_put_uint(&j, "setup_time_ms", number(answer, "setup-time"));
-	json_put_uint(&j, "downtime_ms", number(answer, "downtime"));
-	json_put_uint(&j, "rounds", number(ram, "dirty-sync-count"));
-	json_put_uint(&j, "bytes_sent", number(ram, "transferred"));
-	json_put_uint(&j, "ram_bytes", number(ram, "total"));
-	json_put_uint(&j, "pages_normal", number(ram, "normal"));
-	json_put_uint(&j, "pages_zero", number(ram, "duplicate"));
+	json_put_uint(&j, "total_time_ms", vmm_qmp_number(answer, "total-time"));
+	json_put_uint(&j, "setup_time_ms", vmm_qmp_number(answer, "setup-time"));
+	json_put_uint(&j, "downtime_ms", vmm_qmp_number(answer, "downtime"));
+	json_put_uint(&j, "rounds", vmm_qmp_number(ram, "dirty-sync-count"));
+	json_put_uint(&j, "bytes_sent", vmm_qmp_number(ram, "transferred"));
+	json_put_uint(&j, "ram_bytes", vmm_qmp_number(ram, "total"));
+	json_put_uint(&j, "pages_normal", vmm_qmp_number(ram, "normal"));
+	json_put_uint(&j, "pages_zero", vmm_qmp_number(ram, "duplicate"));
 	json_end(&j);
 }
 
 static int report(const struct migrate_options *o, const json_t *answer)
 {
 	const json_t *ram = json_object_get(answer, "ram");
-	const char *status = json_string_value(json_object_get(answer, "status"));
+	const char *status = vmm_qmp_text(answer, "status");
 	const char *why = json_string_value(json_object_get(answer, "error-desc"));
 	char sent[24];
 
 	if (o->json) {
 		print_json(answer);
 	} else if (strcmp(status, "completed") == 0) {
-		(void)printf("completed in %.3f s: %s in %" PRIu64 " rounds, downtime %" PRIu64
-			     " ms\n",
-			     (double)number(answer, "total-time") / 1000,
-			     tool_format_size(number(ram, "transferred"), sent, sizeof(sent)),
-			     number(ram, "dirty-sync-count"), number(answer, "downtime"));
+		(void)printf(
+			"completed in %.3f s: %s in %" PRIu64 " rounds, downtime %" PRIu64 " ms\n",
+			(double)vmm_qmp_number(answer, "total-time") / 1000,
+			tool_format_size(vmm_qmp_number(ram, "transferred"), sent, sizeof(sent)),
+			vmm_qmp_number(ram, "dirty-sync-count"),
+			vmm_qmp_number(answer, "downtime"));
 	} else {
 		(void)printf("%s%s%s\n", status, why ? ": " : "", why ? why : "");
 	}
@@ -280,7 +266,8 @@ const struct verb verb_migrate = {
 		"auto-converge,\n"
 		"                             pause-before-switchover, switchover-ack, "
 		"x-ignore-shared,\n"
-		"                             validate-uuid, background-snapshot, and with a QEMU all\n"
+		"                             validate-uuid, background-snapshot, and with a QEMU "
+		"all\n"
 		"                             it has; may be given again\n"
 		"  --parameter NAME=NUMBER    set a parameter, a number or a size: max-bandwidth,\n"
 		"                             downtime-limit (ms), xbzrle-cache-size,\n"

@@ -22,28 +22,6 @@ static void on_interrupt(int sig)
 	interrupted = 1;
 }
 
-static uint64_t number(const json_t *object, const char *name)
-{
-	json_int_t value = json_integer_value(json_object_get(object, name));
-
-	return value > 0 ? (uint64_t)value : 0;
-}
-
-static const char *text(const json_t *object, const char *name)
-{
-	const char *value = json_string_value(json_object_get(object, name));
-
-	return value ? value : "";
-}
-
-static bool is_over(const json_t *state)
-{
-	const char *status = text(state, "status");
-
-	return strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
-	       strcmp(status, "cancelled") == 0;
-}
-
 /* Until it is over, or asking fails. An interrupt cancels it. */
 static int wait_for_end(struct vmm_qmp_client *client, json_t **ret_state, struct gr_error *err)
 {
@@ -52,7 +30,7 @@ static int wait_for_end(struct vmm_qmp_client *client, json_t **ret_state, struc
 	json_t *state = NULL;
 	int rc = 0;
 
-	while (rc == 0 && !is_over(state)) {
+	while (rc == 0 && !vmm_qmp_has_ended(state)) {
 		json_decref(state);
 		state = NULL;
 		(void)nanosleep(&pause, NULL);
@@ -69,10 +47,10 @@ static int wait_for_end(struct vmm_qmp_client *client, json_t **ret_state, struc
 static void put_stalls(struct json *j, const char *name, const json_t *stalls)
 {
 	json_put_object(j, name);
-	json_put_uint(j, "count", number(stalls, "count"));
-	json_put_uint(j, "total_ns", number(stalls, "total-ns"));
-	json_put_uint(j, "max_ns", number(stalls, "max-ns"));
-	json_put_uint(j, "p99_ns", number(stalls, "p99-ns"));
+	json_put_uint(j, "count", vmm_qmp_number(stalls, "count"));
+	json_put_uint(j, "total_ns", vmm_qmp_number(stalls, "total-ns"));
+	json_put_uint(j, "max_ns", vmm_qmp_number(stalls, "max-ns"));
+	json_put_uint(j, "p99_ns", vmm_qmp_number(stalls, "p99-ns"));
 	json_end(j);
 }
 
@@ -82,14 +60,14 @@ static void print_json(const json_t *state, const char *path)
 
 	json_begin(&j, stdout);
 	json_put_string(&j, "image", path);
-	json_put_string(&j, "status", text(state, "status"));
-	json_put_string(&j, "error", text(state, "error-desc"));
-	json_put_uint(&j, "ram_bytes", number(state, "total"));
-	json_put_uint(&j, "bytes_written", number(state, "transferred"));
-	json_put_uint(&j, "downtime_ns", number(state, "downtime-ns"));
-	json_put_uint(&j, "total_time_ns", number(state, "total-time-ns"));
-	json_put_uint(&j, "pages_copied", number(state, "copied-pages"));
-	json_put_uint(&j, "buffer_bytes_max", number(state, "buffered-max"));
+	json_put_string(&j, "status", vmm_qmp_text(state, "status"));
+	json_put_string(&j, "error", vmm_qmp_text(state, "error-desc"));
+	json_put_uint(&j, "ram_bytes", vmm_qmp_number(state, "total"));
+	json_put_uint(&j, "bytes_written", vmm_qmp_number(state, "transferred"));
+	json_put_uint(&j, "downtime_ns", vmm_qmp_number(state, "downtime-ns"));
+	json_put_uint(&j, "total_time_ns", vmm_qmp_number(state, "total-time-ns"));
+	json_put_uint(&j, "pages_copied", vmm_qmp_number(state, "copied-pages"));
+	json_put_uint(&j, "buffer_bytes_max", vmm_qmp_number(state, "buffered-max"));
 	put_stalls(&j, "stalls", json_object_get(state, "stalls"));
 	put_stalls(&j, "stalls_when_full", json_object_get(state, "stalls-when-full"));
 	json_end(&j);
@@ -98,9 +76,9 @@ static void print_json(const json_t *state, const char *path)
 static void print_stalls(const char *what, const json_t *stalls)
 {
 	(void)printf("%s: %llu stores waited, at most %.3f ms, 99 of 100 not above %.3f ms\n", what,
-		     (unsigned long long)number(stalls, "count"),
-		     (double)number(stalls, "max-ns") / 1e6,
-		     (double)number(stalls, "p99-ns") / 1e6);
+		     (unsigned long long)vmm_qmp_number(stalls, "count"),
+		     (double)vmm_qmp_number(stalls, "max-ns") / 1e6,
+		     (double)vmm_qmp_number(stalls, "p99-ns") / 1e6);
 }
 
 static void print_text(const json_t *state, const char *path)
@@ -108,10 +86,10 @@ static void print_text(const json_t *state, const char *path)
 	char ram[24], wrote[24];
 
 	(void)printf("%s: %s of RAM, %s written in %.3f s; the guest stood still for %.3f ms\n",
-		     path, tool_format_size(number(state, "total"), ram, sizeof(ram)),
-		     tool_format_size(number(state, "transferred"), wrote, sizeof(wrote)),
-		     (double)number(state, "total-time-ns") / 1e9,
-		     (double)number(state, "downtime-ns") / 1e6);
+		     path, tool_format_size(vmm_qmp_number(state, "total"), ram, sizeof(ram)),
+		     tool_format_size(vmm_qmp_number(state, "transferred"), wrote, sizeof(wrote)),
+		     (double)vmm_qmp_number(state, "total-time-ns") / 1e9,
+		     (double)vmm_qmp_number(state, "downtime-ns") / 1e6);
 	print_stalls("for a copy", json_object_get(state, "stalls"));
 	print_stalls("for room in the buffer", json_object_get(state, "stalls-when-full"));
 }
@@ -137,14 +115,14 @@ static int snapshot(const char *qmp, json_t *arguments, const char *path, bool a
 		json_decref(state);
 		return tool_error("%s", err.msg);
 	}
-	rc = strcmp(text(state, "status"), "completed") == 0 ? TOOL_OK : TOOL_ERROR;
+	rc = strcmp(vmm_qmp_text(state, "status"), "completed") == 0 ? TOOL_OK : TOOL_ERROR;
 	if (as_json) {
 		print_json(state, path);
 	} else if (rc == TOOL_OK) {
 		print_text(state, path);
 	}
 	if (rc != TOOL_OK) {
-		(void)tool_error("no snapshot: %s", text(state, "error-desc"));
+		(void)tool_error("no snapshot: %s", vmm_qmp_text(state, "error-desc"));
 	}
 	json_decref(state);
 	return rc;

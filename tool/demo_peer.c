@@ -130,13 +130,6 @@ int demo_peer_start(struct demo_peer *peer, const struct demo_options *options,
 	return rc;
 }
 
-static uint64_t number(const json_t *object, const char *name)
-{
-	json_int_t value = json_integer_value(json_object_get(object, name));
-
-	return value > 0 ? (uint64_t)value : 0;
-}
-
 /* It told the source that all is there before it says so itself. */
 static int await_arrival(struct demo_peer *peer, struct gr_error *err)
 {
@@ -159,24 +152,23 @@ int demo_peer_check(struct demo_peer *peer, struct demo_check *ret, struct gr_er
 {
 	json_t *answer = NULL;
 	int rc = await_arrival(peer, err);
-	const char *text;
 
 	rc = rc < 0 ? rc : vmm_qmp_execute(peer->qmp, "x-check", NULL, &answer, err);
 	if (rc < 0) {
 		return rc;
 	}
-	text = json_string_value(json_object_get(answer, "first-wrong"));
 	*ret = (struct demo_check){
-		.pages_checked = number(answer, "pages-checked"),
-		.plugged_pages_checked = number(answer, "plugged-pages-checked"),
-		.device_pages_checked = number(answer, "device-pages-checked"),
-		.pages_written_once = number(answer, "pages-written-once"),
+		.pages_checked = vmm_qmp_number(answer, "pages-checked"),
+		.plugged_pages_checked = vmm_qmp_number(answer, "plugged-pages-checked"),
+		.device_pages_checked = vmm_qmp_number(answer, "device-pages-checked"),
+		.pages_written_once = vmm_qmp_number(answer, "pages-written-once"),
 		.pages_last_written_before_final_round =
-			number(answer, "pages-last-written-before-final-round"),
-		.pages_wrong = number(answer, "pages-wrong"),
-		.took_ns = number(answer, "took-ns"),
+			vmm_qmp_number(answer, "pages-last-written-before-final-round"),
+		.pages_wrong = vmm_qmp_number(answer, "pages-wrong"),
+		.took_ns = vmm_qmp_number(answer, "took-ns"),
 	};
-	(void)snprintf(ret->first_wrong, sizeof(ret->first_wrong), "%s", text ? text : "");
+	(void)snprintf(ret->first_wrong, sizeof(ret->first_wrong), "%s",
+		       vmm_qmp_text(answer, "first-wrong"));
 	json_decref(answer);
 	return 0;
 }
@@ -212,8 +204,8 @@ static int query_heartbeat(struct demo_peer *peer, uint64_t *ret_beats, uint64_t
 	int rc = vmm_qmp_execute(peer->qmp, "x-query-heartbeat", NULL, &answer, err);
 
 	if (rc == 0) {
-		*ret_beats = number(answer, "beats");
-		*ret_gap_ns = number(answer, "gap-ns-max");
+		*ret_beats = vmm_qmp_number(answer, "beats");
+		*ret_gap_ns = vmm_qmp_number(answer, "gap-ns-max");
 		json_decref(answer);
 	}
 	return rc;

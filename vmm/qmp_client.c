@@ -190,3 +190,25 @@ void vmm_qmp_disconnect(struct vmm_qmp_client *client)
 	free(client->in);
 	free(client);
 }
+
+uint64_t vmm_qmp_number(const json_t *object, const char *name)
+{
+	json_int_t value = json_integer_value(json_object_get(object, name));
+
+	return value > 0 ? (uint64_t)value : 0;
+}
+
+const char *vmm_qmp_text(const json_t *object, const char *name)
+{
+	const char *value = json_string_value(json_object_get(object, name));
+
+	return value ? value : "";
+}
+
+bool vmm_qmp_has_ended(const json_t *answer)
+{
+	const char *status = vmm_qmp_text(answer, "status");
+
+	return strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
+	       strcmp(status, "cancelled") == 0;
+}

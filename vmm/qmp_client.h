@@ -5,6 +5,8 @@
 
 #include <guestram/error.h>
 #include <jansson.h>
+#include <stdbool.h>
+#include <stdint.h>
 
 struct vmm_qmp_client;
 
@@ -24,5 +26,11 @@ void vmm_qmp_disconnect(struct vmm_qmp_client *client);
  */
 int vmm_qmp_execute(struct vmm_qmp_client *client, const char *command, json_t *arguments,
 		    json_t **ret_value, struct gr_error *err);
+
+/* Of an answer, which may be NULL: 0 if there is no such number, "" if there is no such string. */
+uint64_t vmm_qmp_number(const json_t *object, const char *name);
+const char *vmm_qmp_text(const json_t *object, const char *name);
+/* Whether the migration or snapshot that the answer is about has ended, well or not. */
+bool vmm_qmp_has_ended(const json_t *answer);
 
 #endif
