@@ -8,7 +8,9 @@
 
 #include "harness.h"
 #include "huge_pool.h"
+#include <errno.h>
 #include <guestram/track.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #define RIG_FN __attribute__((unused)) static
@@ -26,6 +28,11 @@ enum { PAGE = 4096, TRACKED_PAGES_MAX = 4096 };
 		name(GR_RAM_ANONYMOUS);                \
 	}                                              \
 	static void name(enum gr_ram_backing backing)
+
+RIG_FN volatile uint8_t *page_of(struct gr_ram_block *block, unsigned int page)
+{
+	return block->host + (size_t)page * PAGE;
+}
 
 /* Of the library's own memory. */
 RIG_FN struct gr_ram_block *plug(struct gr_ram *ram, struct gr_ram_block_desc desc)
@@ -176,9 +183,15 @@ RIG_FN void expect_huge_pages_whole(struct tracked *r, struct gr_ram_block *huge
 	ASSERT_EQ(r->dirty, HUGE_BYTES / PAGE);
 }
 
-RIG_FN volatile uint8_t *page_of(struct gr_ram_block *block, unsigned int page)
+/* Its block, in anonymous memory, in transparent huge pages before anything is tracked. */
+RIG_FN void make_huge(struct tracked *r)
 {
-	return block->host + (size_t)page * PAGE;
+	if (madvise(r->block->host, (size_t)r->pages * PAGE, MADV_HUGEPAGE) < 0) {
+		SKIP("MADV_HUGEPAGE: %s", strerror(errno));
+	}
+	for (unsigned int i = 0; i < r->pages; i++) {
+		*page_of(r->block, i) = 1;
+	}
 }
 
 #endif

@@ -139,6 +139,19 @@ static const struct gr_image_resume_params touched_only = { .size = sizeof(touch
 							    .threads = 1,
 							    .bandwidth_bytes_per_s_max = 1 };
 
+/* Of the image that is open. */
+static void begin(struct resumed *r, struct machine *m, const struct gr_image_resume_params *params)
+{
+	struct gr_error err;
+
+	if (gr_image_resume_start(r->image, m->ram, params, NULL, &r->resume, &err) < 0) {
+		if (err.code == -EPERM || err.code == -ENOTSUP || err.code == -ENOSYS) {
+			SKIP("%s", err.msg);
+		}
+		FAIL("%s", err.msg);
+	}
+}
+
 static struct resumed resume(struct machine *m, const struct gr_image_resume_params *params)
 {
 	struct resumed r;
@@ -147,12 +160,7 @@ static struct resumed resume(struct machine *m, const struct gr_image_resume_par
 	if (gr_image_open(image_path(), &r.image, &err) < 0) {
 		FAIL("%s", err.msg);
 	}
-	if (gr_image_resume_start(r.image, m->ram, params, NULL, &r.resume, &err) < 0) {
-		if (err.code == -EPERM || err.code == -ENOTSUP || err.code == -ENOSYS) {
-			SKIP("%s", err.msg);
-		}
-		FAIL("%s", err.msg);
-	}
+	begin(&r, m, params);
 	return r;
 }
 
@@ -525,9 +533,7 @@ TEST(failure_is_reported_while_the_loading_is_held_back)
 	make_image();
 	m = machine_of(GR_RAM_MEMFD, 0);
 	cut = cut_image(&r.image);
-	if (gr_image_resume_start(r.image, m.ram, &touched_only, NULL, &r.resume, &err) < 0) {
-		SKIP("%s", err.msg);
-	}
+	begin(&r, &m, &touched_only);
 	ASSERT_EQ(pthread_create(&toucher, NULL, touch_last, &m), 0);
 	ASSERT_EQ(gr_image_resume_wait(r.resume, FOREVER, &err), -EPIPE);
 	ASSERT_HAS(err.msg, "block 'ram'");
@@ -604,7 +610,6 @@ static void *touch_nothing(void *opaque)
 TEST(page_that_cannot_be_read_and_is_discarded_lets_its_reader_go)
 {
 	struct gr_image_resume_stats stats = { 0 };
-	struct gr_error err;
 	pthread_t toucher;
 	struct machine m;
 	struct resumed r;
@@ -613,9 +618,7 @@ TEST(page_that_cannot_be_read_and_is_discarded_lets_its_reader_go)
 	make_image();
 	m = machine_of(GR_RAM_MEMFD, 0);
 	cut = cut_image(&r.image);
-	if (gr_image_resume_start(r.image, m.ram, &fast, NULL, &r.resume, &err) < 0) {
-		SKIP("%s", err.msg);
-	}
+	begin(&r, &m, &fast);
 	ASSERT_EQ(pthread_create(&toucher, NULL, touch_nothing, &m), 0);
 	while (stats.touches == 0 || stats.state != GR_IMAGE_RESUME_FAILED) {
 		gr_image_resume_stats(r.resume, &stats);

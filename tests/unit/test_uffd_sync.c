@@ -288,12 +288,7 @@ TEST(a_store_to_a_huge_page_reports_one_page)
 {
 	struct tracked r = make_rig(GR_RAM_ANONYMOUS);
 
-	if (madvise(r.block->host, (size_t)PAGES * PAGE, MADV_HUGEPAGE) < 0) {
-		SKIP("MADV_HUGEPAGE: %s", strerror(errno));
-	}
-	for (unsigned int i = 0; i < PAGES; i++) {
-		*at(&r, i) = 1;
-	}
+	make_huge(&r);
 	start(r.track);
 	look(&r);
 	*at(&r, 600) = 2;
