@@ -220,13 +220,6 @@ static void take_time(struct bench_object *o)
 	__atomic_store_n(&s->ran, 1, __ATOMIC_RELEASE);
 }
 
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
 /* Microseconds: the 99th percentile, and the median. arg: samples. */
 static void idle_latency(const struct bench_rcu *rcu, unsigned arg, double ret[BENCH_VALUES])
 {
@@ -257,7 +250,7 @@ static void idle_latency(const struct bench_rcu *rcu, unsigned arg, double ret[B
 		bench_sleep_us(1000);
 	}
 	rcu->unregister_thread();
-	qsort(us, arg, sizeof(*us), by_value);
+	bench_sort(us, arg);
 	ret[0] = us[arg * 99 / 100 - (arg % 100 == 0)];
 	ret[1] = us[arg / 2];
 	free(us);

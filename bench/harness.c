@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 #include "bench/harness.h"
 #include <errno.h>
+#include <fcntl.h>
 #include <sched.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <time.h>
+#include <unistd.h>
 
 void bench_die(const char *fmt, ...)
 {
@@ -83,10 +86,15 @@ static int by_value(const void *a, const void *b)
 	return (x > y) - (x < y);
 }
 
+void bench_sort(double *values, size_t n)
+{
+	qsort(values, n, sizeof(*values), by_value);
+}
+
 static void sorted(double *to, const double *from, int n)
 {
 	memcpy(to, from, (size_t)n * sizeof(*to));
-	qsort(to, (size_t)n, sizeof(*to), by_value);
+	bench_sort(to, (size_t)n);
 }
 
 static double median(const double *v, int n)
@@ -206,4 +214,23 @@ void bench_give_up_real_time(void)
 
 	(void)sched_setscheduler(0, SCHED_OTHER, &none);
 	(void)setpriority(PRIO_PROCESS, 0, -10);
+}
+
+uint8_t *bench_map_file(const char *path, uint64_t bytes, int *ret_fd)
+{
+	int fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+	void *p = MAP_FAILED;
+
+	if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) {
+		p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	}
+	if (p == MAP_FAILED) {
+		bench_die("cannot map %s: %s", path, strerror(errno));
+	}
+	if (ret_fd) {
+		*ret_fd = fd;
+	} else {
+		close(fd);
+	}
+	return p;
 }

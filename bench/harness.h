@@ -59,5 +59,9 @@ void bench_give_up_real_time(void);
 double bench_cpu_s(pid_t pid);
 /* Fills memory with bytes that no codec can shorten; the same for the same seed. */
 void bench_fill_random(void *p, size_t bytes, uint64_t seed);
+/* Ascending. */
+void bench_sort(double *values, size_t n);
+/* Maps all of a file, which is made where there is none. ret_fd: NULL, or the caller's to close. */
+uint8_t *bench_map_file(const char *path, uint64_t bytes, int *ret_fd);
 
 #endif

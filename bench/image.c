@@ -33,21 +33,6 @@ static char shm_dir[] = "/dev/shm/guestram-bench-XXXXXX";
 static char disk_dir[128];
 static char qemu_name[64];
 
-static uint8_t *map_new(const char *path, uint64_t bytes, int *ret_fd)
-{
-	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	void *p = MAP_FAILED;
-
-	if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) {
-		p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	}
-	if (p == MAP_FAILED) {
-		bench_die("cannot make %s: %s", path, strerror(errno));
-	}
-	*ret_fd = fd;
-	return p;
-}
-
 static struct gr_ram *ram_of(uint8_t *host, int fd, uint64_t bytes)
 {
 	struct gr_ram_block_desc desc = { .size = sizeof(desc),
@@ -260,7 +245,7 @@ static void files(const struct bench_options *o, const char *folder, const char 
 	}
 	(void)snprintf(file, sizeof(file), "%s/ram", shm_dir);
 	(void)snprintf(image, sizeof(image), "%s/image", folder);
-	host = map_new(file, m.bytes, &fd);
+	host = bench_map_file(file, m.bytes, &fd);
 	bench_fill_random(host, m.bytes, 1);
 	ram = ram_of(host, fd, m.bytes);
 	for (int i = 0; i < o->runs; i++) {
@@ -298,13 +283,6 @@ static void files(const struct bench_options *o, const char *folder, const char 
 	(void)unlink(file);
 }
 
-static int by_value(const void *a, const void *b)
-{
-	const double *x = a, *y = b;
-
-	return *x < *y ? -1 : *x > *y;
-}
-
 /* p99 of touching pages in a row, far enough from each other that none brings the next;
  * microseconds. */
 static double touch_us(const uint8_t *memory, uint64_t data_bytes, int touches)
@@ -320,7 +298,7 @@ static double touch_us(const uint8_t *memory, uint64_t data_bytes, int touches)
 		(void)*at;
 		us[i] = (bench_now_s() - began) * 1e6;
 	}
-	qsort(us, (size_t)touches, sizeof(us[0]), by_value);
+	bench_sort(us, (size_t)touches);
 	return us[touches * 99 / 100];
 }
 
@@ -431,7 +409,7 @@ static void resume(const struct bench_options *o, const char *size, uint64_t byt
 	}
 	(void)snprintf(path, sizeof(path), "%s/image", folder);
 	(void)snprintf(file, sizeof(file), "%s/ram", shm_dir);
-	host = map_new(file, bytes, &fd);
+	host = bench_map_file(file, bytes, &fd);
 	bench_fill_random(host, data_bytes, 1);
 	ram = ram_of(host, fd, bytes);
 	if (gr_image_save(ram, path, NULL, NULL, &err) < 0) {

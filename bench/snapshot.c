@@ -69,19 +69,12 @@ static void *write_on(void *opaque)
 	return NULL;
 }
 
-static int by_value(const void *a, const void *b)
-{
-	const double *x = a, *y = b;
-
-	return (*x > *y) - (*x < *y);
-}
-
 static void summarize(struct guest *g)
 {
 	if (g->stalls == 0) {
 		bench_die("the guest wrote nothing");
 	}
-	qsort(g->stall_s, g->stalls, sizeof(*g->stall_s), by_value);
+	bench_sort(g->stall_s, g->stalls);
 	g->p99_s = g->stall_s[g->stalls - 1 - g->stalls / 100];
 	g->max_s = g->stall_s[g->stalls - 1];
 }

@@ -10,7 +10,6 @@
 #include "bench/link.h"
 #include "bench/qemu.h"
 #include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -50,16 +49,10 @@ static int listen_at(const char *path)
 
 static uint8_t *make_ram(const char *path, uint64_t bytes)
 {
-	int fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-	uint8_t *p = MAP_FAILED;
+	uint8_t *p;
 
-	if (fd >= 0 && ftruncate(fd, (off_t)bytes) == 0) {
-		p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-	}
-	if (p == MAP_FAILED) {
-		bench_die("cannot map %s: %s", path, strerror(errno));
-	}
-	close(fd);
+	(void)unlink(path);
+	p = bench_map_file(path, bytes, NULL);
 	bench_fill_random(p + GUEST_REGION_AT, bytes - GUEST_REGION_AT, 1);
 	return p;
 }

@@ -104,13 +104,6 @@ static void *guest(void *opaque)
 	return NULL;
 }
 
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
 /* Rounds until the guest stops; their median. */
 static double rounds(struct measuring *m)
 {
@@ -128,7 +121,7 @@ static double rounds(struct measuring *m)
 		m->watched.way->round(&m->watched);
 		us[n++] = (bench_now_s() - begin) * 1e6;
 	}
-	qsort(us, n, sizeof(*us), by_value);
+	bench_sort(us, n);
 	return n ? us[n / 2] : 0;
 }
 
