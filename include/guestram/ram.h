@@ -91,8 +91,9 @@ enum gr_ram_block_flags {
 	GR_RAM_HOST_READONLY = 1 << 5,
 	GR_RAM_PREALLOC = 1 << 6,     /**< all memory is there before the block is: see prealloc */
 	/** Transparent huge pages where they fit. ANONYMOUS memory gets them also while it is received
-	 *  or loaded from an image. Files in memory, so MEMFD, get some only where the administrator
-	 *  has set shmem_enabled. */
+	 *  or loaded from an image (a page that comes makes all of its huge page resident), not
+	 *  while a lazily resumed machine asks for single pages. Files in memory, so MEMFD, get
+	 *  some only where the administrator has set shmem_enabled. */
 	GR_RAM_THP = 1 << 7,
 	GR_RAM_NO_DUMP = 1 << 8,      /**< not in core files */
 	GR_RAM_NO_FORK = 1 << 9,      /**< not in children of fork() */

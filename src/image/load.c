@@ -3,7 +3,8 @@
  * An image into a machine's RAM. Threads take pieces of blocks. Pages that are not there yet are
  * read into a small buffer, which stays in the processor's cache, and placed by what allocates and
  * fills a page at once (migrate/place.h); pages that are there, or come by being touched, are read
- * where they are. What the image does not have is zero, and memory that nobody touched stays so.
+ * where they are, unless only stores may change them. What the image does not have is zero, and
+ * memory that nobody touched stays so (but for what shares a huge page with what came).
  */
 #include "image/load.h"
 #include "base/atomic.h"
@@ -90,30 +91,45 @@ static int read_at(struct loader *w, const struct gr_image_part *part, uint64_t 
 	return rc < 0 ? gr_image_cannot_read(w->load->image, part, offset, rc, err) : 0;
 }
 
+/* Tracking that serves stores and no system calls may begin at any time. */
+static bool only_stores_get_there(const struct gr_ram_block *block)
+{
+#ifdef GR_MUTANT_LOAD_READS_PROTECTED
+	return false;
+#endif
+	return gr_load_relaxed(&gr_block(block)->stores_only) != 0;
+}
+
 /* Pages of the image into memory that is all there, or all not. */
 static int place(struct loader *w, uint32_t index, uint64_t offset, uint64_t end, bool hole,
 		 struct gr_error *err)
 {
 	const struct gr_image_part *part = &w->load->image->parts[index];
 	struct gr_ram_block *block = w->load->members->of[index].block;
-	bool staged = hole && w->load->how[index] != GR_PLACE_STORE;
+	enum gr_place_how how = hole ? w->load->how[index] : GR_PLACE_STORE;
 	uint32_t size = w->load->image->page_bytes;
 
-	for (uint64_t n; offset < end; offset += n) {
+	for (uint64_t n; offset < end;) {
+		bool staged = how != GR_PLACE_STORE || only_stores_get_there(block);
 		int rc;
 
 		n = GR_MIN(end - offset,
 			   staged ? (uint64_t)w->buffer_bytes : (uint64_t)GR_IMAGE_PIECE_BYTES);
 		rc = read_at(w, part, offset, staged ? w->buffer : block->host + offset, n, err);
+		if (rc == 0 && staged) {
+			gr_placer_fill(&w->load->placer, block, how, offset, w->buffer, n, size);
+		}
+		if (rc == 0 || !staged) {
+			gr_ram_mark(block, offset, n); /* O1: the bytes are in, of a failure some */
+		}
+		if (rc == -EFAULT && !staged && only_stores_get_there(block)) {
+			continue; /* since just now */
+		}
 		if (rc < 0) {
 			return rc;
 		}
-		if (staged) {
-			gr_placer_fill(&w->load->placer, block, w->load->how[index], offset,
-				       w->buffer, n, size);
-		}
-		gr_ram_mark(block, offset, n); /* O1: the bytes are in */
 		w->data_pages += n / size;
+		offset += n;
 	}
 	return 0;
 }

@@ -10,10 +10,12 @@
 #include <fcntl.h>
 #include <guestram/image.h>
 #include <guestram/rcu.h>
+#include <guestram/track.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -231,6 +233,50 @@ TEST(memory_that_wants_huge_pages_gets_them_by_being_loaded)
 	gr_ram_free(to.ram);
 	gr_ram_free(from.ram);
 	remove_folder();
+}
+
+static void load_where_only_stores_get(enum gr_ram_backing backing)
+{
+	struct gr_image_save_params save = { .size = sizeof(save) };
+	struct gr_image_load_params load = { .size = sizeof(load) };
+	uint64_t seed = test_seed();
+	struct machine from, to;
+	struct gr_track *track;
+	struct gr_error err;
+
+	if (geteuid() == 0) { /* whose trackers see system calls too */
+		ASSERT_EQ(setgid(65534) | setuid(65534), 0);
+		ASSERT_EQ(prctl(PR_SET_DUMPABLE, 1), 0);
+	}
+	machine_make(&from);
+	machine_make_of(&to, backing, 0);
+	machine_fill(&from, &seed);
+	memset(to.big->host, 0xee, RAM_BYTES / 2);
+	save_well(&from, in_folder("vm.ram"), &save);
+	ASSERT_EQ(gr_track_create(to.ram, &track, &err), 0);
+	if (gr_track_use(track, GR_TRACKER_UFFD_SYNC, NULL, &err) < 0) {
+		SKIP("%s", err.msg);
+	}
+	if (gr_track_start(track, GR_WRITERS_STORES, &err) < 0) {
+		FAIL("%s", err.msg);
+	}
+	load_well(&to, in_folder("vm.ram"), 0, &load);
+	check_equal(&to, &from);
+	gr_track_stop(track);
+	gr_track_free(track);
+	gr_ram_free(to.ram);
+	gr_ram_free(from.ram);
+	remove_folder();
+}
+
+TEST(an_image_comes_into_private_memory_that_only_stores_may_change)
+{
+	load_where_only_stores_get(GR_RAM_ANONYMOUS);
+}
+
+TEST(an_image_comes_into_a_memfd_that_only_stores_may_change)
+{
+	load_where_only_stores_get(GR_RAM_MEMFD);
 }
 
 TEST(many_threads_save_and_load_the_same)
