@@ -41,6 +41,8 @@ struct relay {
 	bool answers;	   /* there is one */
 	uint32_t finished; /* (a) the destination has everything */
 	uint32_t in_tail;  /* (a) */
+	uint32_t refused;  /* (a) the destination has said that it failed */
+	bool own;	   /* what went wrong went wrong here or at the source, and first */
 	int answers_rc;
 	struct gr_error answers_err;
 };
@@ -68,6 +70,15 @@ static int judge(struct relay *r, uint32_t value, struct gr_error *err)
 	return 0;
 }
 
+/* From now on whatever fails may come of it. */
+static void note_refusal(struct relay *r)
+{
+	gr_store_release(&r->refused, 1u); /* pairs with has_failed() */
+	if (r->further) {
+		gr_relay_channels_refused(r->further);
+	}
+}
+
 static int pass_answers(struct relay *r, struct gr_error *err)
 {
 	struct gr_return_path_reader reader = { 0 };
@@ -81,6 +92,9 @@ static int pass_answers(struct relay *r, struct gr_error *err)
 			continue;
 		}
 #endif
+		if (msg.type == GR_RETURN_SHUT && msg.value != 0) {
+			note_refusal(r); /* before the source acts on it */
+		}
 		rc = gr_return_path_write(r->from, &msg, err);
 		if (rc < 0) {
 			return rc;
@@ -190,12 +204,31 @@ static int note_record(struct relay *r, const struct gr_stream_record *rec, stru
 		       : 0;
 }
 
+/*
+ * Something has failed that is not a write to the destination. What the destination says later
+ * comes of that: it notices that there is no more.
+ */
+static int has_failed(struct relay *r, int rc)
+{
+	r->own = !gr_load_acquire(&r->refused); /* pairs with note_refusal() */
+#ifdef GR_MUTANT_RELAY_BLAMES_THE_DESTINATION
+	r->own = false;
+#endif
+	return rc;
+}
+
 static int pass_record(struct relay *r, const struct gr_stream_record *rec, struct gr_error *err)
 {
 	int rc = note_record(r, rec, err);
 
-	rc = rc < 0 ? rc : gr_stream_copy_record(&r->copy, rec, err);
-	if (rc == 0 && rec->kind == GR_STREAM_TAIL && !r->params->allow_unterminated) {
+	if (rc < 0) {
+		return has_failed(r, rc);
+	}
+	rc = gr_stream_copy_record(&r->copy, rec, err);
+	if (rc < 0) {
+		return rc;
+	}
+	if (rec->kind == GR_STREAM_TAIL && !r->params->allow_unterminated) {
 		rc = gr_tail_append(&r->tail, rec->tail.data, rec->tail.bytes, err);
 	}
 	if (rc == 0 && rec->kind == GR_STREAM_COMMAND &&
@@ -206,10 +239,10 @@ static int pass_record(struct relay *r, const struct gr_stream_record *rec, stru
 		r->stats.total_bytes = rec->blocks.total_bytes;
 	}
 	r->stats.rounds += rec->kind == GR_STREAM_EOS && rec->eos.section != GR_SECTION_START;
-	if (rc == 0 && is_to_be_seen(rec)) {
-		rc = gr_stream_flush(r->copy.writer, err);
+	if (rc < 0) {
+		return has_failed(r, rc);
 	}
-	return rc;
+	return is_to_be_seen(rec) ? gr_stream_flush(r->copy.writer, err) : 0;
 }
 
 static int pass_stream(struct relay *r, struct gr_error *err)
@@ -229,10 +262,10 @@ static int pass_stream(struct relay *r, struct gr_error *err)
 	if (rc == 0 && !r->params->allow_unterminated) {
 		rc = gr_tail_finish(&r->tail, false, err);
 	}
-	return rc < 0 ? rc : gr_stream_flush(r->copy.writer, err);
+	return rc < 0 ? has_failed(r, rc) : gr_stream_flush(r->copy.writer, err);
 }
 
-/* What the destination says weighs more than what we think of the stream. */
+/* What the destination says weighs more than that it cannot be written to, and nothing else. */
 static int end_answers(struct relay *r, int rc, struct gr_error *err)
 {
 	struct timespec until;
@@ -250,7 +283,7 @@ static int end_answers(struct relay *r, int rc, struct gr_error *err)
 	if (r->finished) {
 		return 0;
 	}
-	if (rc == 0 || rc == -ECANCELED || r->answers_rc == -EREMOTEIO) {
+	if (rc == 0 || rc == -ECANCELED || (r->answers_rc == -EREMOTEIO && !r->own)) {
 		rc = r->answers_rc;
 		if (err) {
 			*err = r->answers_err;
@@ -273,6 +306,9 @@ static int pass_all(struct relay *r, struct gr_error *err)
 	}
 	rc = rc < 0 ? rc : gr_stream_writer_create(r->to, &r->copy.writer, err);
 	rc = rc < 0 ? rc : pass_stream(r, err);
+	if (rc < 0 && r->further) {
+		gr_relay_channels_main_failed(r->further);
+	}
 	if (r->answers) {
 		return end_answers(r, rc, err);
 	}
@@ -339,7 +375,7 @@ static int pass_all_channels(struct relay *r, struct gr_error *err)
 	rc = pass_all(r, err);
 	if (rc == 0 && !r->finished) {
 		rc = gr_relay_channels_drain(r->further, err);
-	} else if (rc < 0 && rc != -EREMOTEIO) {
+	} else if (rc < 0) {
 		int further = gr_relay_channels_failed(r->further, err);
 
 		rc = further < 0 ? further : rc;

@@ -86,6 +86,7 @@ static int connect_further(struct gr_relay_channel *ch, struct gr_error *err)
 #endif
 	rc = gr_channel_connect(c->to_uri, &to, err);
 	if (rc < 0) {
+		ch->to_failed = true;
 		return rc;
 	}
 	gr_mutex_lock(&c->lock);
@@ -139,25 +140,27 @@ static bool is_over(struct gr_relay_channel *ch)
 /*
  * A destination closes a further channel when it has what it needs. A QEMU 7.2 may have an empty
  * packet to send yet, and takes it for a failure if nobody reads that: it is read, and goes
- * nowhere. from is where the bytes begin: what brings pages, or a SYNC, must have gone before.
+ * nowhere. What brings pages, or a SYNC, must have been written.
  */
-static int put(struct gr_relay_channel *ch, uint64_t from, const uint8_t *data, size_t n,
-	       struct gr_error *err)
+static int put(struct gr_relay_channel *ch, const uint8_t *data, size_t n, struct gr_error *err)
 {
-	bool needed = ch->scan.needed > from;
+	bool needed;
 	int rc = 0;
 
-#ifdef GR_MUTANT_RELAY_LOSES_PACKETS
-	needed = false;
-#endif
 	if (!ch->deaf) {
 		rc = gr_channel_write_all(ch->to, data, n, err);
 		ch->deaf = rc < 0 && rc != -ECANCELED && is_over(ch);
-	} else if (needed) {
+	}
+	needed = ch->scan.needed > gr_channel_bytes_written(ch->to);
+#ifdef GR_MUTANT_RELAY_LOSES_PACKETS
+	needed = false;
+#endif
+	if (ch->deaf && rc == 0 && needed) {
 		rc = gr_error_set(err, -EPIPE, "%s: closed before its last packet",
 				  gr_channel_name(ch->to));
 	}
 	if (rc < 0 && !(ch->deaf && !needed)) {
+		ch->to_failed = true;
 		gr_error_prefix(err, "to the destination: ");
 		return rc;
 	}
@@ -175,8 +178,8 @@ static int take_end(struct gr_relay_channel *ch, struct gr_error *err)
 		return rc;
 	}
 	gr_mutex_lock(&c->lock);
-	ch->ended = true;
 	early = ch->syncs < c->meetings;
+	ch->ended = !early; /* else when that is known: not to be taken for a good end before */
 	gr_mutex_unlock(&c->lock);
 	if (early) {
 		return gr_error_set(err, -EPIPE,
@@ -194,7 +197,6 @@ static int pass(struct gr_relay_channel *ch, uint8_t *chunk, struct gr_error *er
 	for (;;) {
 		struct iovec iov = { chunk, gr_multifd_scan_room(scan, RELAY_CHUNK_BYTES) };
 		ssize_t got = gr_channel_readv(ch->from, &iov, 1, err);
-		uint64_t at = scan->bytes;
 		int rc;
 
 		if (got == 0) {
@@ -205,7 +207,7 @@ static int pass(struct gr_relay_channel *ch, uint8_t *chunk, struct gr_error *er
 			return (int)got;
 		}
 		rc = gr_multifd_scan(scan, chunk, (size_t)got, err);
-		rc = rc < 0 ? rc : put(ch, at, chunk, (size_t)got, err);
+		rc = rc < 0 ? rc : put(ch, chunk, (size_t)got, err);
 		if (rc < 0) {
 			return rc;
 		}

@@ -58,12 +58,13 @@ static void break_main_locked(struct gr_relay_channels *c) GR_REQUIRES(c->lock)
 }
 
 /* Keeps the first error; err is complete. */
-static void fail(struct gr_relay_channels *c, int rc, const struct gr_error *err)
+static void fail(struct gr_relay_channels *c, int rc, bool to_failed, const struct gr_error *err)
 {
 	gr_mutex_lock(&c->lock);
 	if (!c->stopped) {
 		c->error = *err;
 		c->error.code = rc;
+		c->to_failed = to_failed;
 		break_further_locked(c);
 		break_main_locked(c);
 	}
@@ -85,7 +86,7 @@ static void *channel_main(void *opaque)
 		gr_error_prefix(&err, "a multifd channel: ");
 	}
 	if (rc < 0) {
-		fail(c, rc, &err);
+		fail(c, rc, ch->to_failed, &err);
 	}
 	gr_mutex_lock(&c->lock);
 	if (!ch->further && ch->from) { /* a stranger */
@@ -169,7 +170,7 @@ static void *accept_main(void *opaque)
 			rc = start_channel(c, from, &err);
 		}
 	} while (rc == 0);
-	fail(c, rc, &err);
+	fail(c, rc, false, &err);
 	return NULL;
 }
 
@@ -351,12 +352,30 @@ int gr_relay_channels_drain(struct gr_relay_channels *c, struct gr_error *err)
 	return rc;
 }
 
+void gr_relay_channels_refused(struct gr_relay_channels *c)
+{
+	gr_mutex_lock(&c->lock);
+	c->refused = c->error.code == 0 || c->to_failed;
+#ifdef GR_MUTANT_RELAY_BLAMES_THE_DESTINATION
+	c->refused = true;
+#endif
+	gr_mutex_unlock(&c->lock);
+}
+
+void gr_relay_channels_main_failed(struct gr_relay_channels *c)
+{
+	gr_mutex_lock(&c->lock);
+	c->stopped = true;
+	(void)pthread_cond_broadcast(&c->changed);
+	gr_mutex_unlock(&c->lock);
+}
+
 int gr_relay_channels_failed(struct gr_relay_channels *c, struct gr_error *err)
 {
 	int rc;
 
 	gr_mutex_lock(&c->lock);
-	rc = error_locked(c, err);
+	rc = c->refused ? 0 : error_locked(c, err);
 	gr_mutex_unlock(&c->lock);
 	return rc;
 }

@@ -43,7 +43,8 @@ struct gr_relay_channel {
 	uint64_t passed;	       /* (l) bytes */
 	uint64_t normal_pages, zero_pages, syncs; /* (l) copies of the scan's */
 	struct gr_multifd_scan scan;		  /* (its thread) all below */
-	bool deaf;				  /* the destination has closed it, which it may */
+	bool deaf;	 /* the destination has closed it, which it may */
+	bool to_failed;	 /* its error is one of writing or connecting to the destination */
 };
 
 struct gr_relay_channels {
@@ -62,6 +63,8 @@ struct gr_relay_channels {
 	bool main_ended;		 /* (l) nobody uses the main channel any more */
 	bool stopped;			 /* (l) errors come of ending */
 	struct gr_error error;		 /* (l) the first one */
+	bool to_failed;			 /* (l) it is one of writing or connecting to the destination */
+	bool refused;			 /* (l) the destination's own word is the reason for it */
 	unsigned int further;		 /* (l) how many there have been */
 	struct gr_relay_channel *places; /* (c) RELAY_PLACES */
 	pthread_t acceptor;		 /* (c) */
@@ -112,8 +115,16 @@ void gr_relay_channels_totals(struct gr_relay_channels *c, struct gr_relay_total
  * others. @param c Started. @param err May be NULL. @return 0 or what has failed. */
 GR_MUST_CHECK int gr_relay_channels_drain(struct gr_relay_channels *c, struct gr_error *err);
 
+/** The destination says that it has failed: what fails on further channels now comes of that, and
+ * so does that they could not be written to. @param c Started. */
+void gr_relay_channels_refused(struct gr_relay_channels *c);
+
+/** The main channel has failed: what fails on further ones from now on comes of that.
+ * @param c Started. */
+void gr_relay_channels_main_failed(struct gr_relay_channels *c);
+
 /** @param c Started. @param err Filled if something has failed on a further channel. @return What
- * failed first, or 0. */
+ * failed first, or 0: nothing has, or it comes of what the destination has said. */
 int gr_relay_channels_failed(struct gr_relay_channels *c, struct gr_error *err);
 
 /**

@@ -325,7 +325,7 @@ static void hear(struct gr_channel *ch, const struct kit_bytes *b)
 }
 
 /* Until the end, or a break. */
-static void hear_end(struct gr_channel *ch)
+static void read_to_end(struct gr_channel *ch)
 {
 	uint8_t byte[4096];
 	struct iovec iov = { byte, sizeof(byte) };
@@ -333,6 +333,11 @@ static void hear_end(struct gr_channel *ch)
 	do {
 		ASSERT(gr_channel_is_readable(ch, WAIT_MS));
 	} while (gr_channel_readv(ch, &iov, 1, NULL) > 0);
+}
+
+static void hear_end(struct gr_channel *ch)
+{
+	read_to_end(ch);
 	(void)gr_channel_close(ch, NULL);
 }
 
@@ -439,15 +444,70 @@ TEST(where_channels_meet_nothing_is_held_back)
 	kit_be64(&seen, 0x10);
 	say(p.main[0], &b);
 	hear(p.main[1], &seen);
-	kit_u8(&b, 0x7e);
-	kit_be32(&b, 2);
-	kit_part(&b, 2);
-	kit_be64(&b, 0x200); /* MULTIFD_FLUSH of a newer one */
-	gr_channel_shutdown(p.further[0]);
+	seen.n = 0;
+	for (int i = 0; i < 2; i++) {
+		struct kit_bytes *to = i ? &seen : &b;
+
+		kit_u8(to, 0x7e);
+		kit_be32(to, 2);
+		kit_part(to, 2);
+		kit_be64(to, 0x200); /* MULTIFD_FLUSH of a newer one */
+	}
 	say(p.main[0], &b);
+	hear(p.main[1], &seen);
+	gr_channel_shutdown(p.further[0]);
 	kit_free(&b);
 	kit_free(&seen);
 	fails(&p, -EPIPE, "multifd channel 3: byte 64: the source has closed it before the end");
+}
+
+/* Its end is a good one as long as the main channel does not want it again. */
+TEST(a_channel_that_ended_well_is_missed_where_all_meet_again)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+	struct pair p;
+
+	open_pair(&p);
+	put_packet(&b, -1, true);
+	put_packet(&seen, -1, true);
+	say(p.further[0], &b);
+	hear(p.further[1], &seen);
+	seen.n = 0;
+	put_start(&seen);
+	kit_eos(&b);
+	kit_eos(&seen);
+	say(p.main[0], &b);
+	hear(p.main[1], &seen);
+	gr_channel_end_writing(p.further[0]);
+	hear_end(p.further[1]);
+	p.further[1] = NULL;
+	put_rest(&b);
+	say(p.main[0], &b);
+	gr_channel_end_writing(p.main[0]);
+	kit_free(&b);
+	kit_free(&seen);
+	fails(&p, -EPIPE, "multifd channel 3: byte 1408: the source has closed it before the end");
+}
+
+TEST(a_sync_that_is_missing_at_the_end_is_an_error)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+	struct pair p;
+
+	open_pair(&p);
+	kit_eos(&b);
+	put_rest(&b);
+	put_start(&seen);
+	kit_raw(&seen, b.p, b.n);
+	say(p.main[0], &b);
+	gr_channel_end_writing(p.main[0]);
+	hear(p.main[1], &seen);
+	put_packet(&b, 1, true);
+	say(p.further[0], &b);
+	gr_channel_end_writing(p.further[0]);
+	kit_free(&b);
+	kit_free(&seen);
+	fails(&p, -EPIPE, "the source has closed it before the end");
 }
 
 TEST(a_packet_that_is_wrong_ends_all_channels_and_says_which_and_where)
@@ -509,6 +569,87 @@ TEST(a_listener_that_is_shut_down_cancels_what_is_under_way)
 	open_pair(&p);
 	gr_channel_listener_shutdown(p.rig.in);
 	fails(&p, -ECANCELED, "listening was ended");
+}
+
+/* A pair whose source asks for answers, as far as the end of its list of blocks. */
+static void open_answering_pair(struct pair *p)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+
+	open_pair(p);
+	put_start(&seen);
+	for (int i = 0; i < 2; i++) {
+		struct kit_bytes *to = i ? &seen : &b;
+
+		kit_eos(to);
+		kit_raw(to, "\10\0\1\0\0", 5); /* OPEN_RETURN_PATH */
+	}
+	say(p->main[0], &b);
+	hear(p->main[1], &seen);
+	kit_free(&b);
+	kit_free(&seen);
+}
+
+/* As a destination does that notices. */
+static void say_failed(struct pair *p)
+{
+	(void)!gr_channel_write_all(p->main[1], "\0\1\0\4\0\0\0\1", 8, NULL);
+}
+
+static void hear_end_of_further(struct pair *p)
+{
+	hear_end(p->further[1]);
+	p->further[1] = NULL;
+}
+
+TEST(what_the_destination_says_of_an_end_that_it_was_given_is_not_the_reason)
+{
+	struct kit_bytes b = { 0 };
+	struct pair p;
+
+	open_answering_pair(&p);
+	put_packet(&b, -1, true);
+	b.p[3]++;
+	say(p.further[0], &b);
+	hear_end_of_further(&p);
+	say_failed(&p);
+	fails(&p, -EBADMSG, "multifd channel 3: byte 64: ");
+
+	open_answering_pair(&p);
+	gr_channel_listener_shutdown(p.rig.in);
+	hear_end_of_further(&p);
+	say_failed(&p);
+	fails(&p, -ECANCELED, "listening was ended");
+
+	/* a channel that ended well is missed where all meet again */
+	open_answering_pair(&p);
+	put_packet(&b, -1, true);
+	say(p.further[0], &b);
+	gr_channel_end_writing(p.further[0]);
+	hear_end_of_further(&p);
+	kit_part(&b, 2);
+	kit_eos(&b);
+	say(p.main[0], &b);
+	read_to_end(p.main[1]);
+	say_failed(&p);
+	fails(&p, -EPIPE, "multifd channel 3: byte 1408: ");
+	kit_free(&b);
+}
+
+TEST(what_the_destination_says_is_the_reason_why_it_cannot_be_written_to)
+{
+	struct kit_bytes b = { 0 };
+	struct pair p;
+
+	open_answering_pair(&p);
+	say_failed(&p);
+	read_to_end(p.main[0]);
+	(void)gr_channel_close(p.further[1], NULL);
+	p.further[1] = NULL;
+	put_packet(&b, 5, true);
+	say(p.further[0], &b);
+	kit_free(&b);
+	fails(&p, -EREMOTEIO, "it says 1");
 }
 
 /* The main channel has ended well; the others have as long as they need. */
