@@ -10,8 +10,9 @@
  *     gr_channel_listen("unix:from.sock", &listener, &err);      // QEMU: migrate unix:from.sock
  *     gr_relay_serve(listener, "unix:to.sock", NULL, &stats, &err); // QEMU: -incoming unix:to.sock
  *
- * With as many channels as the source has (QEMU's multifd), whatever its parameters: nothing is to
- * be agreed with the relay. Where there is one channel only, as between files:
+ * With as many channels as the source has (QEMU's multifd), compressed by whatever the two ends
+ * have agreed on: nothing is to be agreed with the relay. Not with TLS, nor with the state of
+ * devices on further channels. Where there is one channel only, as between files:
  *
  *     gr_relay(from, to, NULL, &stats, &err);
  */
@@ -52,9 +53,9 @@ struct gr_relay_params {
  * @param err       May be NULL.
  * @return 0 when all has been written, and, if the source asked for answers, the destination has
  *         said that it has everything; or a negative errno.
- * @errors  -EBADMSG, -EPIPE, -EOPNOTSUPP the stream is wrong, ends early, or has what cannot be
- *          passed on (named, with the byte); -EREMOTEIO the destination says that it has failed;
- *          -ENOTSUP the source asks for answers and `to` cannot carry them; what the channels say.
+ * @errors  Whatever came first: -EBADMSG, -EPIPE, -EOPNOTSUPP the stream is wrong, ends early, or
+ * has what cannot be passed on (named, with the byte); -EREMOTEIO the destination says that it has
+ * failed; -ENOTSUP the source asks for answers and `to` cannot carry them; what the channels say.
  * @context Any thread. Blocks; gr_channel_shutdown() of both channels ends it.
  */
 GR_EXPORT GR_MUST_CHECK int gr_relay(struct gr_channel *from, struct gr_channel *to,
@@ -65,13 +66,17 @@ GR_EXPORT GR_MUST_CHECK int gr_relay(struct gr_channel *from, struct gr_channel 
  * Accept a source, connect to the destination, and pass the migration on, on all its channels.
  *
  * Channels may come in any order and at any time. Their first byte tells the main one from further
- * ones; the destination is connected to when the main channel has come, that one first. On further
- * channels the headers of the packets are checked, what they name is for the destination to check.
- * Each channel has a thread and 256 KiB: who writes faster than the other side reads waits.
+ * ones; the destination is connected to when the main channel has come, that one first, and for a
+ * further one when its greeting has been read. On further channels the headers of the packets are
+ * checked, what they name is for the destination to check. Each channel has a thread and 256 KiB:
+ * who writes faster than the other side reads waits.
  *
- * Who connects and is no channel of the source's (says nothing for a minute, something else, or is
- * another source) is turned away with a remark (log.h), and the migration goes on. What goes wrong
- * on a further channel ends all of them; the message names the channel, the side or the byte.
+ * Who connects and is no channel of the source's (says nothing for a minute, something else, has
+ * the number or not the UUID of one that is there, or is another source) is turned away with a
+ * remark (log.h), and the migration goes on; so is, once the main channel has come, whom
+ * descriptors or memory are short for. Further channels whose source has gone before a main channel
+ * came are forgotten. What goes wrong on a further channel ends all of them; the message names the
+ * channel, the side or the byte. A destination may be slow for as long as it likes.
  *
  * @param listener  Of tcp: or unix:; borrowed. It serves one migration, and is shut down then.
  * @param to_uri    The destination; further channels need tcp: or unix:.
@@ -81,7 +86,8 @@ GR_EXPORT GR_MUST_CHECK int gr_relay(struct gr_channel *from, struct gr_channel 
  * @return As gr_relay(). All channels are closed.
  * @errors As gr_relay(), gr_channel_accept() and gr_channel_connect(); -EINVAL a listener of
  * another kind, not a URI; -ETIMEDOUT a further channel has come, and within a minute no main one;
- * or the source does not close it at the end; -E2BIG more further channels than a QEMU can have.
+ * or the source does not close it at the end; -EOPNOTSUPP also TLS; -E2BIG more further channels
+ * than a QEMU can have.
  * @context Any thread. Blocks; gr_channel_listener_shutdown() ends it with -ECANCELED.
  */
 GR_EXPORT GR_MUST_CHECK int gr_relay_serve(struct gr_channel_listener *listener, const char *to_uri,

@@ -5,6 +5,7 @@
 #include "migrate/relay_channels.h"
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -41,34 +42,126 @@ static int give_main(struct gr_relay_channel *ch)
 	return first ? 0 : turn_away("a second source's main channel");
 }
 
-/* Waits for the main channel to be connected. */
-static int await_main(struct gr_relay_channel *ch, struct gr_error *err)
+/* Whoever has come has said it is a further one: all of the greeting, in time. */
+static int read_greeting(struct gr_relay_channel *ch, struct gr_error *err)
+{
+	uint64_t until = gr_clock_ns() + ch->all->limit_ns;
+
+	while (!ch->scan.greeted) {
+		uint8_t *to = ch->hello + ch->scan.bytes;
+		struct iovec iov = { to, gr_multifd_scan_room(&ch->scan, sizeof(ch->hello)) };
+		uint64_t now = gr_clock_ns();
+		uint64_t ms = now < until ? (until - now) / GR_NS_PER_MS : 0;
+		ssize_t got;
+		int rc = gr_channel_poll(gr_channel_fd(ch->from), POLLIN, ch->from->wake_fd,
+					 (int)ms);
+
+		if (rc < 0) {
+			return gr_error_set(err, rc, "a greeting that does not end: %s",
+					    strerror(-rc));
+		}
+		got = gr_channel_readv(ch->from, &iov, 1, err);
+		if (got <= 0) {
+			return got < 0 ? (int)got : gr_multifd_scan_end(&ch->scan, err);
+		}
+		rc = gr_multifd_scan(&ch->scan, to, (size_t)got, err);
+		if (rc < 0) {
+			return rc;
+		}
+	}
+	return 0;
+}
+
+/* Gives back the place of one whose source has gone, of an attempt that came to nothing. */
+static bool drop_gone_locked(struct gr_relay_channels *c, struct gr_relay_channel *ch)
+	GR_REQUIRES(c->lock)
+{
+#ifdef GR_MUTANT_RELAY_KEEPS_THE_DEAD
+	return false;
+#endif
+	if (ch->further && !ch->admitted && !c->stopped && gr_multifd_has_gone(ch->from)) {
+		ch->further = false;
+		c->further--;
+		(void)pthread_cond_broadcast(&c->changed);
+	}
+	return !ch->further;
+}
+
+/* Why it cannot be one of those that are there; NULL: it can. */
+static const char *clash_locked(struct gr_relay_channels *c, const struct gr_multifd_greeting *g)
+	GR_REQUIRES(c->lock)
+{
+#ifdef GR_MUTANT_RELAY_TAKES_ANY_GREETING
+	return NULL;
+#endif
+	for (unsigned int i = 0; i < RELAY_PLACES; i++) {
+		struct gr_relay_channel *other = &c->places[i];
+
+		if (!other->further || drop_gone_locked(c, other)) {
+			continue;
+		}
+		if (memcmp(other->greeting.uuid, g->uuid, sizeof(g->uuid)) != 0) {
+			return "a further channel of another machine";
+		}
+		if (other->greeting.id == g->id) {
+			return "a further channel with a number that is taken";
+		}
+	}
+	return NULL;
+}
+
+/* 1: it is one of the migration's; 0: turned away. */
+static int enter(struct gr_relay_channel *ch, struct gr_error *err)
 {
 	struct gr_relay_channels *c = ch->all;
-	uint64_t until = gr_clock_ns() + c->limit_ns;
-	bool in_time = true, stopped, too_many;
+	struct gr_multifd_greeting g;
+	bool too_many = false;
+	const char *clash;
+	int rc = gr_multifd_greeting_parse(ch->hello, &g, err);
 
+	if (rc < 0) {
+		return rc;
+	}
 	gr_mutex_lock(&c->lock);
-	ch->further = true;
-	too_many = ++c->further > GR_MULTIFD_CHANNELS_MAX;
-#ifndef GR_MUTANT_RELAY_FURTHER_FIRST
-	while (!too_many && !c->connected && !c->stopped && in_time) {
-		in_time = gr_relay_channels_wait(c, c->main ? UINT64_MAX : until) || c->main;
+	clash = clash_locked(c, &g);
+	if (!clash) {
+		ch->greeting = g;
+		ch->further = true;
+		too_many = ++c->further > GR_MULTIFD_CHANNELS_MAX;
 	}
-#endif
-	stopped = c->stopped;
 	gr_mutex_unlock(&c->lock);
-	if (stopped) {
-		return cancelled(err);
-	}
 	if (too_many) {
 		return gr_error_set(err, -E2BIG, "the source has more than %d further channels",
 				    GR_MULTIFD_CHANNELS_MAX);
 	}
-	return in_time ? 0
-		       : gr_error_set(err, -ETIMEDOUT,
-				      "it has come, but in %" PRIu64 " ms no main channel",
-				      c->limit_ns / (uint64_t)GR_NS_PER_MS);
+	return clash ? turn_away(clash) : 1;
+}
+
+/* Waits for the main channel to be connected. 1: it is; 0: nobody waits any more. */
+static int await_main(struct gr_relay_channel *ch, struct gr_error *err)
+{
+	struct gr_relay_channels *c = ch->all;
+	uint64_t until = gr_clock_ns() + c->limit_ns;
+	bool in_time = true, stopped, gone;
+
+	gr_mutex_lock(&c->lock);
+#ifndef GR_MUTANT_RELAY_FURTHER_FIRST
+	while (ch->further && !c->connected && !c->stopped && in_time) {
+		in_time = gr_relay_channels_wait(c, c->main ? UINT64_MAX : until) || c->main;
+	}
+#endif
+	stopped = c->stopped;
+	gone = drop_gone_locked(c, ch);
+	ch->admitted = !gone;
+	gr_mutex_unlock(&c->lock);
+	if (stopped) {
+		return cancelled(err);
+	}
+	if (gone || in_time) {
+		return !gone;
+	}
+	return gr_error_set(err, -ETIMEDOUT, "it has come, but in %" PRIu64 " ms no main channel",
+			    c->limit_ns / (uint64_t)GR_NS_PER_MS);
 }
 
 static int connect_further(struct gr_relay_channel *ch, struct gr_error *err)
@@ -119,12 +212,19 @@ static void count(struct gr_relay_channel *ch)
 	struct gr_relay_channels *c = ch->all;
 
 	gr_mutex_lock(&c->lock);
-	ch->id = ch->scan.id;
+	ch->writing = false;
 	ch->passed = ch->scan.bytes;
 	ch->normal_pages = ch->scan.normal_pages;
 	ch->zero_pages = ch->scan.zero_pages;
 	ch->syncs = ch->scan.syncs;
 	gr_mutex_unlock(&c->lock);
+}
+
+static void begin_writing(struct gr_relay_channel *ch)
+{
+	gr_mutex_lock(&ch->all->lock);
+	ch->writing = true;
+	gr_mutex_unlock(&ch->all->lock);
 }
 
 static bool is_over(struct gr_relay_channel *ch)
@@ -147,6 +247,7 @@ static int put(struct gr_relay_channel *ch, const uint8_t *data, size_t n, struc
 	bool needed;
 	int rc = 0;
 
+	begin_writing(ch);
 	if (!ch->deaf) {
 		rc = gr_channel_write_all(ch->to, data, n, err);
 		ch->deaf = rc < 0 && rc != -ECANCELED && is_over(ch);
@@ -212,21 +313,25 @@ static int pass(struct gr_relay_channel *ch, uint8_t *chunk, struct gr_error *er
 			return rc;
 		}
 		count(ch);
-		if (scan->greeted && scan->page_bytes == 0) {
-			rc = await_page_bytes(ch, err);
-			if (rc < 0) {
-				return rc;
-			}
-		}
 	}
 }
 
 static int pass_further(struct gr_relay_channel *ch, struct gr_error *err)
 {
 	uint8_t *chunk;
-	int rc = await_main(ch, err);
+	int rc = enter(ch, err);
 
-	rc = rc < 0 ? rc : connect_further(ch, err);
+	rc = rc <= 0 ? rc : await_main(ch, err);
+	if (rc <= 0) {
+		return rc;
+	}
+	rc = connect_further(ch, err);
+	rc = rc < 0 ? rc : put(ch, ch->hello, sizeof(ch->hello), err);
+	if (rc < 0) {
+		return rc;
+	}
+	count(ch);
+	rc = await_page_bytes(ch, err);
 	if (rc < 0) {
 		return rc;
 	}
@@ -239,11 +344,26 @@ static int pass_further(struct gr_relay_channel *ch, struct gr_error *err)
 	return rc;
 }
 
+static bool has_main(struct gr_relay_channels *c)
+{
+	bool has;
+
+	gr_mutex_lock(&c->lock);
+	has = c->main != NULL;
+	gr_mutex_unlock(&c->lock);
+	return has;
+}
+
 int gr_relay_channel_run(struct gr_relay_channel *ch, struct gr_error *err)
 {
 	int kind = gr_multifd_tell(ch->from, ch->from->wake_fd,
 				   (int)(ch->all->limit_ns / GR_NS_PER_MS), err);
 
+	if (kind == GR_MULTIFD_FURTHER) {
+		int rc = read_greeting(ch, err);
+
+		kind = rc < 0 ? rc : kind;
+	}
 	switch (kind) {
 	case GR_MULTIFD_NOBODY:
 	case -ECANCELED:
@@ -252,6 +372,8 @@ int gr_relay_channel_run(struct gr_relay_channel *ch, struct gr_error *err)
 		return give_main(ch);
 	case GR_MULTIFD_FURTHER:
 		return pass_further(ch, err);
+	case -EOPNOTSUPP: /* TLS: whom it would concern need not wait for more */
+		return has_main(ch->all) ? turn_away(err->msg) : kind;
 	default:
 		return turn_away(err->msg);
 	}

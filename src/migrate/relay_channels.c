@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate/relay_channels.h"
 #include "base/clock.h"
+#include "base/log.h"
 #include "base/signals.h"
 #include <errno.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { LAST_WORD_S = 1 }; /* for what a destination that goes has to say on the main channel */
+enum {
+	LAST_WORD_S = 1, /* for what a destination that goes has to say on the main channel */
+	PAUSE_MS = 100,	 /* before the next one is accepted, where one could not be served */
+};
 
 bool gr_relay_channels_wait(struct gr_relay_channels *c, uint64_t until_ns)
 {
@@ -82,8 +87,6 @@ static void *channel_main(void *opaque)
 
 	if (rc < 0 && ch->scan.greeted) {
 		gr_error_prefix(&err, "multifd channel %u: ", ch->scan.id);
-	} else if (rc < 0) {
-		gr_error_prefix(&err, "a multifd channel: ");
 	}
 	if (rc < 0) {
 		fail(c, rc, ch->to_failed, &err);
@@ -132,7 +135,6 @@ static int start_channel(struct gr_relay_channels *c, struct gr_channel *from, s
 {
 	struct gr_relay_channel *ch = find_place(c);
 	struct gr_signals saved;
-	bool stopped;
 	int rc;
 
 	if (!ch) {
@@ -145,31 +147,82 @@ static int start_channel(struct gr_relay_channels *c, struct gr_channel *from, s
 	ch->all = c;
 	ch->in_use = true;
 	ch->from = from;
-	stopped = c->stopped;
-	gr_mutex_unlock(&c->lock);
-	if (stopped) {
-		return gr_error_set(err, -ECANCELED, "cancelled");
+	if (c->stopped) {
+		gr_channel_shutdown(from); /* what is there already has been */
 	}
+	gr_mutex_unlock(&c->lock);
 	gr_signals_block(&saved); /* the program's handlers are not for these threads */
 	rc = pthread_create(&ch->thread, NULL, channel_main, ch);
 	gr_signals_restore(&saved);
 	ch->started = rc == 0;
-	return rc == 0 ? 0 : gr_error_set(err, -rc, "cannot make a thread: %s", strerror(rc));
+	if (rc == 0) {
+		return 0;
+	}
+	gr_mutex_lock(&c->lock);
+	ch->in_use = false;
+	ch->from = NULL;
+	gr_mutex_unlock(&c->lock);
+	(void)gr_channel_close(from, NULL);
+	return gr_error_set(err, -rc, "cannot make a thread: %s", strerror(rc));
+}
+
+static void set_arriving(struct gr_relay_channels *c, bool arriving)
+{
+	gr_mutex_lock(&c->lock);
+	c->arriving = arriving;
+	(void)pthread_cond_broadcast(&c->changed);
+	gr_mutex_unlock(&c->lock);
+}
+
+/* At any moment who has come is in the listener's queue, arriving, or in a place. */
+static int accept_one(struct gr_relay_channels *c, struct gr_error *err)
+{
+	struct gr_channel *from;
+	int rc = gr_channel_listener_wait(c->listener, -1, err);
+
+	if (rc < 0) {
+		return rc;
+	}
+	set_arriving(c, true);
+	rc = gr_channel_accept(c->listener, &from, err);
+	if (rc == 0) {
+		rc = start_channel(c, from, err);
+	}
+	set_arriving(c, false);
+	return rc;
+}
+
+/*
+ * Descriptors or memory may be short for a while, and whom they are short for may be a stranger. If
+ * it was one of the migration's it will be missed where all meet.
+ */
+static bool goes_on(struct gr_relay_channels *c, int rc, const struct gr_error *err)
+{
+	bool has_main;
+
+	gr_mutex_lock(&c->lock);
+	has_main = c->main != NULL;
+	gr_mutex_unlock(&c->lock);
+#ifdef GR_MUTANT_RELAY_STRANGER_ENDS_ALL
+	has_main = false;
+#endif
+	if (rc == -ECANCELED || !has_main) {
+		return false;
+	}
+	gr_log(GR_LOG_WARN, "turned away: %s", err->msg);
+	(void)gr_channel_poll(-1, 0, gr_channel_listener_wake_fd(c->listener), PAUSE_MS);
+	return true;
 }
 
 static void *accept_main(void *opaque)
 {
 	struct gr_relay_channels *c = opaque;
-	struct gr_channel *from;
 	struct gr_error err = { 0 };
 	int rc;
 
 	do {
-		rc = gr_channel_accept(c->listener, &from, &err);
-		if (rc == 0) {
-			rc = start_channel(c, from, &err);
-		}
-	} while (rc == 0);
+		rc = accept_one(c, &err);
+	} while (rc == 0 || goes_on(c, rc, &err));
 	fail(c, rc, false, &err);
 	return NULL;
 }
@@ -275,7 +328,7 @@ int gr_relay_channels_meet(struct gr_relay_channels *c, bool at_eos, struct gr_e
 			rc = gr_error_set(err, -EPIPE,
 					  "multifd channel %u: byte %" PRIu64
 					  ": the source has closed it before the end",
-					  ch->id, ch->passed);
+					  (unsigned int)ch->greeting.id, ch->passed);
 		}
 	}
 	gr_mutex_unlock(&c->lock);
@@ -310,44 +363,81 @@ void gr_relay_channels_totals(struct gr_relay_channels *c, struct gr_relay_total
 	}
 }
 
-static const struct gr_relay_channel *open_one_locked(const struct gr_relay_channels *c)
-	GR_REQUIRES(c->lock)
+/* A further channel that is not through; silent: that waits for its source. */
+static const struct gr_relay_channel *open_one_locked(const struct gr_relay_channels *c,
+						      bool silent) GR_REQUIRES(c->lock)
 {
 	for (unsigned int i = 0; i < RELAY_PLACES; i++) {
-		if (c->places[i].further && !c->places[i].ended) {
-			return &c->places[i];
+		const struct gr_relay_channel *ch = &c->places[i];
+
+		bool counts = !silent || !ch->writing;
+
+#ifdef GR_MUTANT_RELAY_HURRIES_THE_DESTINATION
+		counts = true;
+#endif
+		if (ch->further && !ch->ended && counts) {
+			return ch;
 		}
 	}
 	return NULL;
 }
 
+/* Somebody who has come may turn out to be a further channel. */
+static bool may_be_more_locked(const struct gr_relay_channels *c) GR_REQUIRES(c->lock)
+{
+#ifdef GR_MUTANT_RELAY_FORGETS_WHO_CAME
+	return false;
+#endif
+	if (c->arriving ||
+	    gr_channel_poll(gr_channel_listener_fd(c->listener), POLLIN, -1, 0) == 0) {
+		return true;
+	}
+	for (unsigned int i = 0; i < RELAY_PLACES; i++) {
+		if (c->places[i].in_use && !c->places[i].ended) {
+			return true;
+		}
+	}
+	return false;
+}
+
+/* Nothing has moved for as long as the limit. 0: a destination that is slow; 1: nobody is left but
+ * who has not said what it is. */
+static int judge_locked(const struct gr_relay_channels *c, struct gr_error *err)
+	GR_REQUIRES(c->lock)
+{
+	const struct gr_relay_channel *silent = open_one_locked(c, true);
+
+	if (silent) {
+		return gr_error_set(
+			err, -ETIMEDOUT,
+			"multifd channel %u: the source has closed the main channel and "
+			"not this one",
+			(unsigned int)silent->greeting.id);
+	}
+	return open_one_locked(c, false) ? 0 : 1;
+}
+
 int gr_relay_channels_drain(struct gr_relay_channels *c, struct gr_error *err)
 {
-	const struct gr_relay_channel *open;
 	struct gr_relay_totals before, now;
-	bool in_time = true;
-	int rc;
+	int rc = 0;
 
 #ifdef GR_MUTANT_RELAY_DOES_NOT_DRAIN
 	return 0;
 #endif
 	gr_mutex_lock(&c->lock);
 	totals_locked(c, &now);
-	while (!c->stopped && (open = open_one_locked(c)) != NULL) {
+	while (rc == 0 && !c->stopped && (open_one_locked(c, false) || may_be_more_locked(c))) {
 		/* As long as something moves it may take what it takes. */
+		bool in_time = gr_relay_channels_wait(c, gr_clock_ns() + c->limit_ns);
+
 		before = now;
-		in_time = gr_relay_channels_wait(c, gr_clock_ns() + c->limit_ns);
 		totals_locked(c, &now);
 		if (!in_time && now.bytes == before.bytes) {
-			rc = gr_error_set(err, -ETIMEDOUT,
-					  "multifd channel %u: the source has closed the main "
-					  "channel and not this one",
-					  open->id);
-			gr_mutex_unlock(&c->lock);
-			return rc;
+			rc = judge_locked(c, err);
 		}
 	}
-	rc = error_locked(c, err);
+	rc = rc < 0 ? rc : error_locked(c, err);
 	gr_mutex_unlock(&c->lock);
 	return rc;
 }

@@ -37,14 +37,17 @@ struct gr_relay_channel {
 	bool started;		       /* (the accepting thread; main, when that has ended) */
 	bool in_use;		       /* (l) */
 	bool further;		       /* (l) it is one of the migration's */
-	bool ended;		       /* (l) its thread has nothing more to do */
-	struct gr_channel *from, *to;  /* (l) to change */
-	unsigned int id;	       /* (l) what the source has said */
-	uint64_t passed;	       /* (l) bytes */
+	bool admitted; /* (l) further: it need not wait for the main channel any more */
+	bool writing;  /* (l) it waits for the destination, if it waits */
+	bool ended;    /* (l) its thread has nothing more to do */
+	struct gr_channel *from, *to;		  /* (l) to change */
+	struct gr_multifd_greeting greeting;	  /* (l) what the source has said */
+	uint64_t passed;			  /* (l) bytes */
 	uint64_t normal_pages, zero_pages, syncs; /* (l) copies of the scan's */
 	struct gr_multifd_scan scan;		  /* (its thread) all below */
-	bool deaf;	 /* the destination has closed it, which it may */
-	bool to_failed;	 /* its error is one of writing or connecting to the destination */
+	uint8_t hello[GR_MULTIFD_GREETING_BYTES]; /* its greeting, to be written */
+	bool deaf;				  /* the destination has closed it, which it may */
+	bool to_failed; /* its error is one of writing or connecting to the destination */
 };
 
 struct gr_relay_channels {
@@ -53,19 +56,20 @@ struct gr_relay_channels {
 	bool to_many;			      /* (c) more than one channel can lead there */
 	uint64_t limit_ns;		      /* (c) for a first byte, for the main channel, ... */
 	struct gr_mutex lock;
-	pthread_cond_t changed;		 /* anything below */
-	struct gr_channel *main, *to;	 /* (l) once they are there */
-	bool connected;			 /* (l) */
-	uint32_t page_bytes;		 /* (l) 0: the main channel has not said */
-	uint64_t meetings;		 /* (l) that the main channel has passed */
-	bool flushes;			 /* (main) the source says when */
-	bool over;			 /* (l) all of RAM has been passed on */
-	bool main_ended;		 /* (l) nobody uses the main channel any more */
-	bool stopped;			 /* (l) errors come of ending */
-	struct gr_error error;		 /* (l) the first one */
-	bool to_failed;			 /* (l) it is one of writing or connecting to the destination */
-	bool refused;			 /* (l) the destination's own word is the reason for it */
-	unsigned int further;		 /* (l) how many there have been */
+	pthread_cond_t changed;	      /* anything below */
+	struct gr_channel *main, *to; /* (l) once they are there */
+	bool connected;		      /* (l) */
+	uint32_t page_bytes;	      /* (l) 0: the main channel has not said */
+	uint64_t meetings;	      /* (l) that the main channel has passed */
+	bool flushes;		      /* (main) the source says when */
+	bool over;		      /* (l) all of RAM has been passed on */
+	bool main_ended;	      /* (l) nobody uses the main channel any more */
+	bool arriving;		      /* (l) one is accepted, and may have no place yet */
+	bool stopped;		      /* (l) errors come of ending */
+	struct gr_error error;	      /* (l) the first one */
+	bool to_failed;	      /* (l) it is one of writing or connecting to the destination */
+	bool refused;	      /* (l) the destination's own word is the reason for it */
+	unsigned int further; /* (l) how many there have been */
 	struct gr_relay_channel *places; /* (c) RELAY_PLACES */
 	pthread_t acceptor;		 /* (c) */
 };

@@ -84,12 +84,8 @@ static int parse_flags(uint32_t flags, struct gr_multifd_header *h, struct gr_er
 	if (flags & ~(uint32_t)(GR_MULTIFD_SYNC | GR_MULTIFD_METHODS)) {
 		return gr_error_set(err, -EBADMSG, "a packet with the flags 0x%x", flags);
 	}
-	if (method > GR_MULTIFD_ZSTD) {
-		return gr_error_set(err, -EOPNOTSUPP, "a packet compressed by method %u%s", method,
-				    method == 4	   ? " (qpl)"
-				    : method == 8  ? " (uadk)"
-				    : method == 16 ? " (qatzip)"
-						   : "");
+	if ((method & (method - 1)) != 0) {
+		return gr_error_set(err, -EOPNOTSUPP, "a packet compressed by method %u", method);
 	}
 	h->sync = (flags & GR_MULTIFD_SYNC) != 0;
 	h->compression = (enum gr_multifd_compression)method;
@@ -134,8 +130,8 @@ static int check_room(uint32_t room, uint32_t page_bytes, struct gr_error *err)
 		room, GR_MULTIFD_DATA_BYTES / room, page_bytes);
 }
 
-int gr_multifd_header_parse(const uint8_t *raw, uint32_t page_bytes,
-			    struct gr_multifd_header *ret_h, struct gr_error *err)
+int gr_multifd_header_look(const uint8_t *raw, uint32_t page_bytes,
+			   struct gr_multifd_header *ret_h, struct gr_error *err)
 {
 	uint32_t max = gr_multifd_pages_max(page_bytes), count;
 	int rc = check_magic(raw, "a packet that", err);
@@ -176,6 +172,22 @@ int gr_multifd_header_parse(const uint8_t *raw, uint32_t page_bytes,
 		ret_h->offsets[i] = gr_get_be64(raw + GR_MULTIFD_FIXED_BYTES + (size_t)8 * i);
 	}
 	return 0;
+}
+
+int gr_multifd_header_parse(const uint8_t *raw, uint32_t page_bytes,
+			    struct gr_multifd_header *ret_h, struct gr_error *err)
+{
+	int rc = gr_multifd_header_look(raw, page_bytes, ret_h, err);
+	unsigned int method = rc < 0 ? 0 : (unsigned int)ret_h->compression;
+
+	if (method > GR_MULTIFD_ZSTD) {
+		return gr_error_set(err, -EOPNOTSUPP, "a packet compressed by method %u%s", method,
+				    method == 4	   ? " (qpl)"
+				    : method == 8  ? " (uadk)"
+				    : method == 16 ? " (qatzip)"
+						   : "");
+	}
+	return rc;
 }
 
 int gr_multifd_header_check(const struct gr_multifd_header *h, uint64_t used_bytes,

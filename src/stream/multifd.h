@@ -103,6 +103,18 @@ GR_MUST_CHECK int gr_multifd_header_parse(const uint8_t *raw, uint32_t page_byte
 					  struct gr_multifd_header *ret_h, struct gr_error *err);
 
 /**
+ * As gr_multifd_header_parse(), for who passes it on as it is: by any method that QEMU has, which all
+ * say the length of what follows in the same place.
+ * @param raw        As there.
+ * @param page_bytes As there.
+ * @param ret_h      As there; compression is not one that we know.
+ * @param err        May be NULL.
+ * @return As there.
+ */
+GR_MUST_CHECK int gr_multifd_header_look(const uint8_t *raw, uint32_t page_bytes,
+					 struct gr_multifd_header *ret_h, struct gr_error *err);
+
+/**
  * Whether all pages of a header are in its block.
  * @param h          Parsed.
  * @param used_bytes Of the block.
@@ -134,10 +146,13 @@ enum gr_multifd_kind {
  * @param timeout_ms How long to wait for the byte.
  * @param err        May be NULL.
  * @return An enum gr_multifd_kind, or a negative errno.
- * @errors -ETIMEDOUT; -EBADMSG no channel of a migration.
+ * @errors -ETIMEDOUT; -EOPNOTSUPP one with TLS; -EBADMSG no channel of a migration.
  */
 GR_MUST_CHECK int gr_multifd_tell(const struct gr_channel *ch, int wake_fd, int timeout_ms,
 				  struct gr_error *err);
+
+/** @param ch A socket. @return Whether its peer has closed it, and all that it said is read. */
+bool gr_multifd_has_gone(const struct gr_channel *ch);
 
 /**
  * As gr_multifd_accept(), with a time limit and a clock of one's own.

@@ -90,7 +90,10 @@ static int timeout_ms(const struct gathering *g)
 		       : (int)GR_MIN((g->until - now) / GR_NS_PER_MS + 1, (uint64_t)60000);
 }
 
-enum { PEER_HAS_GONE = 0x100 }; /* no byte */
+enum {
+	PEER_HAS_GONE = 0x100, /* no byte */
+	TLS_HANDSHAKE = 0x16,  /* the first byte of a client */
+};
 
 /* The first byte, which stays, PEER_HAS_GONE, or a negative errno; -EAGAIN: nothing has come yet. */
 static int peek(const struct gr_channel *ch)
@@ -105,6 +108,11 @@ static int peek(const struct gr_channel *ch)
 		return PEER_HAS_GONE;
 	}
 	return n < 0 ? -errno : byte;
+}
+
+bool gr_multifd_has_gone(const struct gr_channel *ch)
+{
+	return peek(ch) == PEER_HAS_GONE;
 }
 
 /* Waits for it. */
@@ -142,6 +150,12 @@ int gr_multifd_tell(const struct gr_channel *ch, int wake_fd, int timeout_ms, st
 	}
 	if (byte == GR_STREAM_MAGIC >> 24) {
 		return GR_MULTIFD_MAIN;
+	}
+	if (byte == TLS_HANDSHAKE) {
+		return gr_error_set(err, -EOPNOTSUPP,
+				    "%s: the peer speaks TLS (its parameter tls-creds), which is not "
+				    "supported here",
+				    gr_channel_name(ch));
 	}
 	return gr_error_set(err, -EBADMSG, "%s: no channel of a migration", gr_channel_name(ch));
 }
@@ -186,7 +200,7 @@ static bool drop_gone(struct gathering *g, struct arrival *come, unsigned int *n
 #endif
 	g->until = g->kept_until;
 	for (unsigned int i = 0; i < n_before; i++) {
-		if (peek(come[i].ch) == PEER_HAS_GONE) {
+		if (gr_multifd_has_gone(come[i].ch)) {
 			(void)gr_channel_close(come[i].ch, NULL);
 			continue;
 		}

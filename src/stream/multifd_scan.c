@@ -24,7 +24,7 @@ static int take_greeting(struct gr_multifd_scan *s, const uint8_t *raw, struct g
 static int take_header(struct gr_multifd_scan *s, const uint8_t *raw, struct gr_error *err)
 {
 	struct gr_multifd_header h;
-	int rc = gr_multifd_header_parse(raw, s->page_bytes, &h, err);
+	int rc = gr_multifd_header_look(raw, s->page_bytes, &h, err);
 
 	if (rc < 0) {
 		return rc;

@@ -31,7 +31,7 @@ struct gr_multifd_scan {
  * @param n    How many.
  * @param err  May be NULL; names the byte of the channel.
  * @return 0 or a negative errno, after which the channel is not to be followed.
- * @errors As gr_multifd_greeting_parse() and gr_multifd_header_parse().
+ * @errors As gr_multifd_greeting_parse() and gr_multifd_header_look().
  */
 GR_MUST_CHECK int gr_multifd_scan(struct gr_multifd_scan *s, const uint8_t *data, size_t n,
 				  struct gr_error *err);

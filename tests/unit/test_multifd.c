@@ -102,6 +102,25 @@ static void refused(size_t at, uint32_t value, int code, const char *words)
 	ASSERT_HAS(err.msg, words);
 }
 
+TEST(who_passes_on_need_not_know_how_pages_were_compressed)
+{
+	for (uint32_t method = 0; method < 32; method++) {
+		bool is_one = (method & (method - 1)) == 0;
+		uint8_t raw[GR_MULTIFD_HEADER_BYTES_MAX];
+		struct gr_multifd_header h = some_header();
+		struct gr_error err = { 0 };
+
+		h.payload_bytes = 77;
+		gr_multifd_header_put(&h, PAGE, raw);
+		gr_put_be32(raw + 8, method << 1);
+		ASSERT_EQ(gr_multifd_header_look(raw, PAGE, &h, &err), is_one ? 0 : -EOPNOTSUPP);
+		ASSERT_EQ(parse(raw, &h, &err), method <= GR_MULTIFD_ZSTD ? 0 : -EOPNOTSUPP);
+		if (method > 0 && is_one) {
+			ASSERT_EQ(h.payload_bytes, 77u);
+		}
+	}
+}
+
 TEST(hostile_headers_are_refused_before_anything_is_read)
 {
 	refused(0, 0x5145564d, -EBADMSG, "0x5145564d");

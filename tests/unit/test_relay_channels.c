@@ -5,8 +5,10 @@
 #include "stream/channel.h"
 #include "stream/multifd.h"
 #include "stream_kit.h"
+#include <guestram/log.h>
 #include <netinet/in.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/un.h>
 
 enum { CHANNELS_MAX = 8, PAGES = 512, BLOCK_BYTES = PAGES * MOVE_PAGE, WAIT_MS = 20000 };
@@ -354,11 +356,11 @@ struct pair {
 	struct gr_channel *main[2], *further[2]; /* the source's, the destination's */
 };
 
-static void open_pair(struct pair *p)
+static void open_pair_within(struct pair *p, uint64_t limit_ns)
 {
 	struct kit_bytes b = { 0 };
 
-	open_rig(&p->rig, long_ns);
+	open_rig(&p->rig, limit_ns);
 	put_start(&b);
 	p->main[0] = knock(&p->rig, b.p, b.n);
 	p->main[1] = accept_one(&p->rig);
@@ -368,6 +370,11 @@ static void open_pair(struct pair *p)
 	put_greeting(&b, 3);
 	hear(p->further[1], &b);
 	kit_free(&b);
+}
+
+static void open_pair(struct pair *p)
+{
+	open_pair_within(p, long_ns);
 }
 
 /* The relay ends by itself, and breaks all that is left. */
@@ -684,6 +691,89 @@ TEST(what_comes_on_a_further_channel_after_the_end_of_the_main_one_arrives)
 	kit_free(&seen);
 }
 
+/* The main channel has said all. */
+static void end_main(struct gr_channel *from, struct gr_channel *to)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+
+	put_start(&seen);
+	kit_eos(&b);
+	put_rest(&b);
+	kit_raw(&seen, b.p, b.n);
+	say(from, &b);
+	gr_channel_end_writing(from);
+	hear(to, &seen);
+	kit_free(&b);
+	kit_free(&seen);
+}
+
+TEST(who_has_come_and_not_spoken_may_be_a_further_channel)
+{
+	struct gr_channel *main_channel, *to, *late, *late_to;
+	struct kit_bytes b = { 0 };
+	struct rig r;
+
+	open_rig(&r, long_ns);
+	put_start(&b);
+	main_channel = knock(&r, b.p, b.n);
+	to = accept_one(&r);
+	late = knock(&r, "", 0);
+	end_main(main_channel, to);
+	ASSERT(!gr_channel_is_readable(to, 300)); /* else it is over */
+	b.n = 0;
+	put_greeting(&b, 0);
+	put_packet(&b, 1, true);
+	put_packet(&b, 2, true);
+	(void)!gr_channel_write_all(late, b.p, b.n, NULL);
+	late_to = accept_one(&r);
+	hear(late_to, &b);
+	close_all(&late, 1);
+	hear_end(to);
+	if (close_rig(&r) != 0) {
+		FAIL("%s", r.err.msg);
+	}
+	ASSERT_EQ(r.stats.normal_pages, 2u);
+	close_all(&late_to, 1);
+	close_all(&main_channel, 1);
+	kit_free(&b);
+}
+
+/* Fills what is on the way to who does not read; how much it was. */
+static size_t stuff(struct gr_channel *ch, const struct kit_bytes *b)
+{
+	struct pollfd writable = { gr_channel_fd(ch), POLLOUT, 0 };
+	size_t sent = 0;
+
+	while (sent < b->n && poll(&writable, 1, 300) > 0) {
+		ssize_t n = send(writable.fd, b->p + sent, b->n - sent, MSG_DONTWAIT);
+
+		sent += n > 0 ? (size_t)n : 0;
+	}
+	return sent;
+}
+
+TEST(a_slow_destination_has_its_time_and_a_silent_source_has_not)
+{
+	enum { PACKETS = 4096, LIMIT_MS = 1500 };
+	struct kit_bytes all = { 0 };
+	struct pair p;
+	size_t sent;
+
+	open_pair_within(&p, LIMIT_MS * 1000000ull);
+	for (int i = 0; i < PACKETS; i++) {
+		put_packet(&all, i % PAGES, i < 2);
+	}
+	end_main(p.main[0], p.main[1]);
+	sent = stuff(p.further[0], &all);
+	ASSERT_LT(sent, all.n);
+	ASSERT(!gr_channel_is_readable(p.main[1], 5 * LIMIT_MS / 2)); /* it waits */
+	all.n = sent;
+	hear(p.further[1], &all);
+	kit_free(&all);
+	fails(&p, -ETIMEDOUT,
+	      "multifd channel 3: the source has closed the main channel and not this");
+}
+
 /* The destination has all of RAM and of the devices, and closes a further channel. */
 static void closes_at_the_end(struct pair *p)
 {
@@ -748,9 +838,8 @@ TEST(a_slow_destination_makes_the_source_wait)
 {
 	enum { PACKETS = 4096, BOUND = 8 << 20 };
 	struct kit_bytes b = { 0 }, all = { 0 };
-	struct pollfd writable;
-	size_t sent = 0;
 	struct pair p;
+	size_t sent;
 
 	open_pair(&p);
 	for (int i = 0; i < PACKETS; i++) {
@@ -759,12 +848,7 @@ TEST(a_slow_destination_makes_the_source_wait)
 	kit_eos(&b);
 	say(p.main[0], &b);
 	kit_free(&b);
-	writable = (struct pollfd){ gr_channel_fd(p.further[0]), POLLOUT, 0 };
-	while (sent < all.n && poll(&writable, 1, 300) > 0) {
-		ssize_t n = send(writable.fd, all.p + sent, all.n - sent, MSG_DONTWAIT);
-
-		sent += n > 0 ? (size_t)n : 0;
-	}
+	sent = stuff(p.further[0], &all);
 	ASSERT_LT(sent, (size_t)BOUND);
 	all.n = sent;
 	hear(p.further[1], &all); /* and what was sent is all there */
@@ -791,6 +875,161 @@ TEST(strangers_are_turned_away_and_the_migration_goes_on)
 	stranger = knock(&p.rig, "QEVM\0\0\0\3", 8);
 	hear_end(stranger);
 	(void)gr_channel_close(knock(&p.rig, "", 0), NULL);
+	gr_channel_shutdown(p.main[0]);
+	fails(&p, -EPIPE, "byte ");
+}
+
+static void count_remark(enum gr_log_level level, const char *msg, void *opaque)
+{
+	(void)msg;
+	if (level == GR_LOG_WARN) {
+		__atomic_add_fetch((int *)opaque, 1, __ATOMIC_SEQ_CST);
+	}
+}
+
+static void await_remarks(const int *remarks, int n)
+{
+	while (__atomic_load_n(remarks, __ATOMIC_SEQ_CST) < n) {
+		usleep(1000);
+	}
+}
+
+/* The main channel's bytes still arrive. */
+static void still_passes(struct pair *p)
+{
+	struct kit_bytes b = { 0 }, seen = { 0 };
+
+	put_start(&seen);
+	kit_eos(&b);
+	kit_eos(&seen);
+	say(p->main[0], &b);
+	hear(p->main[1], &seen);
+	kit_free(&b);
+	kit_free(&seen);
+}
+
+/* A socket that only has to be connected. */
+static int open_knocker(struct rig *r, struct sockaddr_un *sa)
+{
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+	*sa = (struct sockaddr_un){ .sun_family = AF_UNIX };
+	(void)snprintf(sa->sun_path, sizeof(sa->sun_path), "%s", r->from_uri + strlen("unix:"));
+	ASSERT_GE(fd, 0);
+	return fd;
+}
+
+TEST(who_cannot_be_served_is_turned_away_and_the_migration_goes_on)
+{
+	struct rlimit all, none;
+	struct sockaddr_un sa;
+	int remarks = 0, fd;
+	struct pair p;
+
+	open_pair(&p);
+	gr_log_set_handler(count_remark, &remarks);
+	fd = open_knocker(&p.rig, &sa);
+	ASSERT_EQ(getrlimit(RLIMIT_NOFILE, &all), 0);
+	none = (struct rlimit){ .rlim_cur = 3, .rlim_max = all.rlim_max };
+	ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &none), 0);
+	ASSERT_EQ(connect(fd, (struct sockaddr *)&sa, sizeof(sa)), 0);
+	await_remarks(&remarks, 2);
+	still_passes(&p);
+	ASSERT_EQ(setrlimit(RLIMIT_NOFILE, &all), 0);
+	ASSERT_EQ(send(fd, "GET", 3, MSG_NOSIGNAL), 3);
+	ASSERT(recv(fd, &sa, sizeof(sa), 0) <= 0); /* its turn has come */
+	close(fd);
+	gr_channel_shutdown(p.main[0]);
+	fails(&p, -EPIPE, "byte ");
+	gr_log_set_handler(NULL, NULL);
+}
+
+TEST(a_greeting_that_does_not_fit_is_turned_away)
+{
+	struct kit_bytes b = { 0 };
+	struct gr_channel *other;
+	struct pair p;
+
+	open_pair(&p);
+	hear_end(knock_further(&p.rig, 3)); /* the number is taken */
+	put_greeting(&b, 4);
+	b.p[8]++; /* of another machine */
+	other = knock(&p.rig, b.p, b.n);
+	hear_end(other);
+	b.p[8]--;
+	b.p[7]++; /* of another version */
+	other = knock(&p.rig, b.p, b.n);
+	hear_end(other);
+	other = knock(&p.rig, b.p, 63);
+	gr_channel_end_writing(other);
+	hear_end(other);
+	kit_free(&b);
+	still_passes(&p);
+	ASSERT_EQ(gr_channel_listener_wait(p.rig.out, 0, NULL),
+		  -ETIMEDOUT); /* nobody was led there */
+	gr_channel_shutdown(p.main[0]);
+	fails(&p, -EPIPE, "byte ");
+}
+
+/* A source that was cancelled early: its main channel said nothing, the others wait for it. */
+TEST(channels_of_an_attempt_that_came_to_nothing_are_not_in_the_next_ones_way)
+{
+	struct gr_channel *dead[3], *to, *main_channel, *further, *further_to;
+	struct kit_bytes b = { 0 };
+	struct pollfd accepted;
+	struct rig r;
+
+	open_rig(&r, long_ns);
+	accepted = (struct pollfd){ gr_channel_listener_fd(r.in), POLLIN, 0 };
+	for (unsigned int i = 0; i < GR_ARRAY_SIZE(dead); i++) {
+		dead[i] = knock_further(&r, i);
+	}
+	(void)gr_channel_close(knock(&r, "", 0), NULL);
+	while (poll(&accepted, 1, 0) > 0) {
+		usleep(1000);
+	}
+	close_all(dead, GR_ARRAY_SIZE(dead));
+	further = knock_further(&r, 1);
+	put_start(&b);
+	kit_eos(&b);
+	main_channel = knock(&r, b.p, b.n);
+	to = accept_one(&r);
+	hear(to, &b);
+	ASSERT_EQ(gr_channel_listener_wait(r.out, WAIT_MS, NULL), 0);
+	further_to = accept_one(&r);
+	b.n = 0;
+	put_greeting(&b, 1);
+	hear(further_to, &b);
+	b.n = 0;
+	put_packet(&b, 1, true);
+	say(further, &b);
+	put_packet(&b, 1, true);
+	hear(further_to, &b);
+	ASSERT_EQ(gr_channel_listener_wait(r.out, 0, NULL), -ETIMEDOUT);
+	kit_free(&b);
+	gr_channel_shutdown(main_channel);
+	hear_end(to);
+	ASSERT_EQ(close_rig(&r), -EPIPE);
+	close_all(&main_channel, 1);
+	close_all(&further, 1);
+	close_all(&further_to, 1);
+}
+
+TEST(tls_is_named)
+{
+	struct gr_channel *ch;
+	struct pair p;
+	struct rig r;
+
+	open_rig(&r, long_ns);
+	ch = knock(&r, "\x16\3\1", 3);
+	hear_end(ch);
+	ASSERT_EQ(close_rig(&r), -EOPNOTSUPP);
+	ASSERT_HAS(r.err.msg, "TLS");
+
+	open_pair(&p);
+	hear_end(knock(&p.rig, "\x16\3\1", 3)); /* a stranger by now */
+	still_passes(&p);
 	gr_channel_shutdown(p.main[0]);
 	fails(&p, -EPIPE, "byte ");
 }
