@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 #include "migrate/multifd_packet.h"
-#include "stream/channel.h"
+#include "base/hook.h"
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -179,16 +179,24 @@ static int plan(struct gr_packet_reader *r, struct gr_stream_block *block)
 }
 
 /* Reads the payload, and as much of the next header as has come. Changes iov. */
-static int read_payload(struct gr_packet_reader *r, struct iovec *iov, int n, size_t bytes,
-			struct gr_error *err)
+static int read_payload(struct gr_packet_reader *r, struct gr_stream_block *block, struct iovec *iov, int n,
+			size_t bytes, struct gr_error *err)
 {
+	const struct gr_sink *sink = &r->context->sink;
+	struct gr_stream_source source = gr_stream_source_channel(r->channel);
+	struct gr_stream_memory memory = { .stores_only = sink->ops->stores_only,
+					   .opaque = sink->opaque };
 	struct iovec *end = iov + n + 1;
 
 	iov[n] = (struct iovec){ r->raw, gr_multifd_header_bytes(r->context->page_bytes) };
 	while (bytes > 0) {
-		ssize_t got = gr_channel_readv_guest(r->channel, iov, (int)(end - iov), err);
+		ssize_t got;
 		size_t left;
 
+#ifdef GR_MUTANT_PACKET_READ_FAULTS
+		memory.stores_only = NULL;
+#endif
+		got = gr_stream_read_guest(&source, &memory, block, iov, (int)(end - iov), err);
 		if (got <= 0) {
 			return got < 0 ? (int)got
 				       : gr_error_set(err, -EPIPE, "it ends inside of a packet");
@@ -226,15 +234,16 @@ static void tear(struct gr_packet_reader *r, struct gr_stream_block *block)
 	}
 }
 
-static int read_pages(struct gr_packet_reader *r, int n, struct gr_error *err)
+static int read_pages(struct gr_packet_reader *r, struct gr_stream_block *block, int n,
+		      struct gr_error *err)
 {
 	struct iovec packed[2] = { { r->packed, r->header.payload_bytes } };
 	int rc;
 
 	if (r->header.compression == GR_MULTIFD_NONE) {
-		return read_payload(r, r->iov, n, r->header.payload_bytes, err);
+		return read_payload(r, block, r->iov, n, r->header.payload_bytes, err);
 	}
-	rc = read_payload(r, packed, 1, r->header.payload_bytes, err);
+	rc = read_payload(r, block, packed, 1, r->header.payload_bytes, err);
 	if (rc < 0) {
 		return rc;
 	}
@@ -341,7 +350,12 @@ static int take(struct gr_packet_reader *r, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
-	rc = r->header.pages ? read_pages(r, plan(r, block), err) : 0;
+	if (r->header.pages) {
+		int n = plan(r, block);
+
+		GR_HOOK("packet: targets chosen");
+		rc = read_pages(r, block, n, err);
+	}
 	if (rc == 0) {
 		rc = give_in_turn(r, block, err);
 	}

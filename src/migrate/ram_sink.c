@@ -553,6 +553,15 @@ static void place_run(struct gr_ram_sink *sink, struct sink_block *b, uint64_t o
 	(void)gr_add_relaxed(&b->placed_pages, pages);
 }
 
+/* What protects the block serves stores, and no system call that would read into it. */
+static bool sink_stores_only(void *opaque, struct gr_stream_block *entry)
+{
+	struct sink_block *b = entry->user;
+
+	(void)opaque;
+	return gr_load_relaxed(&gr_block(b->block)->stores_only) != 0;
+}
+
 static uint8_t *sink_page_memory(void *opaque, struct gr_stream_block *entry, uint64_t offset)
 {
 	struct gr_ram_sink *sink = opaque;
@@ -565,8 +574,7 @@ static uint8_t *sink_page_memory(void *opaque, struct gr_stream_block *entry, ui
 	}
 #endif
 #ifndef GR_MUTANT_SINK_MEMORY_OF_STORES_ONLY
-	/* pages() stores: what protects the block serves that, and not the system call that would read here. */
-	if (gr_load_relaxed(&gr_block(b->block)->stores_only) != 0) {
+	if (sink_stores_only(opaque, entry)) { /* pages() stores */
 		return NULL;
 	}
 #endif
@@ -830,6 +838,7 @@ const struct gr_sink_ops gr_ram_sink_ops = {
 	.page_memory = sink_page_memory,
 	.stored = sink_stored,
 	.torn = sink_torn,
+	.stores_only = sink_stores_only,
 	.page_read = sink_page_read,
 	.finish = sink_finish,
 };

@@ -58,6 +58,13 @@ static void torn(void *opaque, struct gr_stream_block *block, uint64_t offset, u
 	r->sink.ops->torn(r->sink.opaque, block, offset, bytes);
 }
 
+static bool stores_only(void *opaque, struct gr_stream_block *block)
+{
+	struct gr_receive *r = opaque;
+
+	return r->sink.ops->stores_only && r->sink.ops->stores_only(r->sink.opaque, block);
+}
+
 int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 		      const struct gr_receive_params *params, struct gr_receive **ret_receive,
 		      struct gr_error *err)
@@ -93,7 +100,7 @@ int gr_receive_create(struct gr_channel *channel, const struct gr_sink *sink,
 		gr_stream_reader_allow_ignore_shared(r->reader);
 	}
 	if (rc == 0) {
-		struct gr_stream_memory memory = { page_memory, torn, r };
+		struct gr_stream_memory memory = { page_memory, torn, stores_only, r };
 
 		gr_stream_reader_set_memory(r->reader, &memory);
 	}

@@ -109,6 +109,15 @@ struct gr_sink_ops {
 	void (*torn)(void *sink, struct gr_stream_block *block, uint64_t offset, uint64_t bytes);
 
 	/**
+	 * Whether system calls that write to the block's memory fail now with EFAULT while stores go through
+	 * (gr_stream_read_guest()). NULL: never.
+	 * @param sink  The sink's opaque.
+	 * @param block The table's entry.
+	 * @return Whether it is so.
+	 */
+	bool (*stores_only)(void *sink, struct gr_stream_block *block);
+
+	/**
 	 * What the sink has for a page now, for a difference to be applied to. NULL: streams
 	 * with differences are refused.
 	 * @param sink   The sink's opaque.

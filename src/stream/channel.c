@@ -2,7 +2,6 @@
 /* What all channels share. Waiting is in channel_wait.c. */
 #include "stream/channel.h"
 #include "base/atomic.h"
-#include "base/memory.h"
 #include <errno.h>
 #include <limits.h>
 #include <string.h>
@@ -10,7 +9,6 @@
 enum {
 	WRITE_IOV_MAX = 256,	    /* entries handed to one system call */
 	REFER_BYTES_MIN = 32 << 10, /* a shorter run is cheaper to copy */
-	TOUCHES_MAX = 100,
 };
 
 int gr_channel_init(struct gr_channel *ch, const struct gr_channel_ops *ops, const char *name,
@@ -124,38 +122,6 @@ ssize_t gr_channel_readv(struct gr_channel *ch, const struct iovec *iov, int n,
 	if (got > 0) {
 		gr_store_relaxed(&ch->bytes_read, ch->bytes_read + (uint64_t)got);
 	}
-	return got;
-}
-
-/* Each page gets a store, of what is in it. */
-static void touch(const struct iovec *iov, int n)
-{
-	size_t page = gr_page_bytes();
-
-	for (int i = 0; i < n; i++) {
-		volatile uint8_t *at = iov[i].iov_base;
-
-		for (size_t left = iov[i].iov_len; left > 0;) {
-			size_t step = GR_MIN(page - (uintptr_t)at % page, left);
-
-			*at = *at;
-			at += step;
-			left -= step;
-		}
-	}
-}
-
-ssize_t gr_channel_readv_guest(struct gr_channel *ch, const struct iovec *iov, int n, struct gr_error *err)
-{
-	ssize_t got = gr_channel_readv(ch, iov, n, err);
-
-#ifndef GR_MUTANT_CHANNEL_READ_FAULTS
-	/* Again and again if the tracker protects again meanwhile, which it does now and then. */
-	for (int tries = 0; got == -EFAULT && tries < TOUCHES_MAX; tries++) {
-		touch(iov, n);
-		got = gr_channel_readv(ch, iov, n, err);
-	}
-#endif
 	return got;
 }
 

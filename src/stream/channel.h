@@ -100,13 +100,6 @@ bool gr_channel_may_refer(const struct gr_channel *ch, const struct gr_channel_f
 int gr_channel_refer(struct gr_channel *ch, const struct gr_channel_file *file, struct iovec *run,
 		     struct gr_error *err);
 
-/*
- * As gr_channel_readv(), into guest memory: at any moment a tracker may begin to protect it that serves
- * stores and no system calls. What is read gets EFAULT then, of which nothing is taken from the channel;
- * a store to each page has it served, and the channel is read again.
- */
-ssize_t gr_channel_readv_guest(struct gr_channel *ch, const struct iovec *iov, int n, struct gr_error *err);
-
 /* As gr_channel_from_fd(), with a name for messages. */
 int gr_channel_from_fd_named(int fd, const char *name, struct gr_channel **ret_ch,
 			     struct gr_error *err);

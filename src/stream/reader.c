@@ -9,7 +9,7 @@
 
 static ssize_t channel_readv(void *opaque, const struct iovec *iov, int n, struct gr_error *err)
 {
-	return gr_channel_readv_guest(opaque, iov, n, err);
+	return gr_channel_readv(opaque, iov, n, err);
 }
 
 struct gr_stream_source gr_stream_source_channel(struct gr_channel *ch)
@@ -140,13 +140,20 @@ struct reader_name reader_printable(const char *s)
 	return name;
 }
 
-ssize_t reader_source(struct gr_stream_reader *r, const struct iovec *iov, int n)
+ssize_t reader_source(struct gr_stream_reader *r, const struct gr_stream_memory *memory,
+		      const struct iovec *iov, int n)
 {
 	ssize_t got = 0;
 
 	if (!r->source_ended) {
-		got = r->source.readv(r->source.opaque, iov, n, &r->failure);
+		got = memory ? gr_stream_read_guest(&r->source, memory, &r->blocks.entries[r->last_block], iov,
+						    n, &r->failure)
+			     : r->source.readv(r->source.opaque, iov, n, &r->failure);
 		r->source_ended = got == 0;
+	}
+	if (got == -EFAULT && memory) {
+		(void)gr_error_prefix(&r->failure, "block '%s': ",
+				      reader_printable(r->blocks.entries[r->last_block].id).text);
 	}
 	if (got < 0) {
 		(void)gr_error_prefix(&r->failure, "byte %llu: ",
@@ -170,7 +177,7 @@ int reader_need(struct gr_stream_reader *r, size_t n, const char *what)
 	while (reader_buffered(r) < n) {
 		size_t want = GR_MAX(n - reader_buffered(r), (size_t)READER_FILL_BYTES);
 		struct iovec iov = { r->buf + r->end, GR_MIN(want, READER_BUF_BYTES - r->end) };
-		ssize_t got = reader_source(r, &iov, 1);
+		ssize_t got = reader_source(r, NULL, &iov, 1);
 
 		if (got < 0) {
 			return (int)got;
@@ -395,7 +402,7 @@ static int next_tail(struct gr_stream_reader *r, struct gr_stream_record *rec)
 
 		r->pos = 0;
 		r->end = 0;
-		got = reader_source(r, &iov, 1);
+		got = reader_source(r, NULL, &iov, 1);
 		if (got < 0) {
 			return (int)got;
 		}

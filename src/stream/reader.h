@@ -196,8 +196,26 @@ void gr_stream_reader_allow_extensions(struct gr_stream_reader *r);
 struct gr_stream_memory {
 	uint8_t *(*page)(void *opaque, struct gr_stream_block *block, uint64_t offset);
 	void (*torn)(void *opaque, struct gr_stream_block *block, uint64_t offset, uint64_t bytes);
+	bool (*stores_only)(void *opaque, struct gr_stream_block *block); /* see gr_stream_read_guest() */
 	void *opaque;
 };
+
+/**
+ * Read into memory that page() chose: at any moment a tracker may begin to protect it that serves stores and
+ * no system calls, which get EFAULT then. As long as stores_only() says so, a store to each page has it served, and
+ * the source, of which nothing was taken, is read again. Other memory that gives EFAULT is not touched: a file
+ * that has become too short, a huge page that is not to be had, a broken page end the process that stores there.
+ * @param source Says -EFAULT.
+ * @param memory stores_only may be NULL: never.
+ * @param block  The entry whose memory it is.
+ * @param iov    Where to.
+ * @param n      Its entries.
+ * @param err    May be NULL.
+ * @return What the source says.
+ */
+ssize_t gr_stream_read_guest(const struct gr_stream_source *source, const struct gr_stream_memory *memory,
+			     struct gr_stream_block *block, const struct iovec *iov, int n,
+			     struct gr_error *err);
 
 /**
  * Deliver STORED where memory says so. Without it all pages come as PAGES.

@@ -76,8 +76,9 @@ static inline void reader_consume(struct gr_stream_reader *r, size_t n)
 
 /* Makes n bytes stand in buf from pos on. what: for "the stream ends inside ...". */
 int reader_need(struct gr_stream_reader *r, size_t n, const char *what);
-/* One call of the source; 0 at its end. */
-ssize_t reader_source(struct gr_stream_reader *r, const struct iovec *iov, int n);
+/* One call of the source; 0 at its end. memory: iov begins in that of last_block; or NULL. */
+ssize_t reader_source(struct gr_stream_reader *r, const struct gr_stream_memory *memory,
+		      const struct iovec *iov, int n);
 /* Records the failure "byte N: ..." and returns code. */
 int reader_fail(struct gr_stream_reader *r, int code, uint64_t byte, const char *fmt, ...)
 	GR_PRINTF(4, 5);

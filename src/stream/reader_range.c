@@ -4,6 +4,7 @@
  * byte of them comes, so they may be read where they belong. What the consumer has no memory for
  * is read into the stage and delivered as pages.
  */
+#include "base/hook.h"
 #include "stream/reader_internal.h"
 
 enum {
@@ -19,8 +20,9 @@ static uint8_t *memory_at(struct gr_stream_reader *r, uint64_t offset)
 	return r->memory.page(r->memory.opaque, &r->blocks.entries[r->last_block], offset);
 }
 
-/* Reads so many bytes of pages, and what has come of the next header. */
-static int fill(struct gr_stream_reader *r, uint8_t *to, size_t bytes)
+/* Reads so many bytes of pages, and what has come of the next header. memory: to is there; or NULL. */
+static int fill(struct gr_stream_reader *r, const struct gr_stream_memory *memory, uint8_t *to,
+		size_t bytes)
 {
 	size_t have = GR_MIN(reader_buffered(r), bytes);
 
@@ -32,7 +34,11 @@ static int fill(struct gr_stream_reader *r, uint8_t *to, size_t bytes)
 
 		r->pos = 0;
 		r->end = 0;
-		got = reader_source(r, iov, 2);
+		GR_HOOK(memory ? "range: target chosen" : "range: through the stage");
+#ifdef GR_MUTANT_RANGE_READ_FAULTS
+		memory = NULL;
+#endif
+		got = reader_source(r, memory, iov, 2);
 		if (got <= 0) {
 			return got < 0 ? (int)got
 				       : reader_fail(r, -EPIPE, r->at,
@@ -78,7 +84,7 @@ int reader_range(struct gr_stream_reader *r, struct gr_stream_record *rec)
 		}
 		bytes += r->page_bytes;
 	}
-	code = fill(r, memory ? memory : r->stage, bytes);
+	code = memory ? fill(r, &r->memory, memory, bytes) : fill(r, NULL, r->stage, bytes);
 	if (code < 0) {
 		if (memory && r->memory.torn) {
 			r->memory.torn(r->memory.opaque, &r->blocks.entries[r->last_block],

@@ -93,7 +93,7 @@ static ssize_t stage_read(struct gr_stream_reader *r, size_t filled)
 		iov[n++] = (struct iovec){ r->headers[slot], READER_HEADER_BYTES };
 		iov[n++] = (struct iovec){ r->stage + slot * r->page_bytes, r->page_bytes };
 	}
-	return reader_source(r, iov, n);
+	return reader_source(r, NULL, iov, n);
 }
 
 static int deliver(struct gr_stream_reader *r, struct gr_stream_record *rec, uint32_t count)

@@ -6,7 +6,6 @@
 #include "track/tracker.h"
 #include <guestram/track.h>
 #include <sys/mman.h>
-#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -152,76 +151,6 @@ TEST(what_a_private_mapping_has_changed_arrives)
 	gr_ram_free(m.from);
 	gr_ram_free(m.to);
 	close(desc.fd);
-}
-
-/* A system call that reads into it gets EFAULT. */
-TEST(a_machine_moves_into_memory_that_only_stores_may_change)
-{
-	struct move m = { .from = move_ram(), .to = move_ram() };
-	struct gr_ram_block *b = move_add(m.to, "ram", RAM_BYTES, 0, GR_RAM_MEMFD);
-	struct gr_track *track;
-	struct gr_error err;
-
-	if (geteuid() == 0) {
-		ASSERT_EQ(setgid(65534) | setuid(65534), 0);
-		ASSERT_EQ(prctl(PR_SET_DUMPABLE, 1), 0);
-	}
-	move_fill(move_add(m.from, "ram", RAM_BYTES, 0, GR_RAM_MEMFD), 1, 0);
-	memset(b->host, 0xee, RAM_BYTES);
-	ASSERT_EQ(gr_track_create(m.to, &track, &err), 0);
-	if (gr_track_use(track, GR_TRACKER_UFFD_SYNC, NULL, &err) < 0) {
-		SKIP("%s", err.msg);
-	}
-	ASSERT_EQ(gr_track_start(track, GR_WRITERS_STORES, &err), 0);
-	move_must_succeed(&m);
-	ASSERT_EQ(move_compare(m.from, m.to), 0u);
-	gr_track_stop(track);
-	gr_track_free(track);
-	gr_ram_free(m.from);
-	gr_ram_free(m.to);
-}
-
-/* It may be armed while a read into memory is on its way: that one goes on. */
-TEST(a_tracker_of_stores_does_not_break_the_reads_that_have_begun)
-{
-	static uint8_t sent[4 * MOVE_PAGE];
-	struct gr_ram *ram = move_ram();
-	struct gr_ram_block *b = move_add(ram, "ram", sizeof(sent), 0, GR_RAM_MEMFD);
-	struct iovec iov = { b->host, sizeof(sent) };
-	struct gr_channel *ch[2];
-	struct gr_track *track;
-	struct gr_error err;
-
-	if (geteuid() == 0) {
-		ASSERT_EQ(setgid(65534) | setuid(65534), 0);
-		ASSERT_EQ(prctl(PR_SET_DUMPABLE, 1), 0);
-	}
-	move_channels(ch);
-	memset(sent, 0x5a, sizeof(sent));
-	memset(b->host, 0xee, sizeof(sent));
-	ASSERT_EQ(gr_track_create(ram, &track, &err), 0);
-	if (gr_track_use(track, GR_TRACKER_UFFD_SYNC, NULL, &err) < 0) {
-		SKIP("%s", err.msg);
-	}
-	ASSERT_EQ(gr_track_start(track, GR_WRITERS_STORES, &err), 0);
-	ASSERT_EQ(gr_channel_write_all(ch[1], sent, sizeof(sent), &err), 0);
-	if (gr_channel_readv(ch[0], &iov, 1, &err) != -EFAULT) {
-		SKIP("this kernel serves system calls, too");
-	}
-	for (size_t done = 0; done < sizeof(sent);) {
-		ssize_t got;
-
-		iov = (struct iovec){ b->host + done, sizeof(sent) - done };
-		got = gr_channel_readv_guest(ch[0], &iov, 1, &err);
-		ASSERT_GT(got, (ssize_t)0);
-		done += (size_t)got;
-	}
-	ASSERT_EQ(memcmp(b->host, sent, sizeof(sent)), 0);
-	gr_track_stop(track);
-	gr_track_free(track);
-	gr_channel_close(ch[0], NULL);
-	gr_channel_close(ch[1], NULL);
-	gr_ram_free(ram);
 }
 
 struct all_bytes {
