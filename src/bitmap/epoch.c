@@ -187,16 +187,15 @@ static void defer_range_locked(struct gr_dirty_consumer *c, uint64_t from, uint6
 void gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer, uint64_t piece,
 			  struct gr_dirty_deferred *ret)
 {
-	struct gr_dirty *d = consumer->dirty;
 	uint64_t at = 0, first, pages, end;
 
 	GR_ASSERT(GR_IS_POWER_OF_TWO(piece));
 	*ret = (struct gr_dirty_deferred){ 0 };
-	gr_dirty_lock(d);
+	gr_dirty_lock(consumer->dirty);
 #ifdef GR_MUTANT_DEFER_TAKES_FOR_NOBODY
-	gr_dirty_harvest_locked(d, NULL, consumer);
+	gr_dirty_harvest_locked(consumer->dirty, NULL, consumer);
 #else
-	gr_dirty_harvest_locked(d, NULL, NULL);
+	gr_dirty_harvest_locked(consumer->dirty, NULL, NULL);
 #endif
 	/* What is before the open epoch's first page is done. */
 	if (gr_bits_find_set(&consumer->set, 0, &at)) {
@@ -210,7 +209,7 @@ void gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer, uint64_t piece,
 	gr_bits_clear(&consumer->pend);
 #endif
 	ret->waiting = consumer->pend.pages;
-	gr_dirty_unlock(d);
+	gr_dirty_unlock(consumer->dirty);
 }
 
 /*

@@ -94,5 +94,9 @@ bool gr_model_gains(const struct gr_model *m, uint64_t pages, uint64_t page_byte
 		return false;
 	}
 	send = (unsigned __int128)pages * wire_bytes(m, page_bytes) * GR_NS_PER_S / bandwidth;
-	return send > m->limit_ns / 8 && m->dirty_pages_per_s * send / GR_NS_PER_S <= pages / 2;
+	if (send <= m->limit_ns / 8) {
+		return false;
+	}
+	/* The next harvest finds what is dirtied until its end. */
+	return m->dirty_pages_per_s * (send + m->harvest_ns) / GR_NS_PER_S <= pages / 2;
 }

@@ -785,23 +785,24 @@ static bool is_unplugged(const struct sink_block *b)
 	return !plugged && end >= b->bytes;
 }
 
-/* All has come: what another process has stored is ours now, and what should have come is not missing. */
-static int finish_shared(const struct gr_ram_sink *sink, struct sink_block *b, struct gr_error *err)
+/*
+ * Each page of each block that travels is named, were it only as zero; each that is plugged in, that is.
+ * Asked once more when the devices are loaded: one of them may have plugged in what never came.
+ */
+static int nothing_is_missing(const struct gr_ram_sink *sink, struct gr_error *err)
 {
-	if (b->ignored) {
-		gr_ram_mark(b->block, 0, b->bytes); /* O1: consumers and trackers saw nothing of it */
-		return 0;
-	}
 #ifdef GR_MUTANT_SINK_TRUSTS_SHARED
 	return 0;
 #endif
-	/* Each page of each block that travels is named, were it only as zero; each that is plugged in, that is. */
-	if (sink->ignore_shared && !b->announced && gr_load_relaxed(&b->placed_pages) == 0 &&
-	    !is_unplugged(b)) {
-		return gr_error_set(err, -EINVAL,
-				    "block '%s': nothing of it came: it is shared memory at the source and "
-				    "not here (x-ignore-shared), or all unplugged there and not here",
-				    b->block->id);
+	for (const struct sink_block *b = sink->blocks; b && sink->ignore_shared; b = b->next) {
+		if (!b->ignored && !b->announced && gr_load_relaxed(&b->placed_pages) == 0 &&
+		    !is_unplugged(b)) {
+			return gr_error_set(
+				err, -EINVAL,
+				"block '%s': nothing of it came: it is shared memory at the source and "
+				"not here (x-ignore-shared), or all unplugged there and not here",
+				b->block->id);
+		}
 	}
 	return 0;
 }
@@ -815,14 +816,20 @@ static int sink_finish(void *opaque, struct gr_tail *tail, struct gr_error *err)
 	for (struct sink_block *b = sink->blocks; b; b = b->next) {
 		end_placing(sink, b);
 		b->how = GR_PLACE_STORE;
-	}
-	for (struct sink_block *b = sink->blocks; b; b = b->next) {
-		rc = finish_shared(sink, b, err);
-		if (rc < 0) {
-			return rc;
+		if (b->ignored) {
+			/* O1: another process has stored it, consumers and trackers saw nothing. */
+			gr_ram_mark(b->block, 0, b->bytes);
 		}
 	}
-	rc = gr_ram_sink_load_devices(&sink->ops, tail, err);
+	rc = nothing_is_missing(sink, err);
+	if (rc == 0) {
+		rc = gr_ram_sink_load_devices(&sink->ops, tail, err);
+	}
+#ifndef GR_MUTANT_SINK_LOADS_WHAT_IS_MISSING
+	if (rc == 0) {
+		rc = nothing_is_missing(sink, err);
+	}
+#endif
 	if (rc == 0 && sink->ops.complete) {
 		rc = sink->ops.complete(sink->ops.opaque, err);
 	}

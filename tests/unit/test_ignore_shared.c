@@ -377,6 +377,56 @@ TEST(a_block_that_is_all_unplugged_is_not_taken_for_shared)
 	}
 }
 
+static int stands_still(void *opaque, struct gr_error *err)
+{
+	(void)opaque, (void)err;
+	return 0;
+}
+
+static void goes_on(void *opaque)
+{
+	(void)opaque;
+}
+
+static int has_a_device(void *opaque, struct gr_state_writer *writer, struct gr_error *err)
+{
+	(void)opaque;
+	return gr_state_put(writer, "test/plug", 0, 1, "", 1, err);
+}
+
+/* As virtio-mem: what is plugged in comes with its state. */
+static int plugs(void *opaque, const char *id, uint32_t instance, uint32_t version, const void *data,
+		 size_t bytes, struct gr_error *err)
+{
+	struct move *m = opaque;
+
+	(void)id, (void)instance, (void)version, (void)data, (void)bytes;
+	return gr_ram_populate(find(m->to, "shared"), 0, SHARED_BYTES, err);
+}
+
+/* The source shares it, which a QEMU does not say; here it is empty, and plugged in only at the end. */
+TEST(a_device_that_plugs_in_what_never_came_is_refused)
+{
+	static const struct gr_source_ops ops = { .pause = stands_still,
+						  .resume = goes_on,
+						  .save = has_a_device };
+	struct move m = { .params = { .ignore_shared = true, .plain = true },
+			  .to_params = { .ignore_shared = true, .plain = true },
+			  .ops = &ops };
+	struct gr_destination_ops to_ops = { .load = plugs, .opaque = &m };
+	struct gr_error err;
+
+	make_file();
+	(void)make(&m.from, A_FILE);
+	(void)make(&m.to, A_MEMFD);
+	ASSERT_EQ(gr_ram_depopulate(find(m.to, "shared"), 0, SHARED_BYTES, &err), 0);
+	m.to_ops = &to_ops;
+	move_run(&m);
+	ASSERT_EQ(m.to_rc, -EINVAL);
+	ASSERT_HAS(m.to_err.msg, "block 'shared': nothing of it came");
+	end(&m);
+}
+
 TEST(shared_memory_at_another_address_is_refused)
 {
 	refused(A_FILE, true, A_FILE_ELSEWHERE, true, false, "block 'shared' is at 0x0 at the source");

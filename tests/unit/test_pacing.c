@@ -214,6 +214,15 @@ TEST(a_round_is_worth_its_time_if_it_halves_a_wait_that_is_worth_mentioning)
 	ASSERT(gr_model_gains(&m, 10000, 4104));
 	gr_model_harvest(&m, 51000, 0, 3000000000);
 	ASSERT(!gr_model_gains(&m, 10000, 4104));
+	/* 35 pages a millisecond while they are sent, 10 us each, and harvested, 20 ms. */
+	m = (struct gr_model){ .limit_ns = 100000000 };
+	gr_model_sample(&m, 100000, 410400000, 1000000000);
+	gr_model_harvest(&m, 0, 20000000, 1000000000);
+	gr_model_harvest(&m, 35000, 20000000, 2000000000);
+	ASSERT(gr_model_gains(&m, 5000, 4104));
+	ASSERT(!gr_model_gains(&m, 2500, 4104));
+	gr_model_harvest(&m, 35000, 0, 3000000000);
+	ASSERT(gr_model_gains(&m, 2500, 4104));
 }
 
 TEST_MAIN()
