@@ -20,7 +20,7 @@
  *
  * Mutants: NO_FENCE FENCE_AFTER_UNLOCK (H2) NO_FAN_OUT FAN_OUT_LATE (H3) NO_LOCK ABORT_DROPS
  * ABORT_OVERWRITES (L3) KEPT_ABORT_DROPS KEPT_ABORT_OVERWRITES KEPT_ABORT_UNLOCKED KEPT_COMMIT_CLEANS (KEEP)
- * DEFER_NO_FENCE DEFER_DROPS DEFER_FORGETS DEFER_UNLOCKED DEFER_DROPS_BESIDE (DEFER) ADD_NO_FENCE ADD_DROPS (ADD) DELETE_UNLOCKED (DELETE).
+ * DEFER_NO_FENCE DEFER_DROPS DEFER_FORGETS DEFER_UNLOCKED (DEFER) ADD_NO_FENCE ADD_DROPS (ADD) DELETE_UNLOCKED (DELETE).
  */
 #ifndef P0
 #define P0 1
@@ -210,14 +210,6 @@ proctype deferrer(byte me)
 #endif
 	taken = 0;
 	set[me] = set[me] & ~pend[me];
-	if
-	:: skip
-	:: atomic { /* what is beside it */
-#ifndef MUTANT_DEFER_DROPS_BESIDE
-		pend[me] = pend[me] | set[me];
-#endif
-		set[me] = 0 }
-	fi;
 #ifdef MUTANT_DEFER_FORGETS
 	pend[me] = 0;
 #endif

@@ -256,13 +256,6 @@ GR_EXPORT bool gr_dirty_epoch_next(const struct gr_dirty_consumer *consumer, uin
 GR_EXPORT void gr_dirty_epoch_done(struct gr_dirty_consumer *consumer, uint64_t page,
 				   uint64_t pages);
 
-/** What gr_dirty_epoch_defer() has done. */
-struct gr_dirty_deferred {
-	uint64_t left;	  /**< pages that left the open epoch */
-	uint64_t beside;  /**< of those: not marked again, only near such a page */
-	uint64_t waiting; /**< all that are sure to be in the next epoch */
-};
-
 /**
  * Leave pages of the open epoch to the next one: those that have been marked again since it began.
  * They are in that one whatever happens to this, so a consumer that works its way through a long epoch need
@@ -273,15 +266,12 @@ struct gr_dirty_deferred {
  * again and again until they are re-armed (KVM's log with manual protect) has all that is
  * not done yet left to the next epoch.
  *
- * @param consumer Whose epoch. Without an open one it only looks.
- * @param piece    A power of two: what lies in the same so many pages as such a page is left to the next
- *                 epoch, too. Who writes one page soon writes the next. 1: nothing else.
- * @param ret      Filled.
+ * @param consumer Whose epoch. Without an open one nothing is left to the next.
+ * @return How many pages left the open epoch.
  * @context The consumer's thread; takes the harvest lock. Costs what is dirty.
  * @source  Clark et al., "Live Migration of Virtual Machines", NSDI 2005: pages that are skipped.
  */
-GR_EXPORT void gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer, uint64_t piece,
-				    struct gr_dirty_deferred *ret);
+GR_EXPORT uint64_t gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer);
 
 /**
  * Put pages into the open epoch, as if they had been dirty when it began: for a consumer

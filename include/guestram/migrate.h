@@ -85,7 +85,7 @@ struct gr_migrate_stats {
 	uint64_t setup_time_ns;
 	uint64_t total_time_ns;
 	uint64_t final_pages;         /**< sent after the guest was stopped */
-	uint64_t deferred_pages;      /**< source: written again while they waited, left to the next round */
+	uint64_t deferred_pages;      /**< source: written while they waited in the first round, left to the second */
 	uint64_t blocks_announced;    /**< how often the block list was sent again */
 	uint64_t section_ns_max;      /**< longest read-side section of ours */
 	unsigned int throttle_percent; /**< source: of the vCPUs' time, taken by auto_converge */
@@ -183,9 +183,10 @@ struct gr_source_params {
 	 *  cannot be used with this. A QEMU as the destination notices nothing of what does not agree:
 	 *  a block that it does not share, or has from another file, would be empty there. */
 	bool ignore_shared;
-	/** While a round is sent, ask the trackers that often what was written meanwhile: those pages wait for the
-	 *  next round instead of being sent in both; in the first round with what lies around them. 0: every 30 ms, less often where asking is slow;
-	 *  UINT64_MAX: never. */
+	/** While the first round is sent, ask the trackers that often what was written meanwhile: those
+	 *  pages wait for the second round instead of being sent in both. Not with a log that names
+	 *  pages until they are sent (KVM's with manual protect). 0: every 30 ms, less often where
+	 *  asking is slow; UINT64_MAX: never. */
 	uint64_t look_ns;
 	enum gr_source_fault fault;   /**< for tests of checkers only */
 	const struct gr_multifd *multifd; /**< further channels, copied; NULL: none */

@@ -12,7 +12,7 @@
  * this epoch, which was cleared before the fence, and the fence ran before the read. An epoch that
  * is kept differs in nothing: it only stands between its begin and its end while others begin.
  * Defer moves live to c->pend, as another consumer's begin does, and takes out of c->set what is in
- * c->pend, and what is beside it goes to c->pend as in an abort: the two together are as before. A page that stays in c->set was not live, or its mark
+ * c->pend: the two together are as before. A page that stays in c->set was not live, or its mark
  * is still to come; nobody reads it because of this look, its fence was that of begin.
  *
  * Model: models/dirty_epoch.pml.
@@ -168,48 +168,29 @@ void gr_dirty_epoch_done(struct gr_dirty_consumer *consumer, uint64_t page, uint
 	(void)gr_bits_clear_range(&consumer->set, page, pages);
 }
 
-/* From the open epoch to what is pending, as an abort would do it with all. */
-static void defer_range_locked(struct gr_dirty_consumer *c, uint64_t from, uint64_t end,
-			       struct gr_dirty_deferred *ret) GR_REQUIRES(c->dirty->lock)
+uint64_t gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer)
 {
-	uint64_t at = from, first, pages;
+	uint64_t at = 0, left = 0, first, pages;
+	struct gr_dirty *d = consumer->dirty;
 
-	while (gr_bits_next_run(&c->set, at, &first, &pages) && first < end) {
-		at = GR_MIN(first + pages, end);
-		ret->left += at - first;
-#ifndef GR_MUTANT_DEFER_DROPS_BESIDE
-		ret->beside += gr_bits_set_range(&c->pend, first, at - first);
-#endif
-	}
-	(void)gr_bits_clear_range(&c->set, from, end - from);
-}
-
-void gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer, uint64_t piece,
-			  struct gr_dirty_deferred *ret)
-{
-	uint64_t at = 0, first, pages, end;
-
-	GR_ASSERT(GR_IS_POWER_OF_TWO(piece));
-	*ret = (struct gr_dirty_deferred){ 0 };
-	gr_dirty_lock(consumer->dirty);
+	gr_dirty_lock(d);
 #ifdef GR_MUTANT_DEFER_TAKES_FOR_NOBODY
-	gr_dirty_harvest_locked(consumer->dirty, NULL, consumer);
+	gr_dirty_harvest_locked(d, NULL, consumer);
 #else
-	gr_dirty_harvest_locked(consumer->dirty, NULL, NULL);
+	gr_dirty_harvest_locked(d, NULL, NULL);
 #endif
 	/* What is before the open epoch's first page is done. */
 	if (gr_bits_find_set(&consumer->set, 0, &at)) {
 		while (gr_bits_next_run(&consumer->pend, at, &first, &pages)) {
-			end = GR_ROUND_UP(first + pages, piece);
-			defer_range_locked(consumer, first / piece * piece, end, ret);
-			at = end;
+			left += gr_bits_clear_range(&consumer->set, first, pages);
+			at = first + pages;
 		}
 	}
 #ifdef GR_MUTANT_DEFER_DROPS_PENDING
 	gr_bits_clear(&consumer->pend);
 #endif
-	ret->waiting = consumer->pend.pages;
-	gr_dirty_unlock(consumer->dirty);
+	gr_dirty_unlock(d);
+	return left;
 }
 
 /*

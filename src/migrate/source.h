@@ -35,7 +35,6 @@ enum {
 	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
 	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */
 	GR_SOURCE_LOOK_COST = 20,	/* a look in mid-round costs so much of the time at most: 1 in 20 */
-	GR_SOURCE_PIECE_PAGES = 512,	/* wait together in the first round */
 	GR_SOURCE_GAINS = 3,		/* rounds that are not needed, at most */
 	GR_SOURCE_RAM_SECTION = 2,	/* section id of 'ram'; the devices' follow */
 };
@@ -141,11 +140,8 @@ struct gr_source {
 	bool epoch;			      /* (o) one is open */
 	bool section;			      /* (o) a section is open in the stream */
 	uint64_t look_ns;		      /* (o) when the trackers are asked in mid-round */
-	uint64_t waiting_pages;		      /* (o) known to be in the next epoch */
-	uint64_t beside_pages;		      /* (o) of those: beside pages that were written */
-	uint64_t dirtied_pages;		      /* (o) of the last harvest */
+	uint64_t waiting_pages;		      /* (o) of this round's: left to the next one */
 	uint32_t gains;			      /* (o) rounds that were not needed, to stop it shorter */
-	bool held;			      /* (o) the first round left pages to the second one */
 	bool switch_next;		      /* (o) the decision has fallen */
 	bool final;			      /* (o) nobody writes guest memory any more */
 	bool lost;			      /* (o) GR_FAULT_LOSE_PAGE: this round's page */
@@ -163,7 +159,7 @@ GR_MUST_CHECK int gr_source_next_round(struct gr_source *s, struct gr_error *err
  */
 GR_MUST_CHECK int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *err);
 
-/** In mid-round: leave what is dirty again to the next one. Now and then. @return 0 or a negative errno. */
+/** In the first round, now and then: leave what is dirty again to the second one. @return 0 or a negative errno. */
 GR_MUST_CHECK int gr_source_look_again(struct gr_source *s, struct gr_error *err);
 
 /* source_send.c */

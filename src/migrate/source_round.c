@@ -3,12 +3,16 @@
  * What a round sends, and when the last one comes.
  *
  * A page that the guest writes to while it waits for its turn would be sent twice: now, and in the
- * next round, since it has been written to. So the trackers are asked again in the middle of a
- * round, and what they name of the rest is left to the next round (Clark et al. do this too). No
- * page is cleared here, read or sent on the strength of this look: its mark goes from the live bits
- * to the next epoch, and out of this one only if it is in the next. What was sent before and is
- * written to now is in the next epoch as well (docs/dirty-memory.md). So the orderings are those of
- * two harvests, and it does not matter whether a look comes, or how late.
+ * next round, since it has been written to. So the trackers are asked again in the middle of the
+ * first round, which is the long one, and what they name of the rest is left to the second (Clark
+ * et al. do this too). Not in later rounds: each begins at the first page, so what is written all
+ * the time would be sent at low addresses and never at high ones, and what pages take on the wire,
+ * which the model learns from the rounds, would be that of the low ones.
+ *
+ * No page is cleared here, read or sent on the strength of this look: its mark goes from the live
+ * bits to the next epoch, and out of this one only if it is in the next. What was sent before and
+ * is written to now is in the next epoch as well (docs/dirty-memory.md). So the orderings are those
+ * of two harvests, and it does not matter whether a look comes, or how late.
  */
 #include "migrate/source.h"
 #include "track/tracker.h"
@@ -25,7 +29,7 @@ static void set_next_look(struct gr_source *s, uint64_t now, uint64_t took_ns)
 
 int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error *err)
 {
-	uint64_t begin = gr_clock_ns(), dirtied, now;
+	uint64_t begin = gr_clock_ns(), now;
 	struct gr_migrate_stats *stats;
 	int rc = 0;
 
@@ -52,14 +56,9 @@ int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error 
 	gr_source_trim_epoch(s);
 	s->waiting_pages = 0;
 	*ret_pages = gr_dirty_epoch_pages(s->consumer);
-	/* What only waited beside pages that were written was not written, as far as is known. */
-	dirtied = *ret_pages - GR_MIN(*ret_pages, s->beside_pages);
-	s->held = s->held || s->beside_pages != 0;
-	s->beside_pages = 0;
 	now = gr_clock_ns();
-	gr_model_harvest(&s->model, dirtied, now - begin, now);
-	s->dirtied_pages = dirtied;
-	set_next_look(s, now, 0);
+	gr_model_harvest(&s->model, *ret_pages, now - begin, now);
+	set_next_look(s, now, now - begin);
 	s->rounds++;
 	stats = gr_progress_lock(&s->progress);
 	stats->rounds = s->rounds;
@@ -70,27 +69,39 @@ int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error 
 }
 
 /*
- * A tracker that repeats names what was not sent yet, whether or not it was written to. In the
- * first round that is what the first sync had named, or one round that ends early; after it all
- * that waits.
+ * A log that repeats itself names what was not sent yet, written to or not: all of RAM, if all its
+ * bits were set at the start.
  */
 static bool may_look(const struct gr_source *s)
 {
-#ifdef GR_MUTANT_LOOK_DEFERS_REPEATED
+#ifndef GR_MUTANT_LOOK_DEFERS_REPEATED
+	if (s->track && gr_track_repeats(s->track)) {
+		return false;
+	}
+#endif
+#ifdef GR_MUTANT_LOOK_IN_ALL_ROUNDS
 	return true;
 #endif
-	return !s->stopped && !s->switch_next && s->params.fault == GR_FAULT_NONE &&
-	       (s->rounds == 1 || !s->track || !gr_track_repeats(s->track));
+	return s->rounds == 1 && !s->stopped && s->params.fault == GR_FAULT_NONE;
+}
+
+/* Whether the rest of the round takes longer than the harvest that is to shorten it. */
+static bool pays(const struct gr_source *s)
+{
+	unsigned __int128 bytes =
+		(unsigned __int128)gr_dirty_epoch_pages(s->consumer) * s->page_bytes;
+	uint64_t bandwidth = gr_model_bandwidth(&s->model);
+
+	return bytes * GR_NS_PER_S > (unsigned __int128)bandwidth * s->model.harvest_ns;
 }
 
 int gr_source_look_again(struct gr_source *s, struct gr_error *err)
 {
-	uint64_t begin = gr_clock_ns(), now;
-	struct gr_dirty_deferred deferred;
+	uint64_t begin = gr_clock_ns(), deferred, now;
 	struct gr_migrate_stats *stats;
 	int rc = 0;
 
-	if (begin < s->look_ns || !may_look(s)) {
+	if (begin < s->look_ns || !may_look(s) || !pays(s)) {
 		return 0;
 	}
 	if (s->track) {
@@ -104,20 +115,19 @@ int gr_source_look_again(struct gr_source *s, struct gr_error *err)
 	(void)gr_dirty_epoch_abort(s->consumer);
 	(void)!gr_dirty_epoch_begin(s->consumer, NULL, NULL);
 #endif
-	gr_dirty_epoch_defer(s->consumer, s->rounds == 1 ? GR_SOURCE_PIECE_PAGES : 1, &deferred);
-	s->waiting_pages = deferred.waiting;
-	s->beside_pages += deferred.beside;
+	deferred = gr_dirty_epoch_defer(s->consumer);
+	s->waiting_pages += deferred;
 	s->run_end = s->cursor; /* the run may have lost pages */
 	now = gr_clock_ns();
 	set_next_look(s, now, now - begin);
 	stats = gr_progress_lock(&s->progress);
-	stats->deferred_pages += deferred.left;
+	stats->deferred_pages += deferred;
 	gr_progress_unlock(&s->progress);
 	return 0;
 }
 
 /* The guest is slowed down if that is wanted and needed. */
-static void throttle(struct gr_source *s)
+static void throttle(struct gr_source *s, uint64_t pages)
 {
 	unsigned int before = s->throttle.percent, percent;
 	struct gr_migrate_stats *stats;
@@ -126,8 +136,7 @@ static void throttle(struct gr_source *s)
 		return;
 	}
 	/* The first harvest is all there is, not what was dirtied. */
-	percent = gr_throttle_harvest(&s->throttle,
-				      s->rounds > 1 ? s->dirtied_pages * s->page_bytes : 0,
+	percent = gr_throttle_harvest(&s->throttle, s->rounds > 1 ? pages * s->page_bytes : 0,
 				      gr_source_bytes(s), gr_clock_ns());
 	if (percent != before) {
 		s->ops.throttle(s->ops.opaque, percent);
@@ -169,10 +178,7 @@ static int wait_for_ack(struct gr_source *s, struct gr_error *err)
 /* A guest may be stopped that fits into the limit; if it soon stands still for much less, then. */
 static bool switches(struct gr_source *s, uint64_t pages, uint64_t wire_bytes)
 {
-	/* A first round that left pages to the second one is whole with that. */
-	uint64_t rounds = s->rounds - s->held;
-
-	if (pages == 0 || (s->params.rounds_max != 0 && rounds > s->params.rounds_max)) {
+	if (pages == 0 || (s->params.rounds_max != 0 && s->rounds > s->params.rounds_max)) {
 		return true;
 	}
 	if (!gr_model_fits(&s->model, pages, wire_bytes)) {
@@ -196,7 +202,7 @@ int gr_source_next_round(struct gr_source *s, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
-	throttle(s);
+	throttle(s, pages);
 	expected = gr_model_downtime_ns(&s->model, pages, wire_bytes);
 	stats = gr_progress_lock(&s->progress);
 	stats->expected_downtime_ns = expected == UINT64_MAX ? 0 : expected;

@@ -501,7 +501,9 @@ static void count_batch(struct gr_source *s)
 	stats->xbzrle_misses += b->xbzrle_misses;
 	stats->xbzrle_overflows += b->xbzrle_overflows;
 	stats->final_pages += s->final ? b->found + b->zero_pages : 0;
-	stats->remaining_bytes = (left + s->waiting_pages) * s->page_bytes;
+	/* Pages of a block that went in mid-round are in no total any more. */
+	stats->remaining_bytes =
+		GR_MIN((left + s->waiting_pages) * s->page_bytes, stats->total_bytes);
 	stats->transferred_bytes = gr_source_bytes(s);
 	stats->section_ns_max = s->watch.ns_max;
 	stats->bandwidth_bytes_per_s = gr_model_bandwidth(&s->model);

@@ -25,6 +25,7 @@ enum { FAKE_WORDS_MAX = 64 };
 struct fake_log {
 	struct gr_tracker base;
 	bool manual_protect;
+	bool initially_set; /* all pages are dirty and writable at the start, with manual protect */
 	/* Called at these moments, if set, with none of the fake's locks held. */
 	void (*after_get)(struct fake_log *f);
 	void (*before_clear)(struct fake_log *f);
@@ -74,8 +75,8 @@ static inline int fake_block_add(struct gr_tracker *t, struct gr_ram_block *bloc
 	f->block = block;
 	f->pages = block->max_bytes / ORACLE_PAGE;
 	ASSERT_LE(f->pages, (uint64_t)FAKE_WORDS_MAX * 64);
-	memset(f->protected_words, 0xff, sizeof(f->protected_words));
-	memset(f->dirty_words, 0, sizeof(f->dirty_words));
+	memset(f->protected_words, f->initially_set ? 0 : 0xff, sizeof(f->protected_words));
+	memset(f->dirty_words, f->initially_set ? 0xff : 0, sizeof(f->dirty_words));
 	return gr_debt_init(&f->debt, f->pages, err);
 }
 
@@ -160,7 +161,8 @@ static inline int fake_rearm(struct gr_tracker *t, struct gr_ram_block *block, u
 			     err);
 }
 
-static inline struct fake_log *fake_log_use(struct gr_track *track, bool manual_protect)
+static inline struct fake_log *fake_log_use_set(struct gr_track *track, bool manual_protect,
+						bool initially_set)
 {
 	static const struct gr_tracker_ops ops = {
 		.name = "fake-log",
@@ -178,9 +180,15 @@ static inline struct fake_log *fake_log_use(struct gr_track *track, bool manual_
 	ASSERT(f);
 	f->base.ops = &ops;
 	f->manual_protect = manual_protect;
+	f->initially_set = initially_set;
 	ASSERT_EQ(pthread_mutex_init(&f->kernel, NULL), 0);
 	ASSERT_EQ(gr_track_use_tracker(track, &f->base, NULL), 0);
 	return f;
+}
+
+static inline struct fake_log *fake_log_use(struct gr_track *track, bool manual_protect)
+{
+	return fake_log_use_set(track, manual_protect, false);
 }
 
 #endif

@@ -210,31 +210,13 @@ static void keep_or_end(struct model *m, bool abort)
 
 static void defer(struct model *m)
 {
-	uint64_t piece = (uint64_t)1 << roll(8), left = 0, beside = 0, at = 0;
-	struct gr_dirty_deferred d;
-	bool near[PAGES] = { false };
+	uint64_t left = 0;
 
-	/* What is pending before the epoch's first page takes nothing with it. */
-	while (at < PAGES && !m->set[at]) {
-		at++;
-	}
-	for (unsigned int i = (unsigned int)at; i < PAGES; i++) {
-		for (unsigned int k = 0; m->next[i] && k < PAGES; k++) {
-			near[k] = near[k] || page_of(k) / piece == page_of(i) / piece;
-		}
-	}
 	for (unsigned int i = 0; i < PAGES; i++) {
-		bool leaves = m->set[i] && near[i];
-
-		left += leaves;
-		beside += leaves && !m->next[i];
-		m->next[i] = m->next[i] || leaves;
-		m->set[i] = m->set[i] && !leaves;
+		left += m->set[i] && m->next[i];
+		m->set[i] = m->set[i] && !m->next[i];
 	}
-	gr_dirty_epoch_defer(m->c, piece, &d);
-	ASSERT_EQ(d.left, left);
-	ASSERT_EQ(d.beside, beside);
-	ASSERT_EQ(d.waiting, count(m->next));
+	ASSERT_EQ(gr_dirty_epoch_defer(m->c), left);
 	check_epoch(m);
 }
 

@@ -306,17 +306,6 @@ TEST(aborted_epoch_comes_back_together_with_what_is_newer)
 	gr_dirty_free(d);
 }
 
-/* Defers, and says how many pages left the epoch; all that wait are so many. */
-static uint64_t defer(struct gr_dirty_consumer *c, uint64_t piece, uint64_t waiting)
-{
-	struct gr_dirty_deferred d = { 77, 77, 77 };
-
-	gr_dirty_epoch_defer(c, piece, &d);
-	ASSERT_EQ(d.waiting, waiting);
-	ASSERT(piece > 1 || d.beside == 0);
-	return d.left;
-}
-
 TEST(pages_that_are_deferred_are_in_the_next_epoch_and_no_page_is_lost)
 {
 	struct gr_dirty *d = make(CHUNK);
@@ -325,25 +314,25 @@ TEST(pages_that_are_deferred_are_in_the_next_epoch_and_no_page_is_lost)
 
 	mark_range(d, 100, 10);
 	ASSERT_EQ(begin(a), (uint64_t)10);
-	ASSERT_EQ(defer(a, 1, 0), (uint64_t)0);
+	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)0);
 	gr_dirty_epoch_done(a, 100, 4);
 	/* Of those that are done, of those that wait, and one that was not in the epoch. */
 	mark_range(d, 102, 4);
 	mark_range(d, 500, 1);
-	ASSERT_EQ(defer(a, 1, 5), (uint64_t)2);
+	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)2);
 	ASSERT_EPOCH_IS(a, 106, 4);
-	ASSERT_EQ(defer(a, 1, 5), (uint64_t)0);
+	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)0);
 	/* What another one's begin has found counts as well. */
 	mark_range(d, 107, 1);
 	ASSERT_EQ(begin(b), (uint64_t)11);
-	ASSERT_EQ(defer(a, 1, 6), (uint64_t)1);
+	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)1);
 	ASSERT_EQ(gr_dirty_epoch_commit(a), 0);
 	ASSERT_EQ(begin(a), (uint64_t)6);
 	ASSERT_EQ(gr_dirty_epoch_count(a, 102, 4), (uint64_t)4);
 	ASSERT_EQ(gr_dirty_epoch_count(a, 107, 1), (uint64_t)1);
 	ASSERT_EQ(gr_dirty_epoch_count(a, 500, 1), (uint64_t)1);
 	mark_range(d, 103, 1);
-	ASSERT_EQ(defer(a, 1, 1), (uint64_t)1);
+	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)1);
 	ASSERT_EQ(gr_dirty_epoch_abort(a), 0);
 	ASSERT_EQ(begin(a), (uint64_t)6);
 	/* The others' next epochs have what was found for this one. */
@@ -352,33 +341,6 @@ TEST(pages_that_are_deferred_are_in_the_next_epoch_and_no_page_is_lost)
 	ASSERT_EPOCH_IS(b, 103, 1);
 	gr_dirty_consumer_del(a);
 	gr_dirty_consumer_del(b);
-	gr_dirty_free(d);
-}
-
-TEST(what_lies_beside_deferred_pages_is_in_the_next_epoch_too)
-{
-	struct gr_dirty *d = make(CHUNK);
-	struct gr_dirty_consumer *a = add(d, GR_DIRTY_START_CLEAN);
-	struct gr_dirty_deferred deferred;
-
-	mark_range(d, 0, 64);
-	ASSERT_EQ(begin(a), (uint64_t)64);
-	gr_dirty_epoch_done(a, 0, 18);
-	/* Behind 18, which is the first that waits; in two pieces of 16, across their border. */
-	mark_range(d, 3, 1);
-	mark_range(d, 47, 2);
-	gr_dirty_epoch_defer(a, 16, &deferred);
-	ASSERT_EQ(deferred.left, (uint64_t)32);
-	ASSERT_EQ(deferred.beside, (uint64_t)30);
-	ASSERT_EQ(deferred.waiting, (uint64_t)33);
-	ASSERT_EPOCH_IS(a, 18, 14);
-	gr_dirty_epoch_defer(a, 16, &deferred);
-	ASSERT_EQ(deferred.left + deferred.beside, (uint64_t)0);
-	ASSERT_EQ(gr_dirty_epoch_commit(a), 0);
-	ASSERT_EQ(begin(a), (uint64_t)33);
-	ASSERT_EQ(gr_dirty_epoch_count(a, 32, 32), (uint64_t)32);
-	ASSERT_EQ(gr_dirty_epoch_count(a, 3, 1), (uint64_t)1);
-	gr_dirty_consumer_del(a);
 	gr_dirty_free(d);
 }
 

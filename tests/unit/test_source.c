@@ -269,7 +269,7 @@ static uint64_t rounds_with_at_most_four(void)
 		.from = move_ram(),
 		.to = move_ram(),
 		.ops = &ops,
-		.params = { .downtime_ns_max = 1, .rounds_max = 4, .look_ns = UINT64_MAX },
+		.params = { .downtime_ns_max = 1, .rounds_max = 4 },
 	};
 
 	g.ram = m.from;
