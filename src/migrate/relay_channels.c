@@ -110,10 +110,11 @@ static void join(struct gr_relay_channel *ch)
 	}
 }
 
-/* NULL: stopped. Strangers give their places back; more channels than a source can have are refused
- * before. */
+/* NULL: stopped, or to be cancelled. Strangers give their places back; more channels than a source
+ * can have are refused before. */
 static struct gr_relay_channel *find_place(struct gr_relay_channels *c)
 {
+	int wake_fd = gr_channel_listener_wake_fd(c->listener);
 	struct gr_relay_channel *ch = NULL;
 
 	gr_mutex_lock(&c->lock);
@@ -123,8 +124,11 @@ static struct gr_relay_channel *find_place(struct gr_relay_channels *c)
 
 			ch = !p->in_use || (p->ended && !p->further) ? p : NULL;
 		}
+		if (!ch && gr_channel_poll(-1, 0, wake_fd, 0) == -ECANCELED) {
+			break; /* nobody but us hears it now */
+		}
 		if (!ch) {
-			gr_mutex_wait(&c->lock, &c->changed);
+			(void)gr_relay_channels_wait(c, gr_clock_ns() + PAUSE_MS * GR_NS_PER_MS);
 		}
 	}
 	gr_mutex_unlock(&c->lock);
@@ -139,7 +143,8 @@ static int start_channel(struct gr_relay_channels *c, struct gr_channel *from, s
 
 	if (!ch) {
 		(void)gr_channel_close(from, NULL);
-		return gr_error_set(err, -ECANCELED, "cancelled");
+		return gr_error_set(err, -ECANCELED, "%s: listening was ended",
+				    gr_channel_listener_uri(c->listener));
 	}
 	join(ch);
 	gr_mutex_lock(&c->lock);

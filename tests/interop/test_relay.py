@@ -158,12 +158,15 @@ def a_destination_that_dies_ends_all_channels_and_the_guest_goes_on(tmp):
     assert f"{tmp}/to" in said, said
 
 
-@test
-def a_source_that_dies_leaves_a_destination_that_does_not_start(tmp):
+def source_dies(tmp, *capabilities):
     with running(tmp, "destination", "-S", "-incoming", "defer") as destination:
+        for name in capabilities:
+            destination.capability(name)
         destination.cmd("migrate-incoming", uri=f"unix:{tmp}/to")
         with running(tmp, "source") as source, \
                 guestram.Relay(tmp, f"unix:{tmp}/from", f"unix:{tmp}/to") as relay:
+            for name in capabilities:
+                source.capability(name)
             wait_for(lambda: dots(f"{tmp}/source.e9") > 20, "writer at work")
             source.cmd("migrate-set-parameters", max_bandwidth=4 * MIB)
             source.migrate(relay.uri)
@@ -175,6 +178,16 @@ def a_source_that_dies_leaves_a_destination_that_does_not_start(tmp):
             wait_for(lambda: destination.migration().get("status") == "failed", "failure", 60)
         except Exception:  # a QEMU that ends then, as all did once  pylint: disable=broad-except
             destination.process.wait(60)
+
+
+@test
+def a_source_that_dies_leaves_a_destination_that_does_not_start(tmp):
+    source_dies(tmp)
+
+
+@test
+def a_source_that_dies_with_further_channels_does_so_too(tmp):
+    source_dies(tmp, "multifd", "return-path")
 
 
 if __name__ == "__main__":

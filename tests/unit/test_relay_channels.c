@@ -1086,6 +1086,30 @@ TEST(more_channels_than_a_qemu_has_are_refused)
 	ASSERT_EQ(close_rig(&r), -ECANCELED);
 }
 
+TEST(a_relay_full_of_strangers_can_be_cancelled)
+{
+	enum { STRANGERS = GR_MULTIFD_CHANNELS_MAX + 9 }; /* one more than it has places */
+	struct pollfd accepted;
+	struct sockaddr_un sa;
+	int fd[STRANGERS];
+	struct rig r;
+
+	open_rig(&r, 60 * long_ns);
+	accepted = (struct pollfd){ gr_channel_listener_fd(r.in), POLLIN, 0 };
+	for (int i = 0; i < STRANGERS; i++) {
+		fd[i] = open_knocker(&r, &sa);
+		ASSERT_EQ(connect(fd[i], (struct sockaddr *)&sa, sizeof(sa)), 0);
+	}
+	while (poll(&accepted, 1, 0) > 0) {
+		usleep(1000);
+	}
+	gr_channel_listener_shutdown(r.in);
+	ASSERT_EQ(close_rig(&r), -ECANCELED);
+	for (int i = 0; i < STRANGERS; i++) {
+		(void)close(fd[i]);
+	}
+}
+
 /* A relay to somewhere else than its rig's socket. */
 static void open_rig_to(struct rig *r, const char *kind, const char *name)
 {
