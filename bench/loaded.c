@@ -91,7 +91,7 @@ static struct seen observe(const struct views *v)
 }
 
 /* Both guests have ended. All is the same but what the second one has stored since. */
-static void compare(const struct views *v)
+static void compare(const struct views *v, const char *whose)
 {
 	const struct guest_log_entry *log = (const void *)(v->dst + GUEST_LOG_AT);
 	uint8_t *stored = calloc(v->bytes / GUEST_PAGE, 1);
@@ -110,7 +110,7 @@ static void compare(const struct views *v)
 	}
 	/* It may have been killed between a store and its entry. */
 	if (differ > 1) {
-		bench_die("migrate.loaded: %u pages differ", differ);
+		bench_die("migrate.loaded: %u pages differ, moved by %s", differ, whose);
 	}
 	free(stored);
 }
@@ -354,7 +354,7 @@ static struct seen ours(const struct bench_machine *m, const char *dst_file, con
 	}
 	(void)kill(dst, SIGKILL);
 	(void)waitpid(dst, NULL, 0);
-	compare(&v);
+	compare(&v, "us");
 	free_memories(&v);
 	for (int i = 0; i < 2; i++) {
 		close(order[i]);
@@ -389,7 +389,7 @@ static struct seen qemus(const struct bench_machine *m, const char *dst_file, co
 	bench_qemu_wait_completed(&dst);
 	bench_qemu_end(&dst);
 	bench_qemu_end(&src);
-	compare(&v);
+	compare(&v, "QEMU");
 	free_memories(&v);
 	return seen;
 }
