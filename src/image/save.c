@@ -138,6 +138,7 @@ static int save_pieces(struct gr_parallel *p, struct gr_error *err)
 	if (rc < 0) {
 		return rc;
 	}
+	w.holes.walks_once = true;
 	w.page = gr_aligned_alloc(w.save->page_bytes, w.save->page_bytes);
 	if (!w.page) {
 		rc = gr_error_set(err, -ENOMEM, "no memory to save an image");

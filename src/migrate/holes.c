@@ -60,32 +60,54 @@ static uint64_t clip(const struct gr_holes *h, uint64_t offset, uint64_t at, uin
 	return GR_MIN(GR_ROUND_UP(at, page), end);
 }
 
-/*
- * Whether a file in memory has all its pages, as most guests' have after a while: to seek its next
- * hole costs by the pages on the way (17 ms for 1 GiB), this does not. Pages that fallocate() gave and nobody
- * has written count as allocated and are holes all the same: they are found out by the file's last ones, and by
- * samples all over it. Where those are written, or something is allocated behind the end, holes are taken for data,
- * and read.
- */
-static bool is_filled(int fd)
+/* Sixteen places all over the file: at the first that is a hole the seek goes on to the next data, once. */
+static bool samples_are_data(int fd, off_t bytes)
 {
-	enum { TMPFS = 0x01021994, BLOCK_BYTES = 512, LAST_BYTES = 256 << 10, SAMPLES = 16 };
-	struct stat st;
-	struct statfs fs;
+	enum { SAMPLES = 16 };
 
-	if (fstat(fd, &st) < 0 || st.st_blocks < GR_DIV_ROUND_UP(st.st_size, BLOCK_BYTES) ||
-	    fstatfs(fd, &fs) < 0 || fs.f_type != TMPFS ||
-	    lseek(fd, GR_MAX(st.st_size - LAST_BYTES, (off_t)0), SEEK_HOLE) != st.st_size) {
-		return false;
-	}
 	for (off_t i = 0; i < SAMPLES; i++) {
-		off_t at = st.st_size / SAMPLES * i;
+		off_t at = bytes / SAMPLES * i;
 
 		if (lseek(fd, at, SEEK_DATA) != at) {
 			return false;
 		}
 	}
 	return true;
+}
+
+/*
+ * Whether a file in memory has all its pages, as most guests' have after a while: to seek its next
+ * hole costs by the pages on the way (17 ms for 1 GiB), this does not. Pages that fallocate() gave and nobody
+ * has written count as allocated and are holes all the same: they are found out by the file's last ones, and, for who
+ * walks once, by samples all over it. Where those are written, or something is allocated behind the end, holes are
+ * taken for data, and read.
+ */
+static bool looks_filled(int fd, bool samples)
+{
+	enum { TMPFS = 0x01021994, BLOCK_BYTES = 512, LAST_BYTES = 256 << 10 };
+	struct stat st;
+	struct statfs fs;
+
+	return fstat(fd, &st) == 0 && st.st_blocks >= GR_DIV_ROUND_UP(st.st_size, BLOCK_BYTES) &&
+	       fstatfs(fd, &fs) == 0 && fs.f_type == TMPFS &&
+	       lseek(fd, GR_MAX(st.st_size - LAST_BYTES, (off_t)0), SEEK_HOLE) == st.st_size &&
+	       (!samples || samples_are_data(fd, st.st_size));
+}
+
+/* A walk asks at each piece of data, and the samples are not worth more than one walk of the block. */
+static bool is_filled(struct gr_holes *h, const struct gr_ram_block *block)
+{
+	if (!h->walks_once) {
+		return looks_filled(block->fd, false);
+	}
+#ifndef GR_MUTANT_HOLES_SAMPLED_AGAIN
+	if (h->walked == block->incarnation) {
+		return h->filled;
+	}
+#endif
+	h->walked = block->incarnation;
+	h->filled = looks_filled(block->fd, true);
+	return h->filled;
 }
 
 static bool next_by_seek(struct gr_holes *h, const struct gr_ram_block *block, uint64_t offset,
@@ -103,7 +125,7 @@ static bool next_by_seek(struct gr_holes *h, const struct gr_ram_block *block, u
 	if (at == base + (off_t)offset) {
 		hole = false;
 		/* the next hole may be far to seek */
-		if (end - offset <= h->page_bytes || is_filled(block->fd)) {
+		if (end - offset <= h->page_bytes || is_filled(h, block)) {
 			*ret_end = end;
 			return false;
 		}

@@ -29,6 +29,9 @@ struct gr_holes {
 	uint64_t host_page_bytes;
 	uint64_t *map;		/* GR_HOLES_MAP_PAGES entries of the page map */
 	unsigned char *in_core; /* as many answers of mincore() */
+	bool walks_once;	/* set by who asks for each place of a block once, and keeps the holes */
+	bool filled;		/* if so, the verdict ... */
+	uint64_t walked;	/* ... on the block of this incarnation; 0: none yet */
 };
 
 /**

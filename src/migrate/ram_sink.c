@@ -106,6 +106,7 @@ int gr_ram_sink_create(struct gr_ram *ram, const struct gr_destination_ops *ops,
 		sink->ops = *ops;
 	}
 	rc = gr_holes_init(&sink->holes, sink->page_bytes, err);
+	sink->holes.walks_once = true;
 	sink->page = malloc(sink->page_bytes);
 	if (rc == 0 && !sink->page) {
 		gr_holes_destroy(&sink->holes);

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <guestram/track.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 
 enum { PAGES = 64, BYTES = PAGES * MOVE_PAGE };
 
@@ -104,23 +105,70 @@ TEST(what_fallocate_gave_and_nobody_wrote_is_a_hole)
 	gr_ram_free(ram);
 }
 
-/* Written at both ends only, as some firmware and kernels do with fresh memory. */
+/* The seeks that pass over what fallocate() gave, page by page. */
+static unsigned int long_seeks;
+
+off_t lseek(int fd, off_t offset, int whence)
+{
+	off_t at = syscall(SYS_lseek, fd, offset, whence);
+
+	long_seeks += whence == SEEK_DATA && at - offset >= 1 << 20;
+	return at;
+}
+
+/* A block of which fallocate() gave all: so many pages at its begin are written, every other one, and its end. */
+static struct gr_ram_block *add_preallocated(struct gr_ram *ram, uint64_t bytes, unsigned int pages)
+{
+	const uint64_t end_bytes = 256 << 10;
+	struct gr_ram_block *b = move_add(ram, "ram", bytes, 0, GR_RAM_MEMFD);
+
+	ASSERT_EQ(fallocate(b->fd, 0, (off_t)b->fd_offset, (off_t)bytes), 0);
+	for (unsigned int i = 0; i < pages; i++) {
+		b->host[2 * i * MOVE_PAGE] = 1;
+	}
+	memset(b->host + bytes - end_bytes, 1, end_bytes);
+	return b;
+}
+
+/* Some firmware and kernels write both ends of fresh memory. */
 TEST(the_last_pages_do_not_speak_for_all_that_fallocate_gave)
 {
 	const uint64_t bytes = 4 << 20, end_bytes = 256 << 10;
 	struct gr_ram *ram = move_ram();
-	struct gr_ram_block *b = move_add(ram, "ram", bytes, 0, GR_RAM_MEMFD);
+	struct gr_ram_block *b = add_preallocated(ram, bytes, 1);
 	struct gr_holes h;
 	uint64_t end;
 
-	ASSERT_EQ(fallocate(b->fd, 0, (off_t)b->fd_offset, (off_t)bytes), 0);
-	b->host[0] = 1;
-	memset(b->host + bytes - end_bytes, 1, end_bytes);
 	ASSERT_EQ(gr_holes_init(&h, MOVE_PAGE, NULL), 0);
+	h.walks_once = true;
 	ASSERT(!gr_holes_next(&h, b, 0, bytes, &end));
 	ASSERT_EQ(end, (uint64_t)MOVE_PAGE);
 	ASSERT(gr_holes_next(&h, b, end, bytes, &end));
 	ASSERT_EQ(end, bytes - end_bytes);
+	gr_holes_destroy(&h);
+	gr_ram_free(ram);
+}
+
+/* Once for the samples, once for the hole itself; who asks without end has no samples. */
+TEST(a_long_hole_is_passed_twice_however_much_data_there_is)
+{
+	const uint64_t bytes = 8 << 20;
+	struct gr_ram *ram = move_ram();
+	struct gr_ram_block *b = add_preallocated(ram, bytes, 100);
+	struct gr_holes h;
+
+	ASSERT_EQ(gr_holes_init(&h, MOVE_PAGE, NULL), 0);
+	for (int once = 0; once < 2; once++) {
+		unsigned int before = long_seeks, holes = 0;
+		uint64_t end = 0;
+
+		h.walks_once = once;
+		for (uint64_t at = 0; at < bytes; at = end) {
+			holes += gr_holes_next(&h, b, at, bytes, &end);
+		}
+		ASSERT_EQ(holes, once ? 100u : 0u);
+		ASSERT_EQ(long_seeks - before, once ? 2u : 0u);
+	}
 	gr_holes_destroy(&h);
 	gr_ram_free(ram);
 }
