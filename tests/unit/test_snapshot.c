@@ -19,6 +19,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 enum { PAGE = 4096, PAGES = 256, STATE_MAX = 8 };
@@ -224,12 +225,14 @@ struct store {
 	struct rig *r;
 	unsigned int first, pages;
 	uint32_t done; /* (a) pages written */
+	uint32_t tid;  /* (a) */
 };
 
 static void *store(void *opaque)
 {
 	struct store *s = opaque;
 
+	__atomic_store_n(&s->tid, (uint32_t)syscall(SYS_gettid), __ATOMIC_RELEASE);
 	for (unsigned int i = 0; i < s->pages; i++) {
 		gr_fill_guest((uint8_t *)(uintptr_t)at(s->r, s->first + i), 0xee, PAGE);
 		__atomic_add_fetch(&s->done, 1, __ATOMIC_RELEASE);
@@ -247,6 +250,26 @@ static void wait_until_done(const struct store *s, uint32_t pages)
 		}
 		sched_yield();
 	}
+}
+
+/* It sleeps in nothing but a store. */
+static void wait_until_it_waits(const struct store *s)
+{
+	uint64_t deadline = now_ns() + UINT64_C(30000000000);
+	char path[64], state;
+	FILE *f;
+
+	(void)snprintf(path, sizeof(path), "/proc/self/task/%u/stat",
+		       __atomic_load_n(&s->tid, __ATOMIC_ACQUIRE));
+	do {
+		state = '?';
+		f = fopen(path, "r");
+		ASSERT(f && fscanf(f, "%*u (%*[^)]) %c", &state) == 1);
+		(void)fclose(f);
+		if (now_ns() > deadline) {
+			FAIL("the writer does not wait: '%c'", state);
+		}
+	} while (state == 'R');
 }
 
 static void wait_until_kept(struct rig *r)
@@ -424,6 +447,7 @@ ON_BOTH(a_full_buffer_holds_stores_until_there_is_room)
 	t = spawn(store, &s);
 	wait_until_done(&s, 4);
 	wait_until_kept(r);
+	wait_until_it_waits(&s);
 	ASSERT_LE(LOAD(&s.done), 5u);
 	finish(r);
 	wait_until_done(&s, 100);
