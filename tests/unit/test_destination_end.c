@@ -104,7 +104,7 @@ TEST(pings_are_answered_in_order_and_features_only_to_our_own)
 {
 	static const uint8_t want[] = {
 		0,    2,    0, 4, 0,	0,    0, 1,		/* PONG 1 */
-		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, 1, /* FEATURES: takes PAGE_RANGE */
+		0x47, 0x52, 0, 8, 0,	0,    0, 1, 0, 0, 0, 3, /* FEATURES: both */
 		0,    7,    0, 0,				/* SWITCHOVER_ACK */
 		0,    2,    0, 4, 0x47, 0x52, 0, 1,		/* its PONG */
 		0,    1,    0, 4, 0,	0,    0, 0,		/* SHUT 0 */
