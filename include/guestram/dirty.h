@@ -274,6 +274,18 @@ GR_EXPORT void gr_dirty_epoch_done(struct gr_dirty_consumer *consumer, uint64_t 
 GR_EXPORT uint64_t gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer);
 
 /**
+ * Find a page that is in the next epoch whatever comes: one that gr_dirty_epoch_defer() found, sent
+ * or not, or that another consumer's harvest has found.
+ * @param consumer Whose epoch.
+ * @param from     Where to begin.
+ * @param ret_page Set: the first such page at from or after it.
+ * @return true if there is one.
+ * @context The consumer's thread; takes the harvest lock.
+ */
+GR_EXPORT bool gr_dirty_epoch_next_waiting(const struct gr_dirty_consumer *consumer, uint64_t from,
+					   uint64_t *ret_page);
+
+/**
  * Put pages into the open epoch, as if they had been dirty when it began: for a consumer
  * that learns of a page by other means (a block that appeared).
  * @param consumer Whose epoch.

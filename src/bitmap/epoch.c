@@ -193,6 +193,19 @@ uint64_t gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer)
 	return left;
 }
 
+bool gr_dirty_epoch_next_waiting(const struct gr_dirty_consumer *consumer, uint64_t from,
+				 uint64_t *ret_page)
+{
+	struct gr_dirty *d = consumer->dirty;
+	bool found;
+
+	*ret_page = from;
+	gr_dirty_lock(d);
+	found = gr_bits_find_set(&consumer->pend, from, ret_page);
+	gr_dirty_unlock(d);
+	return found;
+}
+
 /*
  * How many of a range's pages there are. What the set itself covers may be more: a growth that
  * failed half way leaves larger sets behind, and bits there would have no place in the others.

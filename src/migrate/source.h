@@ -35,6 +35,7 @@ enum {
 	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
 	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */
 	GR_SOURCE_LOOK_COST = 20,	/* a look in mid-round costs so much of the time at most: 1 in 20 */
+	GR_SOURCE_PIECE_PAGES = 512,	/* go last in the first round if one of them was written to */
 	GR_SOURCE_GAINS = 3,		/* rounds that are not needed, at most */
 	GR_SOURCE_RAM_SECTION = 2,	/* section id of 'ram'; the devices' follow */
 };
@@ -140,6 +141,8 @@ struct gr_source {
 	bool epoch;			      /* (o) one is open */
 	bool section;			      /* (o) a section is open in the stream */
 	uint64_t look_ns;		      /* (o) when the trackers are asked in mid-round */
+	bool put_off;			      /* (o) pieces were, in this round */
+	bool catches_up;		      /* (o) it is their turn */
 	uint64_t waiting_pages;		      /* (o) of this round's: left to the next one */
 	uint32_t gains;			      /* (o) rounds that were not needed, to stop it shorter */
 	bool switch_next;		      /* (o) the decision has fallen */

@@ -9,6 +9,9 @@
  * the time would be sent at low addresses and never at high ones, and what pages take on the wire,
  * which the model learns from the rounds, would be that of the low ones.
  *
+ * What lies near a page that was written to may be next: such pieces of RAM go last in that round,
+ * so that more of their pages have been written to, and are left to the second one, when it is their turn.
+ *
  * No page is cleared here, read or sent on the strength of this look: its mark goes from the live
  * bits to the next epoch, and out of this one only if it is in the next. What was sent before and
  * is written to now is in the next epoch as well (docs/dirty-memory.md). So the orderings are those
@@ -47,6 +50,7 @@ int gr_source_harvest(struct gr_source *s, uint64_t *ret_pages, struct gr_error 
 	}
 	s->epoch = true;
 	s->cursor = s->run_end = 0;
+	s->put_off = s->catches_up = false;
 	s->lost = false;
 	/* After begin: a block whose marks are in the epoch is in the list by now. */
 	rc = gr_source_follow_blocks(s, err);

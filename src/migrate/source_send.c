@@ -145,21 +145,50 @@ void gr_source_trim_epoch(struct gr_source *s)
 }
 
 /*
+ * Leaves out the piece at the cursor if a page of it waits for the next round. If not, *end is cut to where
+ * the next such piece begins.
+ */
+static bool puts_off(struct gr_source *s, uint64_t *end)
+{
+	uint64_t piece = s->cursor / GR_SOURCE_PIECE_PAGES * GR_SOURCE_PIECE_PAGES, page;
+
+	if (s->waiting_pages == 0 || s->catches_up ||
+	    !gr_dirty_epoch_next_waiting(s->consumer, piece, &page)) {
+		return false;
+	}
+	piece = page / GR_SOURCE_PIECE_PAGES * GR_SOURCE_PIECE_PAGES;
+	if (piece > s->cursor) {
+		*end = GR_MIN(*end, piece);
+		return false;
+	}
+	s->cursor = piece + GR_SOURCE_PIECE_PAGES;
+#ifndef GR_MUTANT_PUT_OFF_FOR_GOOD
+	s->put_off = true;
+#endif
+	return true;
+}
+
+/*
  * The run of dirty pages at or after the cursor. Runs can be as long as RAM and finding
  * their end costs by their length, so the end of the present one is kept; nobody but us
  * takes pages out of our epoch, and gr_source_look_again() has it looked for anew.
  */
 static bool next_run(struct gr_source *s, uint64_t *ret_first, uint64_t *ret_pages)
 {
-	if (s->cursor >= s->run_end) {
-		if (!gr_dirty_epoch_next(s->consumer, s->cursor, ret_first, ret_pages)) {
-			return false;
+	uint64_t first, pages, end;
+
+	do {
+		if (s->cursor >= s->run_end) {
+			if (!gr_dirty_epoch_next(s->consumer, s->cursor, &first, &pages)) {
+				return false;
+			}
+			s->cursor = first;
+			s->run_end = first + pages;
 		}
-		s->cursor = *ret_first;
-		s->run_end = *ret_first + *ret_pages;
-	}
+		end = s->run_end;
+	} while (puts_off(s, &end));
 	*ret_first = s->cursor;
-	*ret_pages = s->run_end - s->cursor;
+	*ret_pages = end - s->cursor;
 	return true;
 }
 
@@ -577,7 +606,15 @@ int gr_source_send_batch(struct gr_source *s, struct gr_error *err)
 	}
 	do {
 		if (!next_run(s, &first, &pages)) {
-			return 0;
+			if (!s->put_off) {
+				return 0;
+			}
+			/* Then what was put off. */
+			s->put_off = false;
+			s->catches_up = true;
+			s->cursor = s->run_end = 0;
+			e = NULL;
+			continue;
 		}
 		e = gr_source_blocks_at(&s->table, first);
 		/* One that stays may have come in the middle of an epoch. */

@@ -311,16 +311,22 @@ TEST(pages_that_are_deferred_are_in_the_next_epoch_and_no_page_is_lost)
 	struct gr_dirty *d = make(CHUNK);
 	struct gr_dirty_consumer *a = add(d, GR_DIRTY_START_CLEAN);
 	struct gr_dirty_consumer *b = add(d, GR_DIRTY_START_CLEAN);
+	uint64_t page;
 
 	mark_range(d, 100, 10);
 	ASSERT_EQ(begin(a), (uint64_t)10);
 	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)0);
+	ASSERT(!gr_dirty_epoch_next_waiting(a, 0, &page));
 	gr_dirty_epoch_done(a, 100, 4);
 	/* Of those that are done, of those that wait, and one that was not in the epoch. */
 	mark_range(d, 102, 4);
 	mark_range(d, 500, 1);
 	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)2);
 	ASSERT_EPOCH_IS(a, 106, 4);
+	ASSERT(gr_dirty_epoch_next_waiting(a, 0, &page) && page == 102);
+	ASSERT(gr_dirty_epoch_next_waiting(a, 105, &page) && page == 105);
+	ASSERT(gr_dirty_epoch_next_waiting(a, 106, &page) && page == 500);
+	ASSERT(!gr_dirty_epoch_next_waiting(a, 501, &page));
 	ASSERT_EQ(gr_dirty_epoch_defer(a), (uint64_t)0);
 	/* What another one's begin has found counts as well. */
 	mark_range(d, 107, 1);

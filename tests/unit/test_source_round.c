@@ -12,7 +12,7 @@
 #include <guestram/multifd.h>
 #include <sys/mman.h>
 
-enum { PAGES = 3 * 512, LAST_PAGES = 512, OTHER_PAGES = 128, ROUNDS = 4, OTHER_AT = 1 << 28 };
+enum { PIECE = 512, PAGES = 3 * PIECE, OTHER_PAGES = 128, ROUNDS = 4, OTHER_AT = 1 << 28 };
 
 enum tracker { SOFTWARE, UFFD_WP, UFFD_SYNC, LOG, LOG_MANUAL, LOG_ALL_SET };
 enum with { NOTHING, XBZRLE, CHANNELS, SHARED, BLOCKS, PLAIN };
@@ -26,6 +26,7 @@ struct round {
 	uint64_t rounds_max;
 	uint64_t seed, behind, before; /* stores, by where the source was */
 	uint64_t deferred_first;       /* pages, in the first round */
+	uint64_t returns;	       /* of the cursor, in the first round */
 	bool grown;
 	struct gr_multifd channels[2];
 	struct gr_channel *further[2][2];
@@ -174,7 +175,14 @@ static void change_blocks(struct round *r)
 	}
 }
 
-/* The guest's turn: pages of the last piece, which wait for the second round, and some that were sent. */
+static bool is_to_be_sent(const struct round *r, uint64_t page)
+{
+	uint64_t first, pages;
+
+	return gr_dirty_epoch_next(r->m.source->consumer, page, &first, &pages) && first == page;
+}
+
+/* The guest's turn: pages of the middle piece, which wait for the second round, and some that were sent. */
 static void write_some(struct round *r)
 {
 	uint64_t first = r->block->offset.v / MOVE_PAGE, cursor = r->m.source->cursor, page;
@@ -182,10 +190,10 @@ static void write_some(struct round *r)
 	for (unsigned int i = 0; i < 4; i++) {
 		page = i % 2 && cursor > first
 			       ? test_rand(&r->seed) % GR_MIN(cursor - first, (uint64_t)PAGES)
-			       : PAGES - LAST_PAGES + test_rand(&r->seed) % LAST_PAGES;
-		page = i == 0 ? PAGES - 1 : page; /* the last one waits in each round */
-		r->behind += first + page < cursor;
-		r->before += first + page >= cursor;
+			       : PIECE + test_rand(&r->seed) % PIECE;
+		page = i == 0 ? 2 * PIECE - 1 : page;
+		r->before += is_to_be_sent(r, first + page);
+		r->behind += !is_to_be_sent(r, first + page);
 		store(r, page);
 	}
 	if (r->with == BLOCKS) {
@@ -199,17 +207,19 @@ static void write_some(struct round *r)
 static int step_by_step(struct round *r)
 {
 	struct gr_source *s = r->m.source;
-	uint64_t round;
+	uint64_t round, cursor;
 	int rc;
 
 	do {
 		round = s->rounds;
+		cursor = s->cursor;
 		if (s->phase == GR_SOURCE_ROUND && !s->switch_next && s->rounds < ROUNDS) {
 			write_some(r);
 		}
 		rc = gr_source_step(s, &r->m.err);
 		gr_source_stats(s, &r->m.stats);
 		ASSERT_LE(r->m.stats.remaining_bytes, r->m.stats.total_bytes);
+		r->returns += round == 1 && s->rounds == 1 && s->cursor < cursor;
 		if (round == 1 && s->rounds == 2) {
 			r->deferred_first = r->m.stats.deferred_pages;
 		}
@@ -245,12 +255,14 @@ static void rounds(struct round *r)
 	ASSERT_EQ(move_compare(r->m.from, r->m.to), 0u);
 	ASSERT_GT(r->behind, 0u);
 	ASSERT_GT(r->before, 0u);
-	/* Some of the last piece; what was sent before is not among it. In the first round alone. */
+	/* Some of the middle piece; what was sent before is not among it. In the first round alone. */
 	if (r->tracker < LOG_MANUAL) {
 		ASSERT_GT(r->deferred_first, 0u);
 	}
 	ASSERT_LE(r->deferred_first, r->tracker < LOG_MANUAL ? r->before : 0u);
 	ASSERT_EQ(r->m.stats.deferred_pages, r->deferred_first);
+	/* That piece goes last. */
+	ASSERT_EQ(r->returns, r->tracker < LOG_MANUAL ? 1u : 0u);
 	/* Whatever waited: of the stopped guest goes what it has stored to. */
 	ASSERT_LE(r->m.stats.final_pages, r->before + r->behind);
 	ASSERT_GE(r->m.stats.rounds, r->rounds_max == 1 ? 2u : 3u);
