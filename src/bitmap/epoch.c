@@ -179,12 +179,11 @@ uint64_t gr_dirty_epoch_defer(struct gr_dirty_consumer *consumer)
 #else
 	gr_dirty_harvest_locked(d, NULL, NULL);
 #endif
-	/* What is before the open epoch's first page is done. */
-	if (gr_bits_find_set(&consumer->set, 0, &at)) {
-		while (gr_bits_next_run(&consumer->pend, at, &first, &pages)) {
-			left += gr_bits_clear_range(&consumer->set, first, pages);
-			at = first + pages;
-		}
+	/* From one to the other: where the epoch has nothing more, whatever was marked again is passed over. */
+	while (gr_bits_find_set(&consumer->set, at, &at) &&
+	       gr_bits_next_run(&consumer->pend, at, &first, &pages)) {
+		left += gr_bits_clear_range(&consumer->set, first, pages);
+		at = first + pages;
 	}
 #ifdef GR_MUTANT_DEFER_DROPS_PENDING
 	gr_bits_clear(&consumer->pend);

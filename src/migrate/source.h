@@ -35,7 +35,7 @@ enum {
 	GR_SOURCE_BATCH_RUNS = 256,	/* runs of dirty pages in one batch, at most */
 	GR_SOURCE_SECTION_PAGES = 8192, /* pages in one PART section, at most */
 	GR_SOURCE_LOOK_COST = 20,	/* a look in mid-round costs so much of the time at most: 1 in 20 */
-	GR_SOURCE_PIECE_PAGES = 512,	/* go last in the first round if one of them was written to */
+	GR_SOURCE_PIECE_BYTES = 2 << 20, /* go last in the first round if a page of it was written to */
 	GR_SOURCE_GAINS = 3,		/* rounds that are not needed, at most */
 	GR_SOURCE_RAM_SECTION = 2,	/* section id of 'ram'; the devices' follow */
 };

@@ -145,23 +145,28 @@ void gr_source_trim_epoch(struct gr_source *s)
 }
 
 /*
- * Leaves out the piece at the cursor if a page of it waits for the next round. If not, *end is cut to where
- * the next such piece begins.
+ * Leaves out the piece at the cursor if a page of what is left of it waits for the next round. If not, *end is
+ * cut to where the next such piece begins.
  */
 static bool puts_off(struct gr_source *s, uint64_t *end)
 {
-	uint64_t piece = s->cursor / GR_SOURCE_PIECE_PAGES * GR_SOURCE_PIECE_PAGES, page;
+	const uint64_t size = GR_MAX(GR_SOURCE_PIECE_BYTES / s->page_bytes, (uint64_t)1);
+	uint64_t page, piece;
 
 	if (s->waiting_pages == 0 || s->catches_up ||
-	    !gr_dirty_epoch_next_waiting(s->consumer, piece, &page)) {
+	    !gr_dirty_epoch_next_waiting(s->consumer, s->cursor, &page)) {
 		return false;
 	}
-	piece = page / GR_SOURCE_PIECE_PAGES * GR_SOURCE_PIECE_PAGES;
+	piece = page / size * size;
+#ifdef GR_MUTANT_PUT_OFF_WHAT_IS_BEFORE
+	(void)end;
+#else
 	if (piece > s->cursor) {
 		*end = GR_MIN(*end, piece);
 		return false;
 	}
-	s->cursor = piece + GR_SOURCE_PIECE_PAGES;
+#endif
+	s->cursor = piece + size;
 #ifndef GR_MUTANT_PUT_OFF_FOR_GOOD
 	s->put_off = true;
 #endif

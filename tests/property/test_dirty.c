@@ -210,13 +210,21 @@ static void keep_or_end(struct model *m, bool abort)
 
 static void defer(struct model *m)
 {
-	uint64_t left = 0;
+	uint64_t left = 0, page = 0;
+	unsigned int at = roll(PAGES);
+	bool waits;
 
 	for (unsigned int i = 0; i < PAGES; i++) {
 		left += m->set[i] && m->next[i];
 		m->set[i] = m->set[i] && !m->next[i];
 	}
 	ASSERT_EQ(gr_dirty_epoch_defer(m->c), left);
+	waits = gr_dirty_epoch_next_waiting(m->c, page_of(at), &page);
+	while (at < PAGES && !m->next[at]) {
+		at++;
+	}
+	ASSERT_EQ(waits, at < PAGES);
+	ASSERT(!waits || page == page_of(at));
 	check_epoch(m);
 }
 
