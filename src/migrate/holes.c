@@ -15,11 +15,13 @@
 
 int gr_holes_init(struct gr_holes *h, uint64_t page_bytes, struct gr_error *err)
 {
-	h->page_bytes = page_bytes;
-	h->host_page_bytes = (uint64_t)sysconf(_SC_PAGESIZE);
-	h->pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
-	h->map = malloc(GR_HOLES_MAP_PAGES * sizeof(*h->map));
-	h->in_core = malloc(GR_HOLES_MAP_PAGES);
+	*h = (struct gr_holes){
+		.page_bytes = page_bytes,
+		.host_page_bytes = (uint64_t)sysconf(_SC_PAGESIZE),
+		.pagemap_fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC),
+		.map = malloc(GR_HOLES_MAP_PAGES * sizeof(*h->map)),
+		.in_core = malloc(GR_HOLES_MAP_PAGES),
+	};
 	if (!h->map || !h->in_core) {
 		gr_holes_destroy(h);
 		return gr_error_set(err, -ENOMEM, "no memory to look for holes");

@@ -35,7 +35,7 @@ struct gr_holes {
 };
 
 /**
- * @param h          The caller's memory.
+ * @param h          The caller's memory, of any content.
  * @param page_bytes The guest's page size.
  * @param err        May be NULL.
  * @return 0 or -ENOMEM.
