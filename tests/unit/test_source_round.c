@@ -27,7 +27,7 @@ struct round {
 	uint64_t seed, behind, before; /* stores, by where the source was */
 	uint64_t deferred_first;       /* pages, in the first round */
 	uint64_t returns;	       /* of the cursor, in the first round */
-	bool grown;
+	bool grown, marked;
 	struct gr_multifd channels[2];
 	struct gr_channel *further[2][2];
 };
@@ -139,9 +139,9 @@ static void begin(struct round *r)
 	if (r->with == SHARED) {
 		share(r);
 	} else {
-		move_fill(move_add(r->m.from, "other", OTHER_PAGES * MOVE_PAGE, OTHER_AT,
-				   GR_RAM_ANONYMOUS),
-			  r->seed, 3);
+		r->other = move_add(r->m.from, "other", OTHER_PAGES * MOVE_PAGE, OTHER_AT,
+				    GR_RAM_ANONYMOUS);
+		move_fill(r->other, r->seed, 3);
 	}
 	use_tracker(r);
 	if (r->with == CHANNELS) {
@@ -158,7 +158,7 @@ static void begin(struct round *r)
 	move_prepare(&r->m);
 }
 
-/* Blocks come, are written, grow older and go while a round is on its way. */
+/* Blocks come, are written, and go while a round is on its way: one that was put off, before its turn. */
 static void change_blocks(struct round *r)
 {
 	const struct gr_source *s = r->m.source;
@@ -168,7 +168,17 @@ static void change_blocks(struct round *r)
 				   2 * (uint64_t)OTHER_AT, GR_RAM_MEMFD),
 			  r->seed, 0);
 		r->grown = true;
-	} else if (s->rounds == 2 && gr_ram_block_del_by_id(r->m.from, "other", NULL) == 0) {
+	} else if (s->rounds == 1 && !r->marked) {
+		gr_ram_mark(r->other, 7 * MOVE_PAGE, 1); /* so that it is put off */
+		r->marked = true;
+		r->before++;
+	} else if (s->catches_up && r->other) {
+		ASSERT_GT(gr_dirty_epoch_count(s->consumer, r->other->offset.v / MOVE_PAGE,
+					       OTHER_PAGES),
+			  (uint64_t)0);
+		r->other = NULL;
+		ASSERT_EQ(gr_ram_block_del_by_id(r->m.from, "other", NULL), 0);
+		r->before += OTHER_PAGES; /* its successor's marks are where its own were */
 		move_fill(move_add(r->m.from, "last", OTHER_PAGES * MOVE_PAGE, OTHER_AT,
 				   GR_RAM_ANONYMOUS),
 			  r->seed, 0);
